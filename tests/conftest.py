@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+pytest_plugins = [
+    "tests.services.ssh",
+    "tests.services.mosquitto",
+    "tests.services.postgres",
+]
