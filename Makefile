@@ -1,0 +1,44 @@
+# One command each; `make` alone lists them. Every target that needs .venv makes it first.
+
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench lock clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv from requirements.lock, install missing programs (PYTHON=… chooses the interpreter)
+	@sh deploy/setup.sh
+
+demo: setup ## start a server and a pretend fleet (ONCE=1: run it through once and end)
+	PYTHONPATH=agents/sim $(BIN)/python -m iotjobs_sim.demo $(if $(ONCE),--once)
+
+test: setup ## run all tests, in random order (ARGS="-k lanes -x", WORKERS=4)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+check: setup ## formatting, lint, types, import rules, spelling, dependencies
+	@failed=; \
+	for step in "ruff format --check ." "ruff check ." mypy lint-imports codespell "deptry ."; do \
+	  echo "$$step"; $(BIN)/$$step || failed="$$failed $${step%% *}"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+
+format: setup ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measure; each benchmark prints a table and a JSON line (ARGS=name: only that one)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/run.sh $(ARGS)
+
+lock: setup ## pin the newest fitting versions with hashes (needs uv: .venv/bin/pip install uv)
+	@[ -x $(BIN)/uv ] || { echo "uv is not in $(VENV); run: $(BIN)/pip install uv"; exit 1; }
+	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --python-version 3.11 --generate-hashes \
+	  --no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+
+clean: ## remove .venv, caches and build output; data/ stays
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmark-env
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
