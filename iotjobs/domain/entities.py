@@ -1,0 +1,83 @@
+"""Objects, links and classes as the deciding code sees them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+# design: a thing's name is its user name and its topic level on the broker.
+THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
+
+
+class OwnerType(IntEnum):
+    """The documented numbers of the job record (seed 002)."""
+
+    OBJECT = 1
+    LINK = 2
+
+
+class PropertyType(StrEnum):
+    """What may set a property, and what setting it does."""
+
+    INFO = "info"
+    READONLY = "readonly"
+    READWRITE = "readwrite"  # a person's write runs the owner's `run_on_property_change` operations
+
+
+@dataclass(frozen=True, slots=True)
+class SshAddress:
+    """Where and as whom an object is reached over SSH.
+
+    Attributes:
+        host_key: trusted OpenSSH public-key lines, one a line, or None (then known_hosts or a
+            host CA of the site must know the host).
+        jump_id: the object to go through, or None.
+    """
+
+    host: str
+    port: int = 22
+    username: str | None = None
+    credential_id: str | None = None
+    host_key: str | None = None
+    jump_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """An object or a link, its class's properties merged in.
+
+    Attributes:
+        properties: effective values: the class's defaults under the entity's own.
+        source: a link's first end; None for an object.
+        target: a link's second end; None for an object.
+    """
+
+    id: str
+    owner_type: OwnerType
+    name: str
+    class_id: str | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    thing: str | None = None
+    ssh: SshAddress | None = None
+    source: Entity | None = None
+    target: Entity | None = None
+
+    def end(self, run_on: str) -> Entity:
+        """The object that a command runs on: the entity itself, or a link's `run_on` end."""
+        if self.owner_type is OwnerType.OBJECT:
+            return self
+        end = self.source if run_on == "source" else self.target
+        assert end is not None, "a link is read with both ends"
+        return end
+
+
+def macro_values(entity: Entity) -> dict[str, Any]:
+    """The macros that an entity gives: `id name properties`, for links `source` and `target`."""
+    values: dict[str, Any] = {"id": entity.id, "name": entity.name, "properties": entity.properties}
+    if entity.source is not None and entity.target is not None:
+        for end_name, end in (("source", entity.source), ("target", entity.target)):
+            values[end_name] = {"id": end.id, "name": end.name, "properties": end.properties}
+    return values

@@ -1,0 +1,160 @@
+"""The job: its words, its row as the engine sees it, and what is computed from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from iotjobs.domain.statuses import Outcome, Status
+
+
+class JobType(StrEnum):
+    """The kinds of work of the job record (seed 000), plus ours: CUSTOM."""
+
+    EXECUTE_ACTION = "EXECUTE_ACTION"
+    EXECUTE_LISTENER = "EXECUTE_LISTENER"
+    CUSTOM = "CUSTOM"
+
+
+class Cause(StrEnum):
+    """What made the job appear."""
+
+    USER = "user"
+    TRIGGER = "trigger"
+    PROPERTY = "property"
+    SCHEDULE = "schedule"
+    ROLLOUT = "rollout"
+    RETRY = "retry"
+    EXTERNAL = "external"
+
+
+class PendingReason(StrEnum):
+    """What a PENDING job waits for."""
+
+    LANE = "lane"
+    QUEUE = "queue"
+    OFFLINE = "offline"
+    WINDOW = "window"
+    APPROVAL = "approval"
+    START_AT = "start_at"
+    RETRY = "retry"
+    DRAINED = "drained"
+
+
+class Delivery(StrEnum):
+    """How far a message came (mqtt, agent)."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    ACKNOWLEDGED = "acknowledged"
+    TAKEN = "taken"
+    STARTED = "started"
+    ENDED = "ended"
+
+
+class Transport(StrEnum):
+    """The way to the device."""
+
+    SSH = "ssh"
+    MQTT = "mqtt"
+    AGENT = "agent"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job's row. Moments (`timestamp`, `*_at`) are milliseconds since the epoch.
+
+    Attributes:
+        id: UUIDv7, 32 hex digits. `seq` is the same job's increasing integer.
+        target_id: the object that the job executes on (a link's end), or None.
+        started_at: first time RUNNING; `ended_at`: CANCELED or FINISHED.
+        sent_at: the newest attempt may have reached the device; None means nothing was sent.
+        deadline_at: when a parked attempt times out; None for attached ones.
+        start_at: not before this moment (asked for, or the back-off of a retry).
+        nonce, process_group: of the newest attempt, to find its processes on the device.
+        lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
+        worker_id: who holds the newest attempt.
+    """
+
+    seq: int
+    id: str
+    type: JobType
+    label: str
+    operation_id: str | None
+    operation_name: str | None
+    operation_type: str | None
+    operation_version: int | None
+    transport: Transport | None
+    owner_id: str
+    owner_type: int
+    owner_name: str
+    target_id: str | None
+    user_id: str | None
+    run_by_id: str | None
+    run_by_name: str | None
+    cause: Cause
+    cause_key: str | None
+    parent_id: str | None
+    retry_of: str | None
+    status: Status
+    outcome: Outcome | None
+    pending_reason: PendingReason | None
+    error_code: str | None
+    error_message: str | None
+    progress: dict[str, Any] | None
+    delivery: Delivery | None
+    timestamp: int
+    start_at: int | None
+    started_at: int | None
+    ended_at: int | None
+    expires_at: int | None
+    sent_at: int | None
+    deadline_at: int | None
+    attempt: int
+    worker_id: str | None
+    nonce: str | None
+    process_group: int | None
+    exit_code: int | None
+    lane: str | None
+    queue: str
+    priority: int
+    low_priority: bool
+    cancel: dict[str, Any] | None
+    process_meta: dict[str, Any] | None
+    data: dict[str, Any]
+    results_count: int
+    output_bytes: int
+    output_truncated: bool
+    transient: bool
+    abortable: bool
+
+    @property
+    def parked(self) -> bool:
+        """Whether the attempt under way holds no worker: it lives in its row and its deadline."""
+        return self.deadline_at is not None
+
+    def waiting_ms(self, now: int) -> int:
+        """How long it waited for its first start, or waits."""
+        return max(0, (self.started_at or self.ended_at or now) - self.timestamp)
+
+    def duration_ms(self, now: int) -> int | None:
+        """From the first start to the end, or to now; None before the start."""
+        if self.started_at is None:
+            return None
+        return max(0, (self.ended_at or now) - self.started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ends its job.
+
+    Attributes:
+        error_code: stable camelCase word, with `error_message` a sentence for a person.
+    """
+
+    outcome: Outcome
+    exit_code: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None

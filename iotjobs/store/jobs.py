@@ -1,0 +1,320 @@
+"""Jobs: how one is inserted, and the one function that writes a status.
+
+Every function here runs inside a transaction (`Transaction`). `_change` is the only writer of
+`job.status`: it asks the table of `domain.statuses`, compares the expected status (and, for an
+attempt, its number: a worker that lost its attempt writes nothing), and appends the event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Select, Update, bindparam, insert, select, update
+
+from iotjobs.domain.errors import BadRequest, LeaseLost, NotFound, TransitionRefused
+from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
+from iotjobs.domain.operations import Plan
+from iotjobs.domain.statuses import ENDED, Outcome, Status, may_become
+from iotjobs.store import tables
+from iotjobs.store.writer import Transaction
+
+J = tables.jobs.c
+RESULTS_LIMIT = 1000
+
+_COLUMNS = tuple(Job.__dataclass_fields__)
+_ENUMS: dict[str, Any] = {
+    "type": JobType,
+    "transport": Transport,
+    "cause": Cause,
+    "status": Status,
+    "outcome": Outcome,
+    "pending_reason": PendingReason,
+    "delivery": Delivery,
+}
+_ENUM_AT = tuple((_COLUMNS.index(name), enum) for name, enum in _ENUMS.items())
+job_columns = [J[name] for name in _COLUMNS]
+_insert_job = insert(tables.jobs)
+
+
+def job_of(row: Any) -> Job:
+    """The dataclass of a row of `job_columns`."""
+    values = list(row)
+    for index, enum in _ENUM_AT:
+        if values[index] is not None:
+            values[index] = enum(values[index])
+    return Job(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one write did to a job.
+
+    Attributes:
+        job: its row after the write.
+    """
+
+    job: Job
+
+
+def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secret: bytes | None) -> int:
+    """Insert a PENDING job with its plan and its `job.added` event.
+
+    Args:
+        tx: the transaction that makes the job known.
+        row: columns of the job without `seq`; absent ones get their defaults.
+        plan: what people may see of what it will do.
+        secret: the whole plan, encrypted, when it holds secrets.
+
+    Returns:
+        The job's `seq`.
+    """
+    key = tx.conn.execute(_insert_job, {**_DEFAULTS, **row}).inserted_primary_key
+    assert key is not None
+    if plan is not None:
+        tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": secret})
+    _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=row["status"], outcome=None)
+    return int(key[0])
+
+
+_DEFAULTS: dict[str, Any] = {name: None for name in _COLUMNS if name != "seq"} | {
+    "status": Status.PENDING,
+    "attempt": 0,
+    "queue": "mix",
+    "priority": 5,
+    "low_priority": False,
+    "results_count": 0,
+    "output_bytes": 0,
+    "output_truncated": False,
+    "transient": False,
+    "abortable": True,
+    "data": {},
+}
+
+
+def _event(tx: Transaction, kind: str, at: int, job_id: str, entity_id: str, **data: Any) -> None:
+    tx.append(tables.events, {"kind": kind, "at": at, "job_id": job_id, "entity_id": entity_id, "data": data})
+
+
+@cache
+def _by_id() -> Select[Any]:
+    return select(*job_columns).where(J.id == bindparam("job_id"))
+
+
+def find(conn: Connection, job_id: str) -> Job | None:
+    """The job of an id, whoever asks: for the engine's own use."""
+    row = conn.execute(_by_id(), {"job_id": job_id}).first()
+    return None if row is None else job_of(row)
+
+
+def get(conn: Connection, job_id: str) -> Job:
+    """The job of an id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    job = find(conn, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+@cache
+def _update(names: tuple[str, ...], fenced: bool) -> Update:
+    statement = update(tables.jobs).where(J.id == bindparam("is_id"), J.status == bindparam("is_status"))
+    if fenced:
+        statement = statement.where(J.attempt == bindparam("is_attempt"))
+    return statement.values({name: bindparam(name) for name in names})
+
+
+def _change(
+    tx: Transaction,
+    job: Job,
+    to: Status,
+    at: int,
+    *,
+    fenced: bool = True,
+    **values: Any,
+) -> None:
+    """Write a status: the only place that does.
+
+    Args:
+        tx: the transaction; the event is appended to it.
+        job: the row that the decision was made on; its status is the expected one.
+        to: the new status.
+        at: the moment, milliseconds.
+        fenced: also expect the attempt's number.
+        values: further columns.
+
+    Raises:
+        TransitionRefused: the table does not allow it, or the status changed meanwhile.
+        LeaseLost: another attempt began meanwhile.
+    """
+    if not may_become(job.status, to):
+        raise TransitionRefused(job.id, job.status, to)
+    names = ("status", *sorted(values))
+    expected = {"is_id": job.id, "is_status": job.status, "status": to, **values}
+    if fenced:
+        expected["is_attempt"] = job.attempt
+    if tx.conn.execute(_update(names, fenced), expected).rowcount != 1:
+        actual = get(tx.conn, job.id)
+        if actual.attempt != job.attempt:
+            raise LeaseLost(f"job {job.id} is at attempt {actual.attempt}, not {job.attempt}")
+        raise TransitionRefused(job.id, actual.status, to)
+    outcome = values.get("outcome")
+    _event(tx, "job.changed", at, job.id, job.owner_id, status=to, outcome=outcome)
+
+
+def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: int, sent: bool) -> int:
+    """PENDING → RUNNING as the next attempt; returns its number.
+
+    Args:
+        tx: the transaction.
+        job: the row as it was read when the decision was made.
+        worker_id: who runs it.
+        nonce: marks the attempt's processes on the device.
+        at: the moment, milliseconds.
+        sent: the way is open, so that sending follows at once: also write `sent_at`.
+    """
+    number = job.attempt + 1
+    _change(
+        tx,
+        job,
+        Status.RUNNING,
+        at,
+        attempt=number,
+        worker_id=worker_id,
+        nonce=nonce,
+        process_group=None,
+        started_at=job.started_at or at,
+        sent_at=at if sent else None,
+        deadline_at=None,
+        pending_reason=None,
+        delivery=Delivery.QUEUED if job.transport is Transport.MQTT else None,
+        start_at=None,
+    )
+    return number
+
+
+@cache
+def _note(names: tuple[str, ...]) -> Update:
+    return (
+        update(tables.jobs)
+        .where(J.id == bindparam("is_id"), J.attempt == bindparam("is_attempt"), J.ended_at.is_(None))
+        .values({name: bindparam(name) for name in names})
+    )
+
+
+def note(tx: Transaction, job_id: str, attempt: int, **values: Any) -> None:
+    """Write facts of the attempt under way (never its status).
+
+    Raises:
+        LeaseLost: the attempt is not the newest, or the job has ended.
+    """
+    given = {"is_id": job_id, "is_attempt": attempt, **values}
+    if tx.conn.execute(_note(tuple(sorted(values))), given).rowcount != 1:
+        raise LeaseLost(f"attempt {attempt} of job {job_id} is not under way")
+
+
+def settle(tx: Transaction, job: Job, ending: Ending, at: int, **facts: Any) -> None:
+    """End the job by its newest attempt, or by something that came first.
+
+    Erases the job's secrets. The caller offers the next job of the lane.
+
+    Raises:
+        TransitionRefused, LeaseLost: somebody else ended it, or began another attempt.
+    """
+    if job.attempt:
+        _close_attempt(tx, job, ending, at)
+    _change(
+        tx,
+        job,
+        Status.CANCELED if ending.outcome is Outcome.CANCELED else Status.FINISHED,
+        at,
+        outcome=ending.outcome,
+        exit_code=ending.exit_code,
+        error_code=ending.error_code,
+        error_message=ending.error_message,
+        ended_at=at,
+        deadline_at=None,
+        pending_reason=None,
+        worker_id=None,
+        **facts,
+    )
+    if job.data.get("secret_args"):
+        tx.conn.execute(_erase_secret, {"is_job": job.id})
+
+
+_erase_secret = update(tables.plans).where(tables.plans.c.job_id == bindparam("is_job")).values(secret=None)
+
+
+def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int) -> None:
+    """RUNNING → PENDING until `start_at`, when the next attempt may begin."""
+    _close_attempt(tx, job, ending, at)
+    _change(
+        tx,
+        job,
+        Status.PENDING,
+        at,
+        start_at=start_at,
+        pending_reason=PendingReason.RETRY if start_at > at else None,
+        sent_at=None,
+        deadline_at=None,
+        worker_id=None,
+    )
+
+
+def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
+    tx.append(
+        tables.attempts,
+        {
+            "job_id": job.id,
+            "number": job.attempt,
+            "worker_id": job.worker_id,
+            "sent_at": job.sent_at,
+            "ended_at": at,
+            "outcome": ending.outcome,
+            "error_code": ending.error_code,
+            "error_message": ending.error_message,
+        },
+    )
+
+
+def append_result(tx: Transaction, job: Job, payload: dict[str, Any], by: str, at: int) -> dict[str, Any]:
+    """Append a custom result; returns the entry. Allowed whatever the job's status.
+
+    The counter on the job's row is raised first: its row lock puts concurrent appends in order.
+
+    Raises:
+        BadRequest: the job has as many results as it may have.
+    """
+    counted = tx.conn.execute(_count_result, {"is_id": job.id}).rowcount
+    if counted != 1:
+        raise BadRequest(f"job {job.id} has {RESULTS_LIMIT} custom results, which is the limit")
+    number = tx.conn.execute(select(J.results_count).where(J.id == job.id)).scalar_one()
+    entry = {"payload": payload, "by": by, "timestamp": at}
+    tx.conn.execute(insert(tables.results), {"job_id": job.id, "number": number, **entry})
+    _event(tx, "job.result", at, job.id, job.owner_id, status=job.status, outcome=job.outcome, result=entry)
+    return entry
+
+
+_count_result = (
+    update(tables.jobs)
+    .where(J.id == bindparam("is_id"), J.results_count < RESULTS_LIMIT)
+    .values(results_count=J.results_count + 1)
+)
+
+
+def log(tx: Transaction, job_id: str, at: int, level: str, message: str, **info: Any) -> None:
+    """Add a line about a job."""
+    tx.append(
+        tables.log_entries,
+        {"job_id": job_id, "at": at, "level": level, "message": message, "additional_info": info or None},
+    )
+
+
+def ended(job: Job) -> bool:
+    """Whether nothing will change the job's status any more."""
+    return job.status in ENDED

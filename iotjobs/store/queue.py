@@ -1,0 +1,178 @@
+"""What is ready to run, what comes due, and lanes: the queries behind dispatch.
+
+The job table is the truth. A ticket is a hint: it is offered in the transaction that makes a job
+ready, and the sweep offers again whatever is ready and may have lost its ticket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, text, update
+
+from iotjobs.domain.jobs import Job, PendingReason
+from iotjobs.domain.statuses import Status
+from iotjobs.store import tables
+from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.writer import Transaction
+
+_ACTIVE = (Status.RUNNING, Status.STOPPING, Status.CANCELING)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ticket:
+    """A job that may run now; sorts by priority, highest first, then age."""
+
+    rank: int
+    seq: int
+    job_id: str
+
+    @classmethod
+    def of(cls, job: Job) -> Ticket:
+        """The ticket of a job; low priority stands behind everything else."""
+        return cls(rank_of(job.priority, job.low_priority), job.seq, job.id)
+
+
+def rank_of(priority: int, low_priority: bool) -> int:
+    """Smaller runs first."""
+    return (10 if low_priority else 0) - priority
+
+
+class Offers(Protocol):
+    """The half of the dispatcher that transactions need."""
+
+    def offer(self, tx: Transaction, ticket: Ticket) -> None:
+        """Make a ticket known, in this transaction: with its commit or not at all."""
+
+
+def lock_lane(conn: Connection, lane: str) -> None:
+    """Serialise submits into and exits from a lane (SQLite's single writer does it already)."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane})
+
+
+_ready = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
+_lane_busy = (
+    select(J.seq)
+    .where(J.lane == bindparam("lane"), or_(J.status.in_(_ACTIVE), _ready), J.id != bindparam("but"))
+    .limit(1)
+)
+_next_in_lane = (
+    select(*job_columns)
+    .where(J.lane == bindparam("lane"), _ready)
+    .order_by(J.low_priority, J.priority.desc(), J.seq)
+    .limit(1)
+)
+_lane_active = select(J.seq).where(J.lane == bindparam("lane"), J.status.in_(_ACTIVE)).limit(1)
+
+
+def lane_busy(conn: Connection, lane: str, now: int, *, but: str = "") -> bool:
+    """Whether another job of the lane runs or stands ready before a new one."""
+    return conn.execute(_lane_busy, {"lane": lane, "now": now, "but": but}).first() is not None
+
+
+def lane_active(conn: Connection, lane: str) -> bool:
+    """Whether an attempt is under way in the lane."""
+    return conn.execute(_lane_active, {"lane": lane}).first() is not None
+
+
+def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> None:
+    """A job left the lane: offer the next one, if nothing else is under way there."""
+    if lane is None:
+        return
+    lock_lane(tx.conn, lane)
+    if lane_active(tx.conn, lane):
+        return
+    row = tx.conn.execute(_next_in_lane, {"lane": lane, "now": now}).first()
+    if row is not None:
+        job = job_of(row)
+        if job.pending_reason is not None:
+            tx.conn.execute(update(tables.jobs).where(J.id == job.id).values(pending_reason=None))
+        offers.offer(tx, Ticket.of(job))
+
+
+def offer_if_free(
+    tx: Transaction, job_id: str, lane: str | None, now: int, ticket: Ticket, offers: Offers
+) -> None:
+    """A job became ready: offer it, or note that it waits for its lane."""
+    if lane is not None:
+        lock_lane(tx.conn, lane)
+        if lane_busy(tx.conn, lane, now, but=job_id):
+            tx.conn.execute(
+                update(tables.jobs).where(J.id == job_id).values(pending_reason=PendingReason.LANE)
+            )
+            return
+    offers.offer(tx, ticket)
+
+
+def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
+    """Jobs that may run now: one a lane, the first by priority and age."""
+    other = tables.jobs.alias("other")
+    ahead = exists().where(
+        other.c.lane == J.lane,
+        or_(
+            other.c.status.in_(_ACTIVE),
+            and_(
+                other.c.status == Status.PENDING,
+                or_(other.c.start_at.is_(None), other.c.start_at <= now),
+                _before(other.c, J),
+            ),
+        ),
+    )
+    query = (
+        select(J.priority, J.low_priority, J.seq, J.id)
+        .where(_ready, or_(J.lane.is_(None), ~ahead))
+        .order_by(J.low_priority, J.priority.desc(), J.seq)
+        .limit(limit)
+    )
+    return [Ticket(rank_of(p, low), seq, id_) for p, low, seq, id_ in conn.execute(query, {"now": now})]
+
+
+def _before(a: Any, b: Any) -> Any:
+    """Whether row `a` stands before row `b` in a lane."""
+    same = a.low_priority == b.low_priority
+    return or_(
+        and_(~a.low_priority, b.low_priority),
+        and_(same, a.priority > b.priority),
+        and_(same, a.priority == b.priority, a.seq < b.seq),
+    )
+
+
+def next_due(conn: Connection) -> int | None:
+    """The earliest moment at which the clock moves a job: a start, an expiry, a deadline."""
+    moments = [
+        conn.execute(select(func.min(J.start_at)).where(J.status == Status.PENDING)).scalar(),
+        conn.execute(
+            select(func.min(J.expires_at)).where(J.status.in_((Status.PENDING, Status.STOPPED)))
+        ).scalar(),
+        conn.execute(select(func.min(J.deadline_at)).where(J.status.in_(_ACTIVE))).scalar(),
+    ]
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def due(conn: Connection, now: int, limit: int = 200) -> list[Job]:
+    """Jobs that the clock moves now, see `next_due`."""
+    query = (
+        select(*job_columns)
+        .where(
+            or_(
+                and_(J.status == Status.PENDING, J.start_at <= now),
+                and_(J.status.in_((Status.PENDING, Status.STOPPED)), J.expires_at <= now),
+                and_(J.status.in_(_ACTIVE), J.deadline_at <= now),
+            )
+        )
+        .limit(limit)
+    )
+    return [job_of(row) for row in conn.execute(query)]
+
+
+def orphans(conn: Connection, worker_id: str, limit: int = 500) -> list[Job]:
+    """Attached attempts under way that another process holds."""
+    query = (
+        select(*job_columns)
+        .where(J.status.in_(_ACTIVE), J.deadline_at.is_(None), J.worker_id != worker_id)
+        .order_by(J.seq)
+        .limit(limit)
+    )
+    return [job_of(row) for row in conn.execute(query)]

@@ -1,0 +1,207 @@
+"""Opens the database and runs functions of a connection in it, the same on both kinds.
+
+SQLite: all writes go through one `GroupWriter`, reads through a few read-only connections in
+threads. PostgreSQL: each write is one transaction of its own, repeated when it lost a race.
+Decision record 0005 has the measurement behind the threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool, QueuePool
+
+from iotjobs.domain.errors import ConfigurationError, StoreUnavailable
+from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, map_store_error
+
+T = TypeVar("T")
+
+READERS = 4
+RACES = 5  # tries of a PostgreSQL transaction that lost a race
+_LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
+
+_decode = msgspec.json.decode
+_encoder = msgspec.json.Encoder()
+
+
+def _encode(value: Any) -> str:
+    return _encoder.encode(value).decode()
+
+
+class Store(Protocol):
+    """A database that is open. `start` and `stop` may be called twice."""
+
+    async def start(self) -> None:
+        """Begin to take writes and reads."""
+
+    async def stop(self) -> None:
+        """Finish what was submitted, close every connection."""
+
+    async def write(self, item: Item[T], *, size: int = 0) -> T:
+        """Run `item` in a transaction; return its result once it is committed.
+
+        Raises:
+            StorageFull, StoreUnavailable: nothing of it is on disk.
+        """
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` on a read-only connection."""
+
+
+def open_store(url: str) -> Store:
+    """The store behind a SQLAlchemy URL: `sqlite:///FILE` or `postgresql://…`.
+
+    Raises:
+        ConfigurationError: another kind of database.
+    """
+    kind, _, rest = url.partition("://")
+    if kind == "sqlite":
+        return SqliteStore(rest.removeprefix("/"))
+    if kind.split("+")[0] in ("postgresql", "postgres"):
+        return PostgresStore(f"postgresql+asyncpg://{rest}")
+    raise ConfigurationError(f"IOTJOBS_DATABASE_URL: {kind} is not supported; use sqlite or postgresql")
+
+
+def sqlite_engine(path: str, *, read_only: bool) -> Engine:
+    """An engine on one SQLite file: WAL, FULL, foreign keys, BEGIN IMMEDIATE for the writer."""
+    engine = create_engine(
+        f"sqlite:///{path}",
+        json_serializer=_encode,
+        json_deserializer=_decode,
+        poolclass=QueuePool if read_only else NullPool,
+        connect_args={"check_same_thread": False, "timeout": 5.0},
+        **({"pool_size": READERS} if read_only else {}),
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(raw: Any, _record: Any) -> None:
+        raw.isolation_level = None  # BEGIN is ours
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "busy_timeout = 5000",
+        ):
+            raw.execute(f"PRAGMA {pragma}").close()
+        if read_only:
+            raw.execute("PRAGMA query_only = ON").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(conn: Connection) -> None:
+        conn.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+class SqliteStore:
+    """The embedded store: one file, one process."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._write_engine = sqlite_engine(path, read_only=False)
+        self._read_engine = sqlite_engine(path, read_only=True)
+        self._writer = GroupWriter(self._write_engine)
+        self._readers: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """See `Store`."""
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._writer.start()
+
+    async def stop(self) -> None:
+        """See `Store`."""
+        await self._writer.stop()
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            await asyncio.to_thread(readers.shutdown)
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+    async def write(self, item: Item[T], *, size: int = 0) -> T:
+        """See `Store`."""
+        return await self._writer.write(item, size=size)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """See `Store`."""
+        if self._readers is None:
+            raise StoreUnavailable("the store is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
+
+    def _query(self, query: Callable[[Connection], T]) -> T:
+        try:
+            with self._read_engine.connect() as conn:
+                return query(conn)
+        except DBAPIError as error:
+            raise map_store_error(error) from error
+
+
+class PostgresStore:
+    """The scaled-out store."""
+
+    def __init__(self, url: str) -> None:
+        self._engine: AsyncEngine = create_async_engine(
+            url,
+            json_serializer=_encode,
+            json_deserializer=_decode,
+            pool_size=10,
+            max_overflow=10,
+            pool_pre_ping=True,
+            # One transaction left open anywhere holds the event feed back.
+            connect_args={
+                "server_settings": {
+                    "application_name": "iotjobs",
+                    "idle_in_transaction_session_timeout": "5000",
+                    "statement_timeout": "30000",
+                }
+            },
+        )
+
+    async def start(self) -> None:
+        """See `Store`; connections are opened when they are needed."""
+
+    async def stop(self) -> None:
+        """See `Store`."""
+        await self._engine.dispose()
+
+    async def write(self, item: Item[T], *, size: int = 0) -> T:  # noqa: ARG002 - no batches here
+        """See `Store`."""
+        for tried in range(1, RACES + 1):
+            callbacks: list[Callable[[], None]] = []
+            try:
+                async with self._engine.begin() as conn:
+                    result = await conn.run_sync(lambda c: _run_item(c, item, callbacks))
+            except DBAPIError as error:
+                if tried < RACES and getattr(error.orig, "sqlstate", None) in _LOST_RACE:
+                    continue
+                raise map_store_error(error) from error
+            except OSError as error:
+                raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+            for callback in callbacks:
+                callback()
+            return result
+        raise AssertionError("the last try returns or raises")
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """See `Store`."""
+        try:
+            async with self._engine.connect() as conn:
+                return await conn.run_sync(query)
+        except DBAPIError as error:
+            raise map_store_error(error) from error
+        except OSError as error:
+            raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+
+
+def _run_item(conn: Connection, item: Item[T], callbacks: list[Callable[[], None]]) -> T:
+    tx = Transaction(conn, callbacks)
+    result = item(tx)
+    insert_rows(conn, tx.rows)
+    return result

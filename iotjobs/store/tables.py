@@ -1,0 +1,314 @@
+"""The tables. They never leave `store/`; callers get the dataclasses of `domain`.
+
+Moments are integer milliseconds. JSON is JSONB on PostgreSQL. Identifiers are UUIDv7 hex, except
+`job.seq` and `event.id`, which the database counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+# SQLite counts only a column declared INTEGER PRIMARY KEY.
+Counter = BigInteger().with_variant(Integer(), "sqlite")
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+def _json(*, nullable: bool = False) -> Any:
+    return Field(sa_column=Column(Json, nullable=nullable))
+
+
+def _ms(*, nullable: bool = True) -> Any:
+    return Field(default=None, sa_column=Column(BigInteger, nullable=nullable))
+
+
+class ClassRow(SQLModel, table=True):
+    """A template of entities."""
+
+    __tablename__ = "class"
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    tags: list[str] = _json()
+    properties: dict[str, Any] = _json()
+    property_types: dict[str, str] = _json()
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+
+
+class ObjectRow(SQLModel, table=True):
+    """A managed thing; `mqtt_password` is the broker's hash of an enrolled device's password."""
+
+    __tablename__ = "object"
+    id: str = Field(primary_key=True)
+    name: str = Field(index=True)
+    class_id: str | None = Field(default=None, foreign_key="class.id")
+    thing: str | None = Field(default=None, unique=True)
+    external_id: str | None = Field(default=None, unique=True)
+    tags: list[str] = _json()
+    properties: dict[str, Any] = _json()
+    property_types: dict[str, str] = _json()
+    no_data_after_s: float | None = None
+    mqtt: dict[str, Any] | None = _json(nullable=True)
+    ssh: dict[str, Any] | None = _json(nullable=True)
+    mqtt_password: str | None = None
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+
+
+class LinkRow(SQLModel, table=True):
+    """A connection from one object to another."""
+
+    __tablename__ = "link"
+    id: str = Field(primary_key=True)
+    name: str
+    class_id: str | None = Field(default=None, foreign_key="class.id")
+    source: str = Field(foreign_key="object.id", index=True)
+    target: str = Field(foreign_key="object.id", index=True)
+    tags: list[str] = _json()
+    properties: dict[str, Any] = _json()
+    property_types: dict[str, str] = _json()
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+
+
+class ScriptRow(SQLModel, table=True):
+    """A text of the script repository."""
+
+    __tablename__ = "script"
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    interpreter: str
+    text: str
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+
+
+class CredentialRow(SQLModel, table=True):
+    """How to log in; `secret` is encrypted JSON of key, passphrase and password."""
+
+    __tablename__ = "credential"
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    kind: str
+    username: str | None = None
+    secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+
+
+class OperationRow(SQLModel, table=True):
+    """A named action of a class, an object or a link."""
+
+    __tablename__ = "operation"
+    id: str = Field(primary_key=True)
+    owner_kind: str
+    owner_id: str
+    name: str
+    type: str
+    settings: dict[str, Any] = _json()
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+    __table_args__ = (
+        UniqueConstraint("owner_id", "name", name="operation_name"),
+        Index("operation_owner", "owner_kind", "owner_id"),
+    )
+
+
+class UserRow(SQLModel, table=True):
+    """Somebody who may call; `password` is argon2id's encoded hash."""
+
+    __tablename__ = "account"
+    id: str = Field(primary_key=True)
+    login: str = Field(unique=True)
+    password: str | None = None
+    role: str
+    created_at: int = _ms(nullable=False)
+    version: int = 1
+
+
+class TokenRow(SQLModel, table=True):
+    """An API token: its number and the SHA-256 of the whole."""
+
+    __tablename__ = "token"
+    number: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    user_id: str = Field(foreign_key="account.id", index=True)
+    name: str
+    digest: str
+    created_at: int = _ms(nullable=False)
+    expires_at: int | None = _ms()
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+
+class JobRow(SQLModel, table=True):
+    """One job; `domain.jobs.Job` says what each column means."""
+
+    __tablename__ = "job"
+    seq: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    id: str = Field(unique=True)
+    type: str
+    label: str
+    operation_id: str | None = None
+    operation_name: str | None = None
+    operation_type: str | None = None
+    operation_version: int | None = None
+    transport: str | None = None
+    owner_id: str
+    owner_type: int
+    owner_name: str
+    target_id: str | None = None
+    user_id: str | None = None
+    run_by_id: str | None = None
+    run_by_name: str | None = None
+    cause: str
+    cause_key: str | None = Field(default=None, unique=True)
+    parent_id: str | None = None
+    retry_of: str | None = None
+    status: str
+    outcome: str | None = None
+    pending_reason: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    progress: dict[str, Any] | None = _json(nullable=True)
+    delivery: str | None = None
+    timestamp: int = _ms(nullable=False)
+    start_at: int | None = _ms()
+    started_at: int | None = _ms()
+    ended_at: int | None = _ms()
+    expires_at: int | None = _ms()
+    sent_at: int | None = _ms()
+    deadline_at: int | None = _ms()
+    attempt: int = 0
+    worker_id: str | None = None
+    nonce: str | None = None
+    process_group: int | None = None
+    exit_code: int | None = None
+    lane: str | None = None
+    queue: str = "mix"
+    priority: int = 5
+    low_priority: bool = False
+    cancel: dict[str, Any] | None = _json(nullable=True)
+    process_meta: dict[str, Any] | None = _json(nullable=True)
+    data: dict[str, Any] = _json()
+    results_count: int = 0
+    output_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    output_truncated: bool = False
+    transient: bool = False
+    abortable: bool = True
+    __table_args__ = (
+        Index("job_owner_status", "owner_id", "status", "timestamp", "seq"),
+        Index("job_owner", "owner_id", "timestamp", "seq"),
+        Index("job_operation", "operation_id", "timestamp", "seq"),
+        Index("job_status", "status", "timestamp", "seq"),
+        Index("job_run_by", "run_by_id", "timestamp", "seq"),
+        Index("job_created", "timestamp", "seq"),
+        Index("job_lane", "lane", "status"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class PlanRow(SQLModel, table=True):
+    """What a job will do: masked for people, and encrypted while a job with secrets lives."""
+
+    __tablename__ = "plan"
+    job_id: str = Field(primary_key=True)
+    plan: dict[str, Any] = _json()
+    secret: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+
+
+class AttemptRow(SQLModel, table=True):
+    """One try that is over; the one under way lives in the job's row."""
+
+    __tablename__ = "attempt"
+    job_id: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    worker_id: str | None = None
+    sent_at: int | None = _ms()
+    ended_at: int = _ms(nullable=False)
+    outcome: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class ResultRow(SQLModel, table=True):
+    """A custom result, in the order of its arrival."""
+
+    __tablename__ = "result"
+    job_id: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    payload: dict[str, Any] = _json()
+    by: str
+    timestamp: int = _ms(nullable=False)
+
+
+class OutputRow(SQLModel, table=True):
+    """A chunk of output; `position` is its first byte within its stream."""
+
+    __tablename__ = "output"
+    job_id: str = Field(primary_key=True)
+    attempt: int = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    stream: str
+    position: int = Field(sa_column=Column(BigInteger, nullable=False))
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class LogRow(SQLModel, table=True):
+    """A line about a job."""
+
+    __tablename__ = "log_entry"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    job_id: str = Field(index=True)
+    at: int = _ms(nullable=False)
+    level: str
+    message: str
+    additional_info: dict[str, Any] | None = _json(nullable=True)
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+
+class EventRow(SQLModel, table=True):
+    """A permanent, numbered record of a change."""
+
+    __tablename__ = "event"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    kind: str
+    at: int = _ms(nullable=False)
+    job_id: str | None = Field(default=None, index=True)
+    entity_id: str | None = None
+    data: dict[str, Any] = _json()
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+
+class IdempotencyRow(SQLModel, table=True):
+    """An Idempotency-Key that was used, and the job that came of it."""
+
+    __tablename__ = "idempotency"
+    scope: str = Field(primary_key=True)
+    body: str
+    job_id: str
+    at: int = Field(sa_column=Column(BigInteger, nullable=False, index=True))
+
+
+class SiteRow(SQLModel, table=True):
+    """Facts of the site: the canary, the broker's client id."""
+
+    __tablename__ = "site"
+    name: str = Field(primary_key=True)
+    value: str
+
+
+metadata = SQLModel.metadata
+
+
+def _core(row: type[SQLModel]) -> Any:
+    return row.__table__  # type: ignore[attr-defined]  # set by SQLModel's metaclass
+
+
+classes, objects, links = _core(ClassRow), _core(ObjectRow), _core(LinkRow)
+scripts, credentials, operations = _core(ScriptRow), _core(CredentialRow), _core(OperationRow)
+users, tokens = _core(UserRow), _core(TokenRow)
+jobs, plans, attempts, results = _core(JobRow), _core(PlanRow), _core(AttemptRow), _core(ResultRow)
+output, log_entries, events = _core(OutputRow), _core(LogRow), _core(EventRow)
+idempotency, site = _core(IdempotencyRow), _core(SiteRow)
