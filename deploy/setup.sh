@@ -72,7 +72,7 @@ add_packages() {
     say "sudo $line"
     sudo -n sh "$0" --install-packages "$@" </dev/null || say "that failed; tests that need them say so. Later: sudo $line"
   else
-    say "tests and demo parts that need them are skipped until you run: sudo $line"
+    say "not installed: $*; what needs them is skipped until you run: sudo $line"
   fi
 }
 
