@@ -42,7 +42,7 @@ Rule = Callable[[Module], Iterable[str]]
 
 def snippet(text: str, path: str = "iotjobs/engine/sample.py") -> Module:
     """A module made up for a rule's own test."""
-    return Module(path, text, ast.parse(text))
+    return Module(path, text, ast.parse(text, path))
 
 
 @cache

@@ -13,7 +13,7 @@ WRITER = "iotjobs/store/jobs.py"
 COPIES = ("iotjobs/client/", "iotjobs/cli/")
 # Functions of the store that take further columns by name; a status is none of them.
 TAKE_COLUMNS = frozenset({"note", "settle"})
-RAW_SQL = re.compile(r"\b(update\s+jobs\s+set\b[^;]*\bstatus\s*=|insert\s+into\s+jobs\b)", re.IGNORECASE)
+RAW_SQL = re.compile(r"\b(update\s+jobs?\s+set\b[^;]*\bstatus\s*=|insert\s+into\s+jobs?\b)", re.IGNORECASE)
 
 
 def names_status(key: ast.expr | None) -> bool:
@@ -154,7 +154,7 @@ def test_a_second_function_that_changes_a_status_is_found() -> None:
         "db.execute(_update(names), {'status': wanted})",
         "jobs.note(tx, x, 1, status=wanted)",
         "setattr(job, 'status', wanted)",
-        "db.execute(text('UPDATE jobs SET attempt = 2, status = :wanted'))",
+        "db.execute(text('UPDATE job SET attempt = 2, status = :wanted'))",
     ],
 )
 def test_a_write_of_a_status_elsewhere_is_found(text: str) -> None:
