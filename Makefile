@@ -23,9 +23,9 @@ test: setup ## run all tests, in random order (ARGS="-k lanes -x", WORKERS=4)
 check: setup ## formatting, lint, types, import rules, spelling, dependencies
 	@failed=; \
 	for step in "ruff format --check ." "ruff check ." mypy "lint-imports --no-logo" codespell "deptry ."; do \
-	  echo "$$step"; $(BIN)/$$step || failed="$$failed $${step%% *}"; \
+	  echo "$$step"; $(BIN)/$$step || failed="$$failed, $$step"; \
 	done; \
-	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+	[ -z "$$failed" ] || { echo "failed: $${failed#, }"; exit 1; }
 
 format: setup ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
