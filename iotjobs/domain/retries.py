@@ -40,7 +40,7 @@ def backoff_s(policy: RetryPolicy, attempt: int, jitter: float) -> float:
     Args:
         policy: the operation's.
         attempt: the one that just failed.
-        jitter: uniform in 0 … 1; spreads the wait over 50–100 % of its full length, so that a
+        jitter: uniform in 0 … 1; spreads the wait over 50 to 100 % of its full length, so that a
             thousand jobs that one broken switch failed do not come back at the same moment.
     """
     full = min(policy.max_backoff_s, policy.backoff_s * 2 ** min(attempt - 1, 32))

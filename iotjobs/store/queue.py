@@ -7,9 +7,10 @@ ready, and the sweep offers again whatever is ready and may have lost its ticket
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, bindparam, exists, literal_column, or_, select, text, update
 
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.domain.statuses import Status
@@ -92,15 +93,13 @@ def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> N
         offers.offer(tx, Ticket.of(job))
 
 
-def offer_if_free(
-    tx: Transaction, job_id: str, lane: str | None, now: int, ticket: Ticket, offers: Offers
-) -> None:
+def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> None:
     """A job became ready: offer it, or note that it waits for its lane."""
     if lane is not None:
         lock_lane(tx.conn, lane)
-        if lane_busy(tx.conn, lane, now, but=job_id):
+        if lane_busy(tx.conn, lane, now, but=ticket.job_id):
             tx.conn.execute(
-                update(tables.jobs).where(J.id == job_id).values(pending_reason=PendingReason.LANE)
+                update(tables.jobs).where(J.id == ticket.job_id).values(pending_reason=PendingReason.LANE)
             )
             return
     offers.offer(tx, ticket)
@@ -139,32 +138,36 @@ def _before(a: Any, b: Any) -> Any:
     )
 
 
-def next_due(conn: Connection) -> int | None:
-    """The earliest moment at which the clock moves a job: a start, an expiry, a deadline."""
-    moments = [
-        conn.execute(select(func.min(J.start_at)).where(J.status == Status.PENDING)).scalar(),
-        conn.execute(
-            select(func.min(J.expires_at)).where(J.status.in_((Status.PENDING, Status.STOPPED)))
-        ).scalar(),
-        conn.execute(select(func.min(J.deadline_at)).where(J.status.in_(_ACTIVE))).scalar(),
-    ]
-    return min((moment for moment in moments if moment is not None), default=None)
-
-
-def due(conn: Connection, now: int, limit: int = 200) -> list[Job]:
-    """Jobs that the clock moves now, see `next_due`."""
-    query = (
+@cache
+def _due(moment: str) -> Select[Any]:
+    return (
         select(*job_columns)
-        .where(
-            or_(
-                and_(J.status == Status.PENDING, J.start_at <= now),
-                and_(J.status.in_((Status.PENDING, Status.STOPPED)), J.expires_at <= now),
-                and_(J.status.in_(_ACTIVE), J.deadline_at <= now),
-            )
-        )
-        .limit(limit)
+        .where(literal_column(tables.DUE[moment]), J[moment] <= bindparam("now"))
+        .order_by(J[moment])
+        .limit(bindparam("limit"))
     )
-    return [job_of(row) for row in conn.execute(query)]
+
+
+def due(conn: Connection, moment: str, now: int, limit: int = 200) -> list[Job]:
+    """Jobs that the clock moves now, earliest first.
+
+    Args:
+        conn: a connection.
+        moment: `start_at` (PENDING), `expires_at` (PENDING, STOPPED) or `deadline_at` (parked).
+        now: milliseconds.
+        limit: at most so many.
+    """
+    return [job_of(row) for row in conn.execute(_due(moment), {"now": now, "limit": limit})]
+
+
+def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
+    """A job's start has come: it stands ready from now on."""
+    tx.conn.execute(
+        update(tables.jobs)
+        .where(J.id == job.id, J.status == Status.PENDING)
+        .values(start_at=None, pending_reason=None)
+    )
+    offer_if_free(tx, job.lane, Ticket.of(job), now, offers)
 
 
 def orphans(conn: Connection, worker_id: str, limit: int = 500) -> list[Job]:

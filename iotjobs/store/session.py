@@ -177,7 +177,7 @@ class PostgresStore:
             callbacks: list[Callable[[], None]] = []
             try:
                 async with self._engine.begin() as conn:
-                    result = await conn.run_sync(lambda c: _run_item(c, item, callbacks))
+                    result = await conn.run_sync(_run_item, item, callbacks)
             except DBAPIError as error:
                 if tried < RACES and getattr(error.orig, "sqlstate", None) in _LOST_RACE:
                     continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
@@ -142,6 +142,14 @@ class TokenRow(SQLModel, table=True):
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
+# What the clock moves, as the literal text that both a partial index and its query must have.
+DUE = {
+    "start_at": "start_at IS NOT NULL AND status = 'PENDING'",
+    "expires_at": "expires_at IS NOT NULL AND status IN ('PENDING', 'STOPPED')",
+    "deadline_at": "deadline_at IS NOT NULL AND status IN ('RUNNING', 'STOPPING', 'CANCELING')",
+}
+
+
 class JobRow(SQLModel, table=True):
     """One job; `domain.jobs.Job` says what each column means."""
 
@@ -205,6 +213,10 @@ class JobRow(SQLModel, table=True):
         Index("job_run_by", "run_by_id", "timestamp", "seq"),
         Index("job_created", "timestamp", "seq"),
         Index("job_lane", "lane", "status"),
+        *(
+            Index(f"job_{moment}", moment, sqlite_where=text(where), postgresql_where=text(where))
+            for moment, where in DUE.items()
+        ),
         {"sqlite_autoincrement": True},
     )
 

@@ -1,0 +1,59 @@
+"""What a custom result may be: a JSON object of bounded size and depth, storable as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iotjobs.domain.errors import BadRequest, TooLarge
+
+RESULT_LIMIT_BYTES = 64 * 1024
+DEPTH_LIMIT = 32
+
+
+def check_payload(payload: Any) -> dict[str, Any]:
+    """The payload itself, if it may be kept.
+
+    Raises:
+        BadRequest: not an object, nested too deep, or with text that no database keeps.
+        TooLarge: more than 64 KiB of text and structure.
+    """
+    if not isinstance(payload, dict):
+        raise BadRequest("a custom result is a JSON object")
+    size = measure(payload)
+    if size > RESULT_LIMIT_BYTES:
+        raise TooLarge(f"a custom result has at most {RESULT_LIMIT_BYTES} bytes")
+    return payload
+
+
+def measure(value: Any) -> int:
+    """About how many bytes a JSON value has, written compactly; refuses what cannot be kept."""
+    size = 0
+    open_values: list[tuple[Any, int]] = [(value, 1)]
+    while open_values:
+        member, depth = open_values.pop()
+        if depth > DEPTH_LIMIT:
+            raise BadRequest(f"nested deeper than {DEPTH_LIMIT}")
+        match member:
+            case str():
+                size += _text_bytes(member) + 2
+            case dict():
+                size += 2 + 2 * len(member)
+                open_values += [(name, depth) for name in member]
+                open_values += [(item, depth + 1) for item in member.values()]
+            case list():
+                size += 2 + len(member)
+                open_values += [(item, depth + 1) for item in member]
+            case _:
+                size += len(str(member))
+        if size > RESULT_LIMIT_BYTES:
+            return size
+    return size
+
+
+def _text_bytes(text: str) -> int:
+    if "\x00" in text:
+        raise BadRequest("text with a NUL character cannot be kept")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadRequest("text with half a surrogate pair cannot be kept") from error

@@ -1,0 +1,87 @@
+"""Moves jobs by the clock: starts that have come, lives that have ended, answers that did not come.
+
+And the sweep: whatever is ready and has no live ticket gets one, so that a lost ticket costs
+seconds and not the job.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from iotjobs import clock
+from iotjobs.domain.errors import AnswerTimeout, LeaseLost, TransitionRefused
+from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.dispatch import Dispatcher
+from iotjobs.engine.services import LoopService
+from iotjobs.engine.settle import Settler
+from iotjobs.store import queue
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.25
+SWEEP_EVERY_S = 5.0
+SWEEP_TICKETS = 10_000
+
+
+class Deadlines(LoopService):
+    """The clock's part in the life of jobs; also counts what only the sweep saved."""
+
+    name = "deadlines"
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, settler: Settler) -> None:
+        super().__init__()
+        self._store, self._dispatcher, self._settler = store, dispatcher, settler
+        self.swept = 0
+
+    async def _loop(self) -> None:
+        next_sweep = clock.monotonic() + SWEEP_EVERY_S
+        while True:
+            await self.look()
+            if clock.monotonic() >= next_sweep:
+                self.swept += await self.sweep()
+                next_sweep = clock.monotonic() + SWEEP_EVERY_S
+            await clock.sleep(LOOK_EVERY_S)
+
+    async def sweep(self) -> int:
+        """Offer what is ready; how many had no ticket."""
+        now = clock.now_ms()
+        return self._dispatcher.offer_again(await self._store.read(lambda conn: queue.ready(conn, now, SWEEP_TICKETS)))
+
+    async def look(self) -> None:
+        """Move every job whose moment has come."""
+        moves: tuple[tuple[str, Callable[[Transaction, Job, int], None]], ...] = (
+            ("start_at", self._begin),
+            ("expires_at", self._expire),
+            ("deadline_at", self._unanswered),
+        )
+        for moment, move in moves:
+            for job in await self._due(moment):
+                await self._move(job, move)
+
+    async def _due(self, moment: str) -> list[Job]:
+        now = clock.now_ms()
+        return await self._store.read(lambda conn: queue.due(conn, moment, now))
+
+    async def _move(self, job: Job, move: Callable[[Transaction, Job, int], None]) -> None:
+        try:
+            await self._store.write(lambda tx: move(tx, job, clock.now_ms()))
+        except (TransitionRefused, LeaseLost) as error:
+            log.debug("the clock came second", extra={"job_id": job.id, "why": str(error)})
+
+    def _begin(self, tx: Transaction, job: Job, now: int) -> None:
+        queue.begin_waiting(tx, job, now, self._dispatcher)
+
+    def _expire(self, tx: Transaction, job: Job, now: int) -> None:
+        waited = f"still {job.status} when its time to live ended"
+        reason = f" (waiting: {job.pending_reason})" if job.pending_reason else ""
+        self._settler.finish(tx, job, Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason), now)
+
+    def _unanswered(self, tx: Transaction, job: Job, now: int) -> None:
+        ending = Ending(
+            Outcome.TIMED_OUT, error_code=AnswerTimeout.code, error_message="the device did not answer in time"
+        )
+        self._settler.finish(tx, job, ending, now)

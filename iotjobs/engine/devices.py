@@ -1,0 +1,130 @@
+"""What devices say about jobs over MQTT: custom results and answers.
+
+Who speaks is the thing in the topic: the broker's access list lets a device publish under its own
+name only. A message is acknowledged after its effect is committed; what can have no effect is
+logged, counted and acknowledged, never raised into the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import RequestError, StorageFull, StoreUnavailable
+from iotjobs.domain.jobs import Delivery, Ending, Job
+from iotjobs.domain.payloads import check_payload
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.settle import Settler
+from iotjobs.store import entities, jobs
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+from iotjobs.transports.mqtt_messages import Received
+from iotjobs.transports.topics import DeviceTopic, TopicKind, parse_topic
+
+log = logging.getLogger(__name__)
+
+FILTERS = ("iotjobs/+/jobs/+/results", "iotjobs/+/jobs/+/answer")
+STORE_RETRY_S = 1.0
+
+
+class DeviceMessages:
+    """Takes what devices send, in order, one at a time.
+
+    `receive` is the consumer's handler; `start` begins the loop that works through what came.
+    The consumer's Receive Maximum bounds what can pile up here.
+    """
+
+    def __init__(self, store: Store, settler: Settler) -> None:
+        self._store, self._settler = store, settler
+        self._inbox: asyncio.Queue[Received] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self.dropped = 0
+
+    def receive(self, message: Received) -> None:
+        """Take a message from the consumer; it is acknowledged once its effect is on disk."""
+        self._inbox.put_nowait(message)
+
+    async def start(self) -> None:
+        """Begin; a second call does nothing."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._loop(), name="device messages")
+
+    async def stop(self) -> None:
+        """End; what was not acknowledged comes again from the broker."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _loop(self) -> None:
+        while True:
+            message = await self._inbox.get()
+            while not await self._handle(message):
+                await clock.sleep(STORE_RETRY_S)
+            message.ack()
+
+    async def _handle(self, message: Received) -> bool:
+        """Give a message its effect; False when the store cannot take it now."""
+        try:
+            topic = parse_topic(message.topic)
+            if topic is None or topic.job_id is None:
+                raise ValueError("the topic is not one of ours")
+            payload = check_payload(msgspec.json.decode(message.payload))
+            await self._store.write(lambda tx: self._apply(tx, topic, payload))
+        except (StoreUnavailable, StorageFull):
+            log.warning("the store cannot take device messages", extra={"topic": message.topic})
+            return False
+        except (ValueError, RecursionError, RequestError) as error:
+            # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
+            self.dropped += 1
+            log.warning("a device message has no effect", extra={"topic": message.topic[:200], "why": str(error)[:200]})
+        except Exception:
+            self.dropped += 1
+            log.exception("a device message failed in us", extra={"topic": message.topic[:200]})
+        return True
+
+    def _apply(self, tx: Transaction, topic: DeviceTopic, payload: dict[str, Any]) -> None:
+        assert topic.job_id is not None
+        job = jobs.get(tx.conn, topic.job_id)
+        object_id = _object_of(tx.conn, topic.thing, job)
+        now = clock.now_ms()
+        jobs.append_result(tx, job, payload, object_id, now)
+        if topic.kind is TopicKind.ANSWER:
+            if job.delivery is None or jobs.ended(job):
+                jobs.log(tx, job.id, now, "INFO", "an answer came that nobody waits for")
+                return
+            self._settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
+        elif job.parked and job.status is Status.RUNNING:
+            self._settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
+
+
+def ending_of_answer(payload: dict[str, Any]) -> Ending:
+    """A device says no with `"ok": false`, and why in `"error"`; everything else is a yes."""
+    if payload.get("ok") is not False:
+        return Ending(Outcome.SUCCEEDED)
+    said = str(payload.get("error") or "the device said no")
+    return Ending(Outcome.FAILED, error_code="deviceSaidNo", error_message=said[:1000])
+
+
+def _object_of(conn: Connection, thing: str, job: Job) -> str:
+    """The object of a thing that may speak about a job: its owner, or an end of the owning link.
+
+    Raises:
+        ValueError: it may not.
+    """
+    object_id = entities.find_by_thing(conn, thing)
+    if object_id is None:
+        raise ValueError(f"no object has the thing name {thing}")
+    if job.owner_type == OwnerType.OBJECT and job.owner_id == object_id:
+        return object_id
+    if job.owner_type == OwnerType.LINK:
+        link = entities.load_entity(conn, OwnerType.LINK, job.owner_id)
+        if link is not None and object_id in (link.end("source").id, link.end("target").id):
+            return object_id
+    raise ValueError(f"job {job.id} does not belong to {thing}")

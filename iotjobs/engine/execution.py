@@ -1,0 +1,223 @@
+"""One attempt of a job, from its begin to its end.
+
+Order matters and is the same for every transport: the begin is committed, then `sent_at`, then
+the first byte leaves, then the end is committed. So after a crash the rows tell whether the
+device may have been reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass, replace
+
+from iotjobs import clock
+from iotjobs.domain import retries
+from iotjobs.domain.errors import DeliveryError, IotJobsError, LeaseLost
+from iotjobs.domain.jobs import Ending, Job, Transport
+from iotjobs.domain.operations import Plan
+from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.publishing import Publishing
+from iotjobs.engine.reach import Reach
+from iotjobs.engine.recorder import Recorder
+from iotjobs.engine.settle import OutputEnd, Settler
+from iotjobs.store import jobs
+from iotjobs.store.session import Store
+from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, Stream
+
+log = logging.getLogger(__name__)
+
+# A worker that was frozen between its commit and the send must not send any more: by then
+# another one may have been given the attempt.
+SEND_WITHIN_S = 4.0
+# The process group's number is written this long after the start, so that short runs save the
+# write; the nonce, known before, finds the processes as well.
+NOTE_GROUP_AFTER_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An attempt that was begun: the job's row with it, and what to do (secrets resolved)."""
+
+    job: Job
+    plan: Plan
+
+
+def new_nonce() -> str:
+    """Marks one attempt's processes on the device; unguessable, letters and digits."""
+    return secrets.token_hex(8)
+
+
+class Executor:
+    """Runs begun attempts to their end. Safe for concurrent use."""
+
+    def __init__(self, store: Store, settler: Settler, reach: Reach, publishing: Publishing) -> None:
+        self._store, self._settler, self._reach, self._publishing = store, settler, reach, publishing
+
+    def ready_to_send(self, job: Job) -> bool:
+        """Whether the way to the device is open, so that sending follows the begin at once."""
+        if job.transport is Transport.MQTT:
+            return self._publishing.connected
+        return job.transport is Transport.SSH and self._reach.is_warm(job.target_id)
+
+    async def run(self, begun: Begun) -> None:
+        """Run one attempt; everything that can go wrong ends in its record."""
+        try:
+            if begun.job.transport is Transport.MQTT:
+                await self._publishing.publish(begun.job, begun.plan, Sending(self._store, begun.job))
+            else:
+                await _CommandRun(self, begun).run()
+        except LeaseLost as error:
+            log.warning("an attempt was taken over", extra={"job_id": begun.job.id, "why": str(error)})
+        except IotJobsError as error:
+            await self._end(begun, Ending(Outcome.FAILED, error_code="internalError", error_message=str(error)))
+        except Exception as error:
+            log.exception("an attempt failed in us", extra={"job_id": begun.job.id, "attempt": begun.job.attempt})
+            what = f"{type(error).__name__} in iotjobs, see the log"
+            await self._end(begun, Ending(Outcome.LOST, error_code="internalError", error_message=what))
+
+    async def _end(self, begun: Begun, ending: Ending) -> None:
+        await self._settler.end_attempt(begun.job, begun.plan, ending)
+
+
+class Sending:
+    """The step right before the first byte leaves; knows whether it was taken."""
+
+    def __init__(self, store: Store, job: Job) -> None:
+        self._store, self._job = store, job
+        self._committed = clock.monotonic()
+        self.sent_at = job.sent_at
+
+    async def before_send(self) -> None:
+        """Commit `sent_at`, unless the begin did.
+
+        Raises:
+            LeaseLost: the attempt is not ours any more, or we were frozen too long to send.
+        """
+        if self.sent_at is None:
+            now = clock.now_ms()
+            await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, sent_at=now))
+            self.sent_at, self._committed = now, clock.monotonic()
+        elif clock.monotonic() - self._committed > SEND_WITHIN_S:
+            job = await self._store.read(lambda conn: jobs.get(conn, self._job.id))
+            if job.attempt != self._job.attempt or jobs.ended(job):
+                raise LeaseLost(f"attempt {self._job.attempt} of job {self._job.id} was given to another worker")
+
+
+class _CommandRun:
+    """One run of a script or program."""
+
+    def __init__(self, executor: Executor, begun: Begun) -> None:
+        self._store, self._settler, self._reach = executor._store, executor._settler, executor._reach
+        self._job, self._plan = begun.job, begun.plan
+        self._recorder = Recorder(self._store, self._job.id, self._job.attempt)
+        self._sending = Sending(self._store, self._job)
+        self._group = 0
+        self._note_group: asyncio.TimerHandle | None = None
+        self._noting: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        try:
+            ending = await self._attempt()
+            chunks = await self._recorder.close()
+        finally:
+            if self._note_group is not None:
+                self._note_group.cancel()
+            if self._noting is not None:
+                await self._noting
+        end = OutputEnd(tuple(chunks), self._recorder.total_bytes, self._recorder.truncated)
+        job = replace(self._job, sent_at=self._sending.sent_at)
+        await self._settler.end_attempt(job, self._plan, ending, end=end)
+
+    async def _attempt(self) -> Ending:
+        assert self._job.nonce is not None, "a begun attempt has its nonce"
+        request = command_request(self._job.id, self._job.nonce, self._plan)
+        hooks = CommandHooks(self._sending.before_send, self._started, self._output)
+        try:
+            async with asyncio.timeout(self._plan.timeout_s):
+                return ending_of_exit(await self._reach.run(self._job, request, hooks))
+        except TimeoutError:
+            return await self._timed_out()
+        except DeliveryError as error:
+            return await self._undelivered(error)
+
+    async def _started(self, _pid: int, group: int) -> None:
+        self._group = group
+        self._note_group = asyncio.get_running_loop().call_later(NOTE_GROUP_AFTER_S, self._begin_noting)
+
+    def _begin_noting(self) -> None:
+        self._note_group = None
+        self._noting = asyncio.create_task(self._write_group(), name=f"group of {self._job.id}")
+
+    async def _write_group(self) -> None:
+        try:
+            await self._store.write(
+                lambda tx: jobs.note(tx, self._job.id, self._job.attempt, process_group=self._group)
+            )
+        except IotJobsError as error:
+            log.info("a process group was not noted", extra={"job_id": self._job.id, "why": str(error)})
+
+    async def _output(self, stream: Stream, data: bytes) -> None:
+        await self._recorder.write(stream.value, data)
+
+    async def _timed_out(self) -> Ending:
+        limit = f"not ended after {self._plan.timeout_s:g} s"
+        if self._sending.sent_at is None:
+            return Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=f"{limit}; nothing was sent")
+        if self._plan.interpreter == "raw":
+            told = "a raw run has no process group: what it started may still run"
+        else:
+            proof = await self._reach.kill(self._job, self._group, self._plan.kill_after_s)
+            told = {
+                Gone.GONE: "its processes were killed and are gone",
+                Gone.LEFT: f"its processes were signalled and some are left ({proof.detail})",
+                Gone.UNCONFIRMED: f"could not confirm that its processes are gone ({proof.detail})",
+            }[proof.verdict]
+        return Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=f"{limit}; {told}")
+
+    async def _undelivered(self, error: DeliveryError) -> Ending:
+        if not error.maybe_executed:
+            self._sending.sent_at = None
+            return retries.ending_of(error)
+        ending = retries.ending_of(error)
+        if self._plan.interpreter == "raw" or self._job.transport is not Transport.SSH:
+            return ending
+        proof = await self._reach.probe(self._job, self._group)
+        told = {
+            Gone.GONE: "a probe afterwards found nothing of it running",
+            Gone.LEFT: f"a probe afterwards found it running ({proof.detail})",
+            Gone.UNCONFIRMED: f"a probe afterwards could not reach the device ({proof.detail})",
+        }[proof.verdict]
+        return replace(ending, error_message=f"{error.message}; {told}")
+
+
+def command_request(job_id: str, nonce: str, plan: Plan) -> CommandRequest:
+    """The plan as a transport is asked for it."""
+    return CommandRequest(
+        nonce=nonce,
+        script=plan.script,
+        interpreter=plan.interpreter,
+        argv=plan.argv,
+        args=plan.args,
+        env={**plan.env, "IOTJOBS_JOB_ID": job_id},
+        cwd=plan.cwd,
+        run_as=plan.run_as,
+    )
+
+
+def ending_of_exit(end: CommandEnd) -> Ending:
+    """What an exit means: 0 succeeded, all else failed; a signal is named."""
+    if end.exit_code == 0:
+        return Ending(Outcome.SUCCEEDED, exit_code=0)
+    if end.signal is not None:
+        return Ending(
+            Outcome.FAILED,
+            exit_code=end.exit_code,
+            error_code="signal",
+            error_message=f"ended by signal {end.signal}",
+        )
+    return Ending(
+        Outcome.FAILED, exit_code=end.exit_code, error_code="exitCode", error_message=f"exit code {end.exit_code}"
+    )
+

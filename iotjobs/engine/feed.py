@@ -1,0 +1,59 @@
+"""Tells who waits for a job that it ended.
+
+A wake-up is a hint, given in this process after the commit; whoever waits also looks into the
+store now and then, so that a lost hint costs a second and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from iotjobs import clock
+from iotjobs.domain.jobs import Job
+from iotjobs.domain.statuses import ENDED
+from iotjobs.store import jobs
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+POLL_S = 1.0
+
+
+class Feed:
+    """The ends of jobs, as they are committed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiters: dict[str, set[asyncio.Event]] = {}
+
+    def ended(self, tx: Transaction, job_id: str) -> None:
+        """The job ends with this transaction."""
+        tx.after_commit(lambda: self._wake(job_id))
+
+    def _wake(self, job_id: str) -> None:
+        for waiter in self._waiters.get(job_id, ()):
+            waiter.set()
+
+    async def wait_for_end(self, job_id: str, within_s: float) -> Job:
+        """The job once it ended, or as it is after `within_s` seconds.
+
+        Raises:
+            NotFound: there is no such job, or it was deleted meanwhile.
+        """
+        deadline = clock.monotonic() + within_s
+        waiter = asyncio.Event()
+        self._waiters.setdefault(job_id, set()).add(waiter)
+        try:
+            while True:
+                job = await self._store.read(lambda conn: jobs.get(conn, job_id))
+                left = deadline - clock.monotonic()
+                if job.status in ENDED or left <= 0:
+                    return job
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, POLL_S)):
+                        await waiter.wait()
+        finally:
+            waiters = self._waiters[job_id]
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiters[job_id]

@@ -1,0 +1,244 @@
+"""How a job comes to be: an operation, its owner and the caller's arguments become a frozen plan
+and a row, in that order.
+
+Everything is looked up and rendered first, outside the write; the insert then checks that the
+operation is still the version that was rendered. A caller's Idempotency-Key is taken in the same
+transaction as the insert, so that a repeat finds the job also while the first call is under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, delete, insert, select
+
+from iotjobs import clock
+from iotjobs.domain import operations
+from iotjobs.domain.entities import Entity, OwnerType
+from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound
+from iotjobs.domain.jobs import Cause, JobType, PendingReason, Transport
+from iotjobs.domain.operations import Asked, Operation, Plan
+from iotjobs.domain.rights import Caller
+from iotjobs.store import entities, jobs, queue, tables
+from iotjobs.store.queue import Offers, Ticket
+from iotjobs.store.secrets import Secrets
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+RENDER_TRIES = 3
+IDEMPOTENCY_KEPT_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """A request to run an operation.
+
+    Attributes:
+        start_at: milliseconds; not before this moment.
+        key: the caller's Idempotency-Key with method and path, or None.
+        body_digest: of the request's body, to know a repeat from a clash.
+    """
+
+    owner_type: OwnerType
+    owner_id: str
+    operation_id: str
+    caller: Caller
+    args: Mapping[str, Any] = field(default_factory=dict)
+    ask: Mapping[str, Any] = field(default_factory=dict)
+    start_at: int | None = None
+    ttl_s: float | None = None
+    timeout_s: float | None = None
+    priority: int = 5
+    low_priority: bool = False
+    reason: str | None = None
+    key: str | None = None
+    body_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A job that is ready to be inserted."""
+
+    row: dict[str, Any]
+    plan: Plan
+    secret: bytes | None
+    operation: Operation
+
+
+class Intake:
+    """Submits jobs. Safe for concurrent use."""
+
+    def __init__(self, store: Store, secrets: Secrets, offers: Offers, *, allow_local: bool) -> None:
+        self._store, self._secrets, self._offers = store, secrets, offers
+        self._allow_local = allow_local
+
+    async def execute(self, request: Execute) -> str:
+        """Submit a job; returns its id once it is on disk.
+
+        Raises:
+            BadRequest: something in the request or the definition does not allow the run.
+            NotFound: no such owner, or no such operation of it.
+            IdempotencyMismatch: the key came before with another body.
+            Conflict: the operation was changed again and again meanwhile.
+        """
+        for _ in range(RENDER_TRIES):
+            job_id = clock.new_id()
+            seen = await self._store.read(lambda conn: _look_up(conn, request))
+            if isinstance(seen, str):
+                return seen
+            rendered = self._render(request, job_id, seen)
+            submitted = await self._store.write(self._item(request, rendered))
+            if submitted is not None:
+                return submitted
+        raise Conflict("the operation is being changed: try again")
+
+    def _render(self, request: Execute, job_id: str, seen: _Seen) -> _Rendered:
+        operation, owner = seen.operation, seen.owner
+        transport = operations.resolve_transport(operation, owner, allow_local=self._allow_local)
+        user = (request.caller.user_id, request.caller.login)
+        asked = Asked(request.args, request.ask, request.timeout_s)
+        shown_args = operations.masked_args(request.args, operation.secret_args)
+        values = operations.values_for(owner, asked, job_id=job_id, user=user)
+        plan = operations.render(operation, owner, values, asked, seen.script)
+        secret = None
+        hidden = [name for name in operation.secret_args if name in request.args]
+        if hidden:
+            secret = self._secrets.seal(msgspec.json.encode(plan.to_json()), f"plan:{job_id}")
+            shown = operations.values_for(owner, Asked(shown_args, request.ask), job_id=job_id, user=user)
+            plan = operations.render(operation, owner, shown, asked, seen.script)
+        row = _job_row(request, job_id, operation, owner, transport)
+        row["data"] = {
+            "args": dict(shown_args),
+            "entityName": owner.name,
+            "actionName": operation.name,
+            **({"ask": dict(request.ask)} if request.ask else {}),
+            **({"reason": request.reason} if request.reason else {}),
+            **({"secret_args": hidden} if hidden else {}),
+        }
+        return _Rendered(row, plan, secret, operation)
+
+    def _item(self, request: Execute, rendered: _Rendered) -> Callable[[Transaction], str | None]:
+        row, now = rendered.row, rendered.row["timestamp"]
+
+        def item(tx: Transaction) -> str | None:
+            if request.key is not None:
+                earlier = _take_key(tx, request, row["id"], now)
+                if earlier is not None:
+                    return earlier
+            if not _still_current(tx.conn, rendered.operation):
+                return None
+            seq = jobs.insert_job(tx, row, rendered.plan, rendered.secret)
+            if row["start_at"] is None:
+                ticket = Ticket(queue.rank_of(row["priority"], row["low_priority"]), seq, row["id"])
+                queue.offer_if_free(tx, row["lane"], ticket, now, self._offers)
+            return str(row["id"])
+
+        return item
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    operation: Operation
+    owner: Entity
+    script: str | None
+
+
+def _look_up(conn: Connection, request: Execute) -> _Seen | str:
+    """What the request names, or the id of the job that the same key made before."""
+    if request.key is not None:
+        earlier = _job_of_key(conn, request)
+        if earlier is not None:
+            return earlier
+    owner = entities.load_entity(conn, request.owner_type, request.owner_id)
+    if owner is None:
+        raise NotFound(f"there is no {request.owner_type.name.lower()} {request.owner_id}")
+    operation = entities.operation_for(conn, owner, request.operation_id)
+    script = operation.parameters.get("text")
+    if operation.type is operations.OperationType.SCRIPT and script is None:
+        stored = entities.script_text(conn, operation.parameters["script_id"])
+        if stored is None:
+            raise BadRequest("the script of this operation is gone", field="parameters.script_id")
+        script = stored[0]
+    return _Seen(operation, owner, script)
+
+
+def _job_row(
+    request: Execute, job_id: str, operation: Operation, owner: Entity, transport: Transport
+) -> dict[str, Any]:
+    now = clock.now_ms()
+    start_at = request.start_at if request.start_at is not None and request.start_at > now else None
+    on_device = transport in (Transport.SSH, Transport.LOCAL)
+    target_id = owner.end(operation.run_on).id
+    ttl_ms = int((request.ttl_s or operation.ttl_s) * 1000)
+    return {
+        "id": job_id,
+        "type": JobType.EXECUTE_ACTION,
+        "label": f"{operation.name} on {owner.name}",
+        "operation_id": operation.id,
+        "operation_name": operation.name,
+        "operation_type": operation.type,
+        "operation_version": operation.version,
+        "transport": transport,
+        "owner_id": owner.id,
+        "owner_type": int(owner.owner_type),
+        "owner_name": owner.name,
+        "target_id": target_id,
+        "user_id": request.caller.user_id,
+        "run_by_id": request.caller.user_id,
+        "run_by_name": request.caller.login,
+        "cause": Cause.USER,
+        "pending_reason": PendingReason.START_AT if start_at else None,
+        "timestamp": now,
+        "start_at": start_at,
+        "expires_at": (start_at or now) + ttl_ms,
+        "lane": target_id if on_device and not operation.concurrent else None,
+        "queue": operation.queue,
+        "priority": request.priority,
+        "low_priority": request.low_priority,
+    }
+
+
+def _still_current(conn: Connection, operation: Operation) -> bool:
+    version = conn.execute(
+        select(tables.operations.c.version).where(tables.operations.c.id == operation.id)
+    ).scalar()
+    return bool(version == operation.version)
+
+
+def _key_scope(request: Execute) -> str:
+    """Who, where and which key, as one short text."""
+    return hashlib.sha256(f"{request.caller.user_id}\n{request.key}".encode()).hexdigest()
+
+
+def _job_of_key(conn: Connection, request: Execute) -> str | None:
+    I = tables.idempotency.c  # noqa: E741
+    found = conn.execute(select(I.body, I.job_id).where(I.scope == _key_scope(request))).first()
+    if found is None:
+        return None
+    if found.body != request.body_digest:
+        raise IdempotencyMismatch("this Idempotency-Key was used before with another body: use a new key")
+    return str(found.job_id)
+
+
+def _take_key(tx: Transaction, request: Execute, job_id: str, now: int) -> str | None:
+    """Take the key for this job; the id of the job that took it before, if one did."""
+    I = tables.idempotency.c  # noqa: E741
+    tx.conn.execute(delete(tables.idempotency).where(I.at < now - IDEMPOTENCY_KEPT_MS))
+    row = {"scope": _key_scope(request), "body": request.body_digest, "job_id": job_id, "at": now}
+    dialect = tx.conn.dialect.name
+    taken = tx.conn.execute(_insert_or_ignore(dialect), row).rowcount
+    return None if taken == 1 else _job_of_key(tx.conn, request)
+
+
+def _insert_or_ignore(dialect: str) -> Any:
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+        return pg_insert(tables.idempotency).on_conflict_do_nothing()
+    return insert(tables.idempotency).prefix_with("OR IGNORE")
+
+

@@ -1,0 +1,115 @@
+"""Attempts of mqtt operations: send once, then settle, or park until the device answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from iotjobs import clock
+from iotjobs.domain import retries
+from iotjobs.domain.errors import DeliveryError, DeviceUnreachable, LeaseLost, OperationFailed
+from iotjobs.domain.jobs import Delivery, Ending, Job
+from iotjobs.domain.operations import Plan
+from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.settle import Settler
+from iotjobs.store import jobs
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+from iotjobs.transports import topics
+from iotjobs.transports.mqtt import MqttPublisher, PublishEnd
+from iotjobs.transports.mqtt_messages import MqttMessage
+
+
+class BeforeSend(Protocol):
+    """The step right before the first byte leaves."""
+
+    sent_at: int | None
+
+    async def before_send(self) -> None:
+        """Commit that from now on the device may have been reached."""
+
+
+class Publishing:
+    """Publishes what jobs say. Safe for concurrent use.
+
+    Args:
+        store: where jobs are.
+        settler: ends attempts.
+        publisher: the connection to the broker, or None where there is no broker.
+    """
+
+    def __init__(self, store: Store, settler: Settler, publisher: MqttPublisher | None) -> None:
+        self._store, self._settler, self._publisher = store, settler, publisher
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message would leave at once."""
+        return self._publisher is not None and self._publisher.connected
+
+    async def publish(self, job: Job, plan: Plan, sending: BeforeSend) -> None:
+        """Run one attempt of an mqtt job to its end, or until it is parked."""
+        try:
+            async with asyncio.timeout(plan.timeout_s):
+                end = await self._send(message_of(job, plan), sending.before_send)
+            if end.no_subscriber and plan.require_subscriber:
+                raise OperationFailed("noSubscriber", "nobody has subscribed to the topic")
+        except TimeoutError:
+            what = f"the broker did not acknowledge within {plan.timeout_s:g} s"
+            ending = Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=what)
+        except OperationFailed as error:
+            ending = Ending(Outcome.FAILED, error_code=error.code, error_message=error.message)
+        except DeliveryError as error:
+            if not error.maybe_executed:
+                sending.sent_at = None
+            ending = retries.ending_of(error)
+        else:
+            await self._acknowledged(job, plan, end, sending.sent_at)
+            return
+        await self._settler.end_attempt(replace(job, sent_at=sending.sent_at), plan, ending)
+
+    async def _send(self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]) -> PublishEnd:
+        if self._publisher is None:
+            raise DeviceUnreachable("this site has no MQTT broker, see /readyz")
+        return await self._publisher.publish(message, before_send)
+
+    async def _acknowledged(self, job: Job, plan: Plan, end: PublishEnd, sent_at: int | None) -> None:
+        job = replace(job, sent_at=sent_at)
+        if end.no_subscriber:
+            said = "the broker took the message and nobody has subscribed to its topic"
+            await self._store.write(lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said))
+        if plan.answer_within_s is None:
+            facts = {"delivery": Delivery.ACKNOWLEDGED if plan.qos else Delivery.SENT}
+            await self._settler.end_attempt(job, plan, Ending(Outcome.SUCCEEDED), **facts)
+            return
+        deadline = clock.now_ms() + int(plan.answer_within_s * 1000)
+
+        def park(tx: Transaction) -> None:
+            jobs.note(tx, job.id, job.attempt, deadline_at=deadline, delivery=Delivery.ACKNOWLEDGED)
+
+        try:
+            await self._store.write(park)
+        except LeaseLost:
+            return  # the answer was quicker than the broker's acknowledgement
+
+
+def message_of(job: Job, plan: Plan) -> MqttMessage:
+    """The plan as an MQTT 5 message; it carries the job's id, since a broker may duplicate it."""
+    assert plan.topic is not None
+    assert plan.message is not None
+    expiry_s = plan.expiry_s
+    if expiry_s is None and job.expires_at is not None:
+        expiry_s = max(1, (job.expires_at - clock.now_ms()) // 1000)
+    answered = plan.answer_within_s is not None and plan.thing is not None
+    return MqttMessage(
+        topic=plan.topic,
+        payload=plan.message.encode(),
+        qos=plan.qos,
+        retain=plan.retain,
+        expiry_s=None if expiry_s is None else max(1, int(expiry_s)),
+        user_properties=(("job-id", job.id),),
+        response_topic=topics.answer_topic(plan.thing or "", job.id) if answered else None,
+        correlation_data=job.id.encode() if answered else None,
+        content_type="application/json" if plan.message_is_json else "text/plain",
+    )

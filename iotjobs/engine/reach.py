@@ -1,0 +1,134 @@
+"""Finds the way to an object's device: address, credential and trusted key, and the transport.
+
+What it looked up is kept for a few seconds per object, so that a burst of jobs on one device reads
+its definition once; a change made through this process drops it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iotjobs import clock
+from iotjobs.domain.errors import BadRequest, DeliveryError, DeviceUnreachable, NotFound
+from iotjobs.domain.jobs import Job, Transport
+from iotjobs.store import entities
+from iotjobs.store.entities import SshAccess
+from iotjobs.store.secrets import Secrets
+from iotjobs.store.session import Store
+from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof
+from iotjobs.transports.local import LocalTransport
+from iotjobs.transports.ssh import CheckStep, ScannedKey, SshCredential, SshTarget, SshTransport
+
+log = logging.getLogger(__name__)
+
+KEPT_S = 5.0  # another node's change of a definition is seen after this long
+PROBE_WITHIN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    target: SshTarget
+    until: float
+
+
+class Reach:
+    """The command transports, asked by object id. Safe for concurrent use."""
+
+    def __init__(self, store: Store, secrets: Secrets, ssh: SshTransport, local: LocalTransport) -> None:
+        self._store, self._secrets, self._ssh, self._local = store, secrets, ssh, local
+        self._kept: dict[str, _Kept] = {}
+
+    def forget(self) -> None:
+        """A definition changed: look everything up again."""
+        self._kept.clear()
+
+    def is_warm(self, object_id: str | None) -> bool:
+        """Whether a connection to the object's device is open."""
+        return object_id is not None and self._ssh.is_warm(object_id)
+
+    async def run(self, job: Job, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
+        """Run a command where the job executes; errors as `CommandTransport.run`."""
+        if job.transport is Transport.LOCAL:
+            return await self._local.run(None, request, hooks)
+        return await self._ssh.run(await self._target(job), request, hooks)
+
+    async def kill(self, job: Job, group: int, kill_after_s: float) -> KillProof:
+        """End everything of the job's newest attempt and look whether it is gone."""
+        assert job.nonce is not None
+        if job.transport is Transport.LOCAL:
+            return await self._local.kill(None, job.nonce, group, kill_after_s)
+        try:
+            return await self._ssh.kill(await self._target(job), job.nonce, group, kill_after_s)
+        except DeliveryError as error:
+            return KillProof(Gone.UNCONFIRMED, error.message)
+
+    async def probe(self, job: Job, group: int) -> KillProof:
+        """Look once whether anything of the job's newest attempt is left."""
+        assert job.nonce is not None
+        try:
+            async with asyncio.timeout(PROBE_WITHIN_S):
+                return await self._ssh.probe(await self._target(job), job.nonce, group)
+        except TimeoutError:
+            return KillProof(Gone.UNCONFIRMED, f"no answer within {PROBE_WITHIN_S:g} s")
+        except DeliveryError as error:
+            return KillProof(Gone.UNCONFIRMED, error.message)
+
+    async def check(self, object_id: str) -> Sequence[CheckStep]:
+        """Test the way step by step: DNS, TCP, host key, login, exec.
+
+        Raises:
+            NotFound, BadRequest: no such object, or it has no SSH address.
+        """
+        return await self._ssh.check(await self._looked_up(object_id))
+
+    async def scan_host_key(self, object_id: str) -> Sequence[ScannedKey]:
+        """The keys that the object's host shows now; trusts nothing.
+
+        Raises:
+            NotFound, BadRequest: no such object, or it has no SSH address.
+            DeliveryError: the host cannot be reached.
+        """
+        target = await self._looked_up(object_id)
+        return await self._ssh.scan_host_key(target.host, target.port, target.jump)
+
+    async def _target(self, job: Job) -> SshTarget:
+        assert job.target_id is not None, "an ssh job has an object that it executes on"
+        try:
+            return await self._looked_up(job.target_id)
+        except (NotFound, BadRequest) as error:
+            raise DeviceUnreachable(error.detail) from error
+
+    async def _looked_up(self, object_id: str) -> SshTarget:
+        kept = self._kept.get(object_id)
+        if kept is not None and kept.until > clock.monotonic():
+            return kept.target
+        access = await self._store.read(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
+        target = _target_of(access)
+        self._kept[object_id] = _Kept(target, clock.monotonic() + KEPT_S)
+        return target
+
+
+def _target_of(access: SshAccess) -> SshTarget:
+    address, stored = access.address, access.credential
+    credential = None
+    if stored is not None:
+        credential = SshCredential(
+            id=stored.id,
+            version=stored.version,
+            kind=stored.kind,
+            private_key=stored.private_key,
+            passphrase=stored.passphrase,
+            password=stored.password,
+        )
+    return SshTarget(
+        key=access.object_id,
+        host=address.host,
+        port=address.port,
+        username=address.username or (stored.username if stored is not None else None) or "",
+        credential=credential,
+        host_key=address.host_key,
+        jump=None if access.jump is None else _target_of(access.jump),
+    )

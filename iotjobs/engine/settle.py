@@ -1,0 +1,95 @@
+"""Ends attempts: another try, or the job's end, with everything that follows in one transaction.
+
+What follows: the last output, the event, the erased secrets, the next job of the lane, the
+wake-up of who waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from iotjobs import clock
+from iotjobs.domain import retries
+from iotjobs.domain.errors import LeaseLost, TransitionRefused
+from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.operations import Plan
+from iotjobs.engine.feed import Feed
+from iotjobs.store import jobs, output, queue
+from iotjobs.store.output import Chunk
+from iotjobs.store.queue import Offers, Ticket
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEnd:
+    """The last of an attempt's output, for the settling transaction."""
+
+    chunks: tuple[Chunk, ...] = ()
+    total_bytes: int = 0
+    truncated: bool = False
+
+
+class Settler:
+    """Writes the ends of attempts. Safe for concurrent use; a second end is refused by the store."""
+
+    def __init__(self, store: Store, offers: Offers, feed: Feed) -> None:
+        self._store, self._offers, self._feed = store, offers, feed
+
+    async def end_attempt(
+        self, job: Job, plan: Plan, ending: Ending, *, end: OutputEnd | None = None, **facts: Any
+    ) -> None:
+        """End the attempt that this process ran, by another try or for good.
+
+        An attempt that another worker took over meanwhile writes nothing but a log entry.
+        """
+        again = retries.after_ending(
+            plan.retry, ending, attempt=job.attempt, idempotent=plan.idempotent, jitter=random.random()
+        )
+
+        def item(tx: Transaction) -> None:
+            now = clock.now_ms()
+            if end is not None and end.chunks:
+                output.append(tx, job.id, job.attempt, end.chunks)
+            if end is not None:
+                facts.update(output_bytes=end.total_bytes, output_truncated=end.truncated)
+            if again is not None:
+                jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
+                jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again")
+                queue.offer_next(tx, job.lane, now, self._offers)
+            else:
+                self.finish(tx, job, ending, now, **facts)
+
+        size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
+        try:
+            await self._store.write(item, size=size)
+        except (LeaseLost, TransitionRefused) as error:
+            await self._refused(job, ending, error)
+
+    def finish(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
+        """End a job for good inside a transaction.
+
+        Raises:
+            TransitionRefused, LeaseLost: somebody else was first.
+        """
+        jobs.settle(tx, job, ending, now, **facts)
+        queue.offer_next(tx, job.lane, now, self._offers)
+        self._feed.ended(tx, job.id)
+
+    def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int) -> None:
+        """Give a job its next attempt at once, inside a transaction."""
+        jobs.try_again(tx, job, ending, now, now)
+        queue.offer_if_free(tx, job.lane, Ticket.of(job), now, self._offers)
+
+    async def _refused(self, job: Job, ending: Ending, error: Exception) -> None:
+        """A late write: what it would have said is kept as a log entry."""
+        log.warning("a late end was refused", extra={"job_id": job.id, "attempt": job.attempt, "why": str(error)})
+        said = f"attempt {job.attempt} ended {ending.outcome} after it was no longer the newest: {error}"
+        await self._store.write(lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said))
+
+

@@ -1,0 +1,150 @@
+"""Takes tickets and begins attempts, as many at once as the site allows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+
+import msgspec
+from sqlalchemy import select
+
+from iotjobs import clock
+from iotjobs.domain.jobs import Job
+from iotjobs.domain.operations import Plan
+from iotjobs.domain.statuses import Status
+from iotjobs.engine.dispatch import Dispatcher
+from iotjobs.engine.execution import Begun, Executor, new_nonce
+from iotjobs.engine.services import LoopService
+from iotjobs.store import jobs, queue, tables
+from iotjobs.store.queue import Ticket
+from iotjobs.store.secrets import Secrets
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
+
+
+class Worker(LoopService):
+    """Runs attempts.
+
+    Args:
+        store: where jobs are.
+        secrets: opens the plans of jobs with secret arguments.
+        dispatcher: gives tickets.
+        executor: runs what was begun.
+        worker_id: written on every attempt.
+        at_once: attempts under way at the same time.
+    """
+
+    name = "worker"
+
+    def __init__(
+        self,
+        store: Store,
+        secrets: Secrets,
+        dispatcher: Dispatcher,
+        executor: Executor,
+        *,
+        worker_id: str,
+        at_once: int,
+    ) -> None:
+        super().__init__()
+        self._store, self._secrets = store, secrets
+        self._dispatcher, self._executor = dispatcher, executor
+        self.worker_id = worker_id
+        self._places = asyncio.Semaphore(at_once)
+        self._running: dict[asyncio.Task[None], str] = {}
+
+    @property
+    def running(self) -> int:
+        """Attempts under way here."""
+        return len(self._running)
+
+    async def _loop(self) -> None:
+        while True:
+            await self._places.acquire()
+            taken = False
+            try:
+                ticket = await self._dispatcher.take()
+                taken = True
+            finally:
+                if not taken:
+                    self._places.release()
+            task = asyncio.create_task(self._work(ticket), name=f"job {ticket.job_id}")
+            self._running[task] = ticket.job_id
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        self._places.release()
+
+    async def drain(self, within_s: float = DRAIN_S) -> list[str]:
+        """Stop taking, let what runs end; the ids of the jobs that did not end in time.
+
+        Those are left as they are in the store: the next start gives them their definite end.
+        """
+        await self.stop()
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=within_s)
+        left = dict(self._running)
+        for task in left:
+            task.cancel()
+        for task, job_id in left.items():
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            log.warning("a job was left under way", extra={"job_id": job_id})
+        return list(left.values())
+
+    async def _work(self, ticket: Ticket) -> None:
+        try:
+            begun = await self._store.write(lambda tx: self._begin(tx, ticket.job_id))
+            if begun is not None:
+                await self._executor.run(begun)
+        except Exception:
+            # The edge of one attempt: the sweep finds the job again if it is still ready.
+            log.exception("an attempt could not be begun", extra={"job_id": ticket.job_id})
+        finally:
+            self._dispatcher.done(ticket)
+
+    def _begin(self, tx: Transaction, job_id: str) -> Begun | None:
+        """Begin the next attempt if the job is ready; a ticket is only a hint."""
+        job = jobs.find(tx.conn, job_id)
+        now = clock.now_ms()
+        if job is None or not _ready(job, now):
+            return None
+        if job.lane is not None:
+            queue.lock_lane(tx.conn, job.lane)
+            if queue.lane_active(tx.conn, job.lane):
+                return None
+        P = tables.plans.c
+        row = tx.conn.execute(select(P.plan, P.secret).where(P.job_id == job_id)).one()
+        plan = row.plan
+        if row.secret is not None:
+            plan = msgspec.json.decode(self._secrets.open(row.secret, f"plan:{job_id}"))
+        nonce = new_nonce()
+        sent = self._executor.ready_to_send(job)
+        number = jobs.begin_attempt(tx, job, worker_id=self.worker_id, nonce=nonce, at=now, sent=sent)
+        job = replace(
+            job,
+            status=Status.RUNNING,
+            attempt=number,
+            nonce=nonce,
+            worker_id=self.worker_id,
+            started_at=job.started_at or now,
+            sent_at=now if sent else None,
+            deadline_at=None,
+            start_at=None,
+        )
+        return Begun(job, Plan.from_json(plan))
+
+
+def _ready(job: Job, now: int) -> bool:
+    return (
+        job.status is Status.PENDING
+        and (job.start_at is None or job.start_at <= now)
+        and (job.expires_at is None or job.expires_at > now)
+    )

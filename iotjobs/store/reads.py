@@ -1,0 +1,183 @@
+"""Jobs as people read them: one whole, or newest first by pages. Every read takes a scope."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+
+from iotjobs.domain.errors import BadRequest, NotFound
+from iotjobs.domain.jobs import Job
+from iotjobs.domain.operations import OperationType
+from iotjobs.domain.rights import Scope
+from iotjobs.domain.statuses import Outcome
+from iotjobs.store import output, tables
+from iotjobs.store.jobs import J, job_columns, job_of
+
+WHOLE_TEXT_BYTES = 1024 * 1024
+LIST_TEXT_BYTES = 4096
+LIST_RESULTS = 100
+
+_GOOD = (Outcome.SUCCEEDED, Outcome.CANCELED)
+_EMPTY = output.Text("", whole=True)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job with all that is shown of it.
+
+    Attributes:
+        plan: the masked plan, or None (CUSTOM work).
+        stdout, stderr: beginnings of the newest attempt's output.
+    """
+
+    job: Job
+    plan: dict[str, Any] | None
+    results: list[dict[str, Any]]
+    stdout: output.Text
+    stderr: output.Text
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What a list of jobs is narrowed by; empty members narrow nothing.
+
+    Attributes:
+        ranges: (column, `from` or `to`, milliseconds), both ends included.
+    """
+
+    status: Sequence[str] = ()
+    outcome: Sequence[str] = ()
+    type: Sequence[str] = ()
+    owner_id: str | None = None
+    operation_id: str | None = None
+    has_errors: bool | None = None
+    ranges: Sequence[tuple[str, str, int]] = field(default_factory=tuple)
+
+
+def _scoped(query: Select[Any], scope: Scope) -> Select[Any]:
+    return query if scope.jobs_of is None else query.where(J.run_by_id == scope.jobs_of)
+
+
+def job_by_reference(conn: Connection, reference: str, scope: Scope) -> Job:
+    """The job of an id (32 hex digits) or a `seq` (digits).
+
+    Raises:
+        BadRequest: the reference is neither.
+        NotFound: there is none, or none that the scope admits.
+    """
+    if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
+        query = select(*job_columns).where(J.id == reference)
+    elif reference.isascii() and reference.isdigit() and len(reference) <= 18:
+        query = select(*job_columns).where(J.seq == int(reference))
+    else:
+        raise BadRequest("a job's id is 32 hex digits, or its seq in digits", field="id")
+    row = conn.execute(_scoped(query, scope)).first()
+    if row is None:
+        raise NotFound(f"there is no job {reference}")
+    return job_of(row)
+
+
+def job_record(conn: Connection, reference: str, scope: Scope) -> JobRecord:
+    """One job, whole; see `job_by_reference` for the errors."""
+    job = job_by_reference(conn, reference, scope)
+    return _records(conn, [job], WHOLE_TEXT_BYTES, None)[0]
+
+
+def job_page(
+    conn: Connection, wanted: JobFilter, scope: Scope, *, limit: int, cursor: str | None
+) -> tuple[list[JobRecord], str | None]:
+    """Jobs newest first, and the cursor of the next page or None.
+
+    Raises:
+        BadRequest: a cursor that is not ours.
+    """
+    query = _scoped(select(*job_columns), scope).where(*_conditions(wanted))
+    if cursor is not None:
+        timestamp, seq = _read_cursor(cursor)
+        query = query.where(or_(J.timestamp < timestamp, and_(J.timestamp == timestamp, J.seq < seq)))
+    query = query.order_by(J.timestamp.desc(), J.seq.desc()).limit(limit + 1)
+    found = [job_of(row) for row in conn.execute(query)]
+    following = _write_cursor(found[limit - 1]) if len(found) > limit else None
+    return _records(conn, found[:limit], LIST_TEXT_BYTES, LIST_RESULTS), following
+
+
+def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    for column, allowed in ((J.status, wanted.status), (J.outcome, wanted.outcome), (J.type, wanted.type)):
+        if allowed:
+            conditions.append(column.in_(allowed))
+    if wanted.owner_id is not None:
+        conditions.append(J.owner_id == wanted.owner_id)
+    if wanted.operation_id is not None:
+        conditions.append(J.operation_id == wanted.operation_id)
+    if wanted.has_errors is True:
+        conditions.append(and_(J.outcome.is_not(None), J.outcome.not_in(_GOOD)))
+    elif wanted.has_errors is False:
+        conditions.append(or_(J.outcome.is_(None), J.outcome.in_(_GOOD)))
+    for column_name, end, moment in wanted.ranges:
+        conditions.append(J[column_name] >= moment if end == "from" else J[column_name] <= moment)
+    return conditions
+
+
+def _records(conn: Connection, jobs: list[Job], text_bytes: int, results: int | None) -> list[JobRecord]:
+    ids = [job.id for job in jobs]
+    with_text = [
+        (job.id, job.attempt) for job in jobs if job.attempt and job.operation_type != OperationType.MQTT
+    ]
+    texts = output.beginnings(conn, with_text, text_bytes)
+    appended = _results(conn, [job.id for job in jobs if job.results_count], results)
+    shown = _plans(conn, ids)
+    return [
+        JobRecord(
+            job,
+            shown.get(job.id),
+            appended.get(job.id, []),
+            texts.get((job.id, "stdout"), _EMPTY),
+            texts.get((job.id, "stderr"), _EMPTY),
+        )
+        for job in jobs
+    ]
+
+
+def _plans(conn: Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
+    if not ids:
+        return {}
+    P = tables.plans.c
+    return dict(conn.execute(select(P.job_id, P.plan).where(P.job_id.in_(ids))).tuples().all())
+
+
+def _results(conn: Connection, ids: list[str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
+    if not ids:
+        return {}
+    R = tables.results.c
+    query = (
+        select(R.job_id, R.payload, R.by, R.timestamp).where(R.job_id.in_(ids)).order_by(R.job_id, R.number)
+    )
+    if limit is not None:
+        query = query.where(R.number <= limit)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for job_id, payload, by, timestamp in conn.execute(query):
+        found.setdefault(job_id, []).append({"payload": payload, "by": by, "timestamp": timestamp})
+    return found
+
+
+def counts(conn: Connection) -> dict[str, int]:
+    """How many jobs have each status."""
+    return dict(conn.execute(select(J.status, func.count()).group_by(J.status)).tuples().all())
+
+
+def _write_cursor(job: Job) -> str:
+    return base64.urlsafe_b64encode(f"{job.timestamp}:{job.seq}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[int, int]:
+    try:
+        timestamp, seq = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().split(":")
+        return int(timestamp), int(seq)
+    except (ValueError, binascii.Error) as error:
+        raise BadRequest("the cursor is not one of ours: start again without it", field="cursor") from error
