@@ -1,0 +1,279 @@
+"""Loads what the engine works on: entities, operations, and the ways to devices.
+
+These reads stand on the way of every job: their statements are built once. `definitions` holds the
+reads and writes of people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Select, bindparam, select, update
+
+from iotjobs.domain.entities import Entity, OwnerType, SshAddress
+from iotjobs.domain.errors import NotFound
+from iotjobs.domain.operations import Operation, OperationType, Via
+from iotjobs.domain.retries import RetryPolicy
+from iotjobs.store import tables
+from iotjobs.store.references import JUMPS
+from iotjobs.store.secrets import Secrets
+from iotjobs.store.writer import Transaction
+
+C, O, L = tables.classes.c, tables.objects.c, tables.links.c  # noqa: E741 - as in the queries
+S, P, K = tables.scripts.c, tables.operations.c, tables.credentials.c
+
+_object: Select[Any] = (
+    select(O.id, O.name, O.class_id, O.properties, O.thing, O.ssh, C.properties.label("defaults"))
+    .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
+    .where(O.id == bindparam("wanted"))
+)
+_link: Select[Any] = (
+    select(L.id, L.name, L.class_id, L.properties, L.source, L.target, C.properties.label("defaults"))
+    .join_from(tables.links, tables.classes, L.class_id == C.id, isouter=True)
+    .where(L.id == bindparam("wanted"))
+)
+
+
+def load_entity(conn: Connection, owner_type: OwnerType, entity_id: str) -> Entity | None:
+    """An object or a link with its class's properties merged under its own; a link with both ends."""
+    if owner_type is OwnerType.OBJECT:
+        row = conn.execute(_object, {"wanted": entity_id}).first()
+        return None if row is None else _of_object(row)
+    row = conn.execute(_link, {"wanted": entity_id}).first()
+    if row is None:
+        return None
+    return Entity(
+        row.id,
+        OwnerType.LINK,
+        row.name,
+        row.class_id,
+        {**(row.defaults or {}), **row.properties},
+        source=load_entity(conn, OwnerType.OBJECT, row.source),
+        target=load_entity(conn, OwnerType.OBJECT, row.target),
+    )
+
+
+def _of_object(row: Any) -> Entity:
+    return Entity(
+        row.id,
+        OwnerType.OBJECT,
+        row.name,
+        row.class_id,
+        {**(row.defaults or {}), **row.properties},
+        thing=row.thing,
+        ssh=None if row.ssh is None else SshAddress(**row.ssh),
+    )
+
+
+def find_by_thing(conn: Connection, thing: str) -> str | None:
+    """The id of the object that has a name on the broker."""
+    found: str | None = conn.execute(_by_thing, {"thing": thing}).scalar_one_or_none()
+    return found
+
+
+_by_thing = select(O.id).where(O.thing == bindparam("thing"))
+
+
+# Members of `operation.settings` that a run does not need: they are for people and for triggers.
+_NOT_FOR_RUNS = frozenset({"description", "popup_result", "run_on_property_change", "stall_s"})
+
+
+class OwnedOperation(NamedTuple):
+    """An operation and whose it is; `owner_kind` is `class`, `object` or `link`."""
+
+    operation: Operation
+    owner_kind: str
+    owner_id: str
+
+
+def operation_of(
+    operation_id: str, name: str, kind: str, settings: Mapping[str, Any], version: int = 1
+) -> Operation:
+    """The operation that stored columns describe; `settings` has every member (see `inputs/shapes`)."""
+    members = {key: value for key, value in settings.items() if key not in _NOT_FOR_RUNS}
+    retry = members.pop("retry")
+    return Operation(
+        id=operation_id,
+        name=name,
+        type=OperationType(kind),
+        via=Via(members.pop("via")),
+        retry=RetryPolicy(**{**retry, "on": tuple(retry["on"])}),
+        secret_args=tuple(members.pop("secret_args")),
+        version=version,
+        **members,
+    )
+
+
+_operation = select(P.id, P.name, P.type, P.settings, P.version, P.owner_kind, P.owner_id).where(
+    P.id == bindparam("wanted")
+)
+
+
+def load_operation(conn: Connection, operation_id: str) -> OwnedOperation | None:
+    """An operation with its owner.
+
+    One that takes its text from the script repository and names no interpreter has the script's.
+    """
+    row = conn.execute(_operation, {"wanted": operation_id}).first()
+    if row is None:
+        return None
+    operation = operation_of(row.id, row.name, row.type, row.settings, row.version)
+    return OwnedOperation(with_interpreter(conn, operation), row.owner_kind, row.owner_id)
+
+
+def with_interpreter(conn: Connection, operation: Operation) -> Operation:
+    """The operation with its script's interpreter, where it names none itself."""
+    script_id = operation.parameters.get("script_id")
+    if script_id is None or operation.parameters["interpreter"] is not None:
+        return operation
+    script = script_text(conn, script_id)
+    interpreter = "sh" if script is None else script[1]
+    return dataclasses.replace(operation, parameters={**operation.parameters, "interpreter": interpreter})
+
+
+def operation_for(conn: Connection, entity: Entity, operation_id: str) -> Operation:
+    """An operation of an entity: its own or its class's.
+
+    Raises:
+        NotFound: there is none, or it belongs to another owner.
+    """
+    found = load_operation(conn, operation_id)
+    if found is None:
+        raise NotFound(f"there is no operation {operation_id}")
+    own = (entity.owner_type.name.lower(), entity.id)
+    if (found.owner_kind, found.owner_id) not in (own, ("class", entity.class_id)):
+        raise NotFound(
+            f"operation {operation_id} is not one of {own[0]} {entity.name}: it is an operation of another owner"
+        )
+    return found.operation
+
+
+_script = select(S.text, S.interpreter).where(S.id == bindparam("wanted"))
+
+
+def script_text(conn: Connection, script_id: str) -> tuple[str, str] | None:
+    """The text and the interpreter of a script of the repository."""
+    row = conn.execute(_script, {"wanted": script_id}).first()
+    return None if row is None else (row.text, row.interpreter)
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialSecret:
+    """A credential, opened: lives only in memory.
+
+    Attributes:
+        version: grows with each change; a cache of parsed keys is keyed by id and version.
+        kind: `private_key` or `password`.
+    """
+
+    id: str
+    version: int
+    kind: str
+    username: str | None = None
+    private_key: str | None = field(default=None, repr=False)
+    passphrase: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SshAccess:
+    """All that a connection to an object needs.
+
+    Attributes:
+        address: where; its `username`, when None, is the credential's.
+        jump: the way to go through first.
+    """
+
+    object_id: str
+    object_name: str
+    address: SshAddress
+    credential: CredentialSecret | None
+    jump: SshAccess | None
+
+
+_access = select(O.id, O.name, O.ssh).where(O.id == bindparam("wanted"))
+_credential = select(K.id, K.version, K.kind, K.username, K.secret).where(K.id == bindparam("wanted"))
+
+
+def ssh_access(conn: Connection, object_id: str, secrets: Secrets) -> SshAccess | None:
+    """The way to an object over SSH, credentials opened; None for an object without an address.
+
+    Raises:
+        NotFound: there is no such object.
+        SecretUnreadable: the site's key does not open a credential.
+    """
+    return _ssh_access(conn, object_id, secrets, jumps_left=JUMPS)
+
+
+def _ssh_access(conn: Connection, object_id: str, secrets: Secrets, *, jumps_left: int) -> SshAccess | None:
+    row = conn.execute(_access, {"wanted": object_id}).first()
+    if row is None:
+        raise NotFound(f"there is no object {object_id}")
+    if row.ssh is None:
+        return None
+    address = SshAddress(**row.ssh)
+    credential = jump = None
+    if address.credential_id is not None:
+        credential = open_credential(conn, address.credential_id, secrets)
+    if address.jump_id is not None and jumps_left:
+        jump = _ssh_access(conn, address.jump_id, secrets, jumps_left=jumps_left - 1)
+    return SshAccess(row.id, row.name, address, credential, jump)
+
+
+def open_credential(conn: Connection, credential_id: str, secrets: Secrets) -> CredentialSecret | None:
+    """A credential with its secrets."""
+    row = conn.execute(_credential, {"wanted": credential_id}).first()
+    if row is None:
+        return None
+    opened = msgspec.json.decode(secrets.open(row.secret, credential_context(row.id)))
+    return CredentialSecret(row.id, row.version, row.kind, row.username, **opened)
+
+
+def seal_credential(secrets: Secrets, credential_id: str, members: Mapping[str, str | None]) -> bytes:
+    """What `credential.secret` holds: `private_key`, `passphrase` and `password`, sealed."""
+    return secrets.seal(msgspec.json.encode(dict(members)), credential_context(credential_id))
+
+
+def credential_context(credential_id: str) -> str:
+    """What a credential's secret is bound to."""
+    return f"credential:{credential_id}"
+
+
+class BrokerEntry(NamedTuple):
+    """What the broker must know of an enrolled object."""
+
+    thing: str
+    password_hash: str
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+
+
+def broker_entries(conn: Connection) -> list[BrokerEntry]:
+    """Every enrolled object, by thing name."""
+    query = select(O.thing, O.mqtt_password, O.mqtt).where(O.thing.is_not(None), O.mqtt_password.is_not(None))
+    return [
+        BrokerEntry(
+            row.thing,
+            row.mqtt_password,
+            tuple((row.mqtt or {}).get("read", ())),
+            tuple((row.mqtt or {}).get("write", ())),
+        )
+        for row in conn.execute(query.order_by(O.thing))
+    ]
+
+
+def set_mqtt_password(tx: Transaction, object_id: str, password_hash: str | None) -> None:
+    """Keep the broker's hash of an object's new password; None takes its access away.
+
+    Raises:
+        NotFound: there is no such object.
+    """
+    done = tx.conn.execute(
+        update(tables.objects).where(O.id == object_id).values(mqtt_password=password_hash)
+    )
+    if done.rowcount != 1:
+        raise NotFound(f"there is no object {object_id}")
