@@ -1,0 +1,331 @@
+"""Starts real SSH servers on loopback: OpenSSH, Dropbear, and a device of BusyBox alone.
+
+Each server has its own folder with its keys, its own home directory and its own process group, by
+which it is ended. As root each also has its own mount namespace, so that the login shell and the
+home directory of the login can differ from the machine's; without root only OpenSSH can be had,
+with the user's own shell.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_ELSEWHERE = "/usr/sbin:/sbin:/usr/local/sbin"
+_START_WITHIN_S = 10.0
+_STOP_WITHIN_S = 5.0
+
+
+class CannotStartError(RuntimeError):
+    """A program is missing, a right is missing, or the server did not come up."""
+
+
+@dataclass
+class SshServer:
+    """A running server.
+
+    Attributes:
+        process: its leading process; its group is its own.
+        folder: where its keys and its log are.
+        port: on 127.0.0.1.
+        username: who can log in, with `client_key`.
+        host_keys: its public host keys, one OpenSSH line each.
+        client_key: an OpenSSH private key that it accepts.
+    """
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+    username: str
+    host_keys: tuple[str, ...]
+    client_key: str = field(repr=False)
+    host: str = "127.0.0.1"
+
+    @property
+    def log(self) -> str:
+        """What the server wrote so far."""
+        return (self.folder / "server.log").read_text(errors="replace")
+
+    def freeze(self) -> None:
+        """Stop the server and its connections in their tracks (not the commands they run)."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the server and its connections. Calling it twice is safe."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGCONT)
+                os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(_STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        with suppress(ProcessLookupError):  # connections outlive the listener
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def __enter__(self) -> SshServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start_openssh(
+    folder: Path,
+    *,
+    port: int = 0,
+    shell: str | None = None,
+    host_keys: Sequence[str] = ("ed25519",),
+    settings: Sequence[str] = (),
+    client_key: Path | None = None,
+) -> SshServer:
+    """Start OpenSSH's sshd.
+
+    Args:
+        folder: an empty or a former folder of this server; keys in it are used again.
+        port: 0 takes a free one.
+        shell: login shell, as root only.
+        host_keys: kinds (`ed25519`, `rsa`, `ecdsa`), one key each.
+        settings: more lines for its configuration; the first of a name counts.
+        client_key: private key file to accept (its `.pub` beside it), else one is made.
+    """
+    sshd = _program("sshd")
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [_keygen(folder / f"host_{kind}", kind) for kind in host_keys]
+    client = client_key or _keygen(folder / "client", "ed25519")
+    home = _home(folder, client)
+    chosen = port or _free_port()
+    lines = [
+        *settings,
+        f"Port {chosen}",
+        "ListenAddress 127.0.0.1",
+        *(f"HostKey {key}" for key in keys),
+        "PidFile none",
+        f"AuthorizedKeysFile {home / '.ssh' / 'authorized_keys'}",
+        "StrictModes no",
+        "UsePAM no",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitRootLogin yes",
+        "PrintMotd no",
+        "LogLevel INFO",
+        "MaxStartups 100",
+    ]
+    config = folder / "sshd_config"
+    config.write_text("\n".join(lines) + "\n")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd refuses to start without it
+    command = _with_login([sshd, "-D", "-e", "-f", str(config)], folder, home, shell)
+    return _start(command, folder, chosen, _public(keys), client)
+
+
+def start_dropbear(
+    folder: Path,
+    *,
+    port: int = 0,
+    shell: str = "/bin/sh",
+    options: Sequence[str] = (),
+    client_key: Path | None = None,
+) -> SshServer:
+    """Start Dropbear with an ed25519 host key; needs root for a home directory of its own."""
+    dropbear = _program("dropbear")
+    _root("Dropbear")
+    folder.mkdir(parents=True, exist_ok=True)
+    client = client_key or _keygen(folder / "client", "ed25519")
+    home = _home(folder, client)
+    host_key = _dropbear_key(folder / "host_dropbear")
+    chosen = port or _free_port()
+    command = _with_login(
+        [dropbear, "-F", "-E", "-m", "-s", "-p", f"127.0.0.1:{chosen}"]
+        + ["-P", str(folder / "pid"), "-r", str(folder / "host_dropbear"), *options],
+        folder,
+        home,
+        shell,
+    )
+    return _start(command, folder, chosen, (host_key,), client)
+
+
+def start_busybox(
+    folder: Path, *, port: int = 0, without: Sequence[str] = (), client_key: Path | None = None
+) -> SshServer:
+    """Start a device that has Dropbear, BusyBox ash and its applets, and nothing else; needs root.
+
+    Args:
+        folder: becomes the device's root directory.
+        port: 0 takes a free one.
+        without: applets that this device lacks, such as `setsid`.
+        client_key: as for OpenSSH.
+    """
+    busybox, dropbear = _program("busybox"), _program("dropbear")
+    _root("a BusyBox device")
+    root = folder / "root"
+    for name in ("bin", "proc", "dev", "etc", "tmp", "home/.ssh"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "home").chmod(0o700)
+    for program in (busybox, dropbear):
+        _copy(Path(program), root / "bin" / Path(program).name)
+        for library in _libraries(program):
+            _copy(library, root / library.relative_to("/"))
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    for applet in applets:
+        link = root / "bin" / applet
+        if applet not in without and not link.exists():
+            link.symlink_to("busybox")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/home:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    (root / "etc/shells").write_text("/bin/sh\n")
+    client = client_key or _keygen(folder / "client", "ed25519")
+    _authorize(root / "home/.ssh/authorized_keys", client)
+    host_key = _dropbear_key(root / "etc/host_dropbear")
+    chosen = port or _free_port()
+    for device in ("null", "zero", "urandom"):
+        (root / "dev" / device).touch()
+    script = "\n".join(
+        [
+            "set -e",
+            f"cd {shlex.quote(str(root))}",
+            "mount --bind /proc proc",
+            *(f"mount --bind /dev/{device} dev/{device}" for device in ("null", "zero", "urandom")),
+            "PATH=/bin",
+            f'exec {shutil.which("chroot", path=_ELSEWHERE) or "/usr/sbin/chroot"} . "$@"',
+        ]
+    )
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "device"]
+    command += ["/bin/dropbear", "-F", "-E", "-m", "-s", "-p", f"127.0.0.1:{chosen}"]
+    command += ["-P", "/tmp/pid", "-r", "/etc/host_dropbear"]
+    return _start(command, folder, chosen, (host_key,), client, username="root")
+
+
+def _with_login(command: list[str], folder: Path, home: Path, shell: str | None) -> list[str]:
+    """The command in a mount namespace where the login has this home and this shell."""
+    if os.geteuid() != 0:
+        if shell is not None:
+            _root("a login shell of one's own")
+        return command
+    name = pwd.getpwuid(0).pw_name
+    lines = Path("/etc/passwd").read_text().splitlines()
+    own = f"{name}:x:0:0:root:{home}:{shell or '/bin/sh'}"
+    passwd = folder / "passwd"
+    passwd.write_text("\n".join([own, *(line for line in lines if not line.startswith(f"{name}:"))]) + "\n")
+    script = f'mount --bind {shlex.quote(str(passwd))} /etc/passwd && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "device", *command]
+
+
+def _start(
+    command: list[str],
+    folder: Path,
+    port: int,
+    host_keys: tuple[str, ...],
+    client: Path,
+    *,
+    username: str | None = None,
+) -> SshServer:
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+    server = SshServer(
+        process=process,
+        folder=folder,
+        port=port,
+        username=username or pwd.getpwuid(os.geteuid()).pw_name,
+        host_keys=host_keys,
+        client_key=client.read_text(),
+    )
+    deadline = time.monotonic() + _START_WITHIN_S
+    while not _greets(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            server.stop()
+            raise CannotStartError(f"{command[0]} did not start: {server.log[-2000:]}")
+        time.sleep(0.02)
+    return server
+
+
+def _greets(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path=_ELSEWHERE)
+    if found is None:
+        raise CannotStartError(f"{name} is not installed")
+    return found
+
+
+def _root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise CannotStartError(f"{what} needs root here")
+
+
+def _keygen(path: Path, kind: str) -> Path:
+    if not path.exists():
+        command = [_program("ssh-keygen"), "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def _dropbear_key(path: Path) -> str:
+    """Make or read a Dropbear host key; its public line."""
+    program = _program("dropbearkey")
+    how = ["-y"] if path.exists() else ["-t", "ed25519"]
+    shown = subprocess.run(
+        [program, *how, "-f", str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    line = next(line for line in shown.splitlines() if line.startswith("ssh-ed25519 "))
+    return " ".join(line.split()[:2])
+
+
+def _public(keys: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(" ".join(Path(f"{key}.pub").read_text().split()[:2]) for key in keys)
+
+
+def _home(folder: Path, client: Path) -> Path:
+    home = folder / "home"
+    (home / ".ssh").mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    (home / ".ssh").chmod(0o700)
+    _authorize(home / ".ssh" / "authorized_keys", client)
+    return home
+
+
+def _authorize(path: Path, client: Path) -> None:
+    path.write_text(Path(f"{client}.pub").read_text())
+    path.chmod(0o600)
+
+
+def _libraries(program: str) -> list[Path]:
+    """Shared libraries of a program; none for a static one."""
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
+    words = (word for line in listed.splitlines() for word in line.split())
+    return [Path(word) for word in words if word.startswith("/")]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copy(source, target)

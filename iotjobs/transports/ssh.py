@@ -1,0 +1,551 @@
+"""Runs commands over SSH, proves them ended, and looks at hosts that are to be trusted.
+
+Host keys are checked in `ssh_trust`, connections are kept in `ssh_pool`, the texts that run on
+the device are in `shell`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import asyncssh
+
+from iotjobs.domain.errors import (
+    BadAnswer,
+    CredentialsRefused,
+    DeliveryError,
+    DeviceUnreachable,
+    HostKeyChanged,
+    HostKeyUnknown,
+    LinkLost,
+)
+from iotjobs.transports import shell
+from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
+from iotjobs.transports.ssh_pool import SshLimits, SshPool, dial, resolve
+from iotjobs.transports.ssh_trust import (
+    HOST_KEY_ALGS,
+    KEX_ALGS,
+    HostKey,
+    SshCredential,
+    SshTarget,
+    TrustStore,
+    delivery_error,
+    host_key,
+)
+
+__all__ = ["CheckStep", "HostKey", "SshCredential", "SshLimits", "SshTarget", "SshTransport"]
+
+# The window bounds what a stalled reader makes us hold for one channel: this much in asyncssh, and
+# _HELD_MOST_BYTES here.
+_WINDOW_BYTES = 256 * 1024
+_PACKET_BYTES = 32 * 1024
+_HELD_MOST_BYTES = 128 * 1024
+_PIECE_MOST_BYTES = 64 * 1024
+_HEADER_EXTRA_S = 10.0
+_KILL_EXTRA_S = 10.0
+_ANSWER_MOST_BYTES = 64 * 1024
+# A child that still writes after the exit status is not waited for longer than this.
+_AFTER_END_MOST_S = 10.0
+
+
+StepName = Literal["dns", "tcp", "host key", "auth", "exec"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStep:
+    """One step of a connection test.
+
+    Attributes:
+        name: which.
+        ok: it worked; after the first that did not there are no more steps.
+        ms: how long it took.
+        detail: addresses, fingerprint, or what is wrong.
+    """
+
+    name: StepName
+    ok: bool
+    ms: int
+    detail: str
+
+
+class SshTransport:
+    """A `CommandTransport` for `SshTarget`. Used in one event loop; close it at the end."""
+
+    def __init__(
+        self,
+        *,
+        limits: SshLimits | None = None,
+        known_hosts_file: Path | None = None,
+        host_authorities: tuple[str, ...] = (),
+        agent_path: str | None = None,
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            limits: numbers, see there.
+            known_hosts_file: of the site, OpenSSH format; read again when it changes.
+            host_authorities: public key lines whose host certificates are believed everywhere.
+            agent_path: socket of the SSH agent for credentials of that kind.
+        """
+        self._limits = limits or SshLimits()
+        self._trust = TrustStore(known_hosts_file, host_authorities)
+        self._pool = SshPool(self._limits, self._trust, agent_path)
+
+    async def run(self, target: SshTarget, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
+        """See `CommandTransport.run`.
+
+        `before_send` is awaited when the channel is open and the device waits for the command, for
+        `raw` before the exec request.
+        """
+        if request.interpreter == "raw" and request.script is not None:
+            shell.check(request)
+            command, lines = request.script, None
+        else:
+            command, lines = shell.run_command(request.nonce), shell.prologue(request)
+        announced = reconnected = False
+        while True:
+            async with self._pool.channel(target) as link:
+                warm, link.used = link.used, True
+                session = _Session(None if lines is None else request.nonce)
+                try:
+                    if lines is None:
+                        await hooks.before_send()
+                        announced = True
+                    await self._open(link.connection, session, command, target)
+                    if lines is not None:
+                        await hooks.before_send()
+                        announced = True
+                        session.send(lines)
+                    return await self._follow(session, hooks, target)
+                except DeviceUnreachable as error:
+                    if lines is None and session.requested and not session.refused:
+                        raise LinkLost(error.message) from error
+                    # A pooled connection that turns out to be dead costs one more connection and
+                    # not the job.
+                    if announced or reconnected or not (warm and link.dead):
+                        raise
+                    reconnected = True
+                finally:
+                    session.abandon()
+
+    async def kill(self, target: SshTarget, nonce: str, group: int, kill_after_s: float) -> KillProof:
+        """See `CommandTransport.kill`; takes at most `kill_after_s` and ten seconds."""
+        command = shell.kill_command(nonce, group, kill_after_s)
+        return await self._prove(target, command, kill_after_s + _KILL_EXTRA_S)
+
+    async def probe(self, target: SshTarget, nonce: str, group: int) -> KillProof:
+        """See `CommandTransport.probe`; takes at most ten seconds."""
+        return await self._prove(target, shell.kill_command(nonce, group, None), _KILL_EXTRA_S)
+
+    async def scan_host_key(self, host: str, port: int = 22, jump: SshTarget | None = None) -> list[HostKey]:
+        """The host keys that a host shows now, one of each kind, to be compared and then trusted.
+
+        Nobody logs in and nothing is believed.
+
+        Raises:
+            DeviceUnreachable, BadAnswer: no key was shown.
+        """
+        found: list[HostKey] = []
+        problem: DeliveryError = DeviceUnreachable(f"{host}:{port} showed no host key")
+        async with self._pool.through(jump) as through:
+            for algs in (HOST_KEY_ALGS[:1], HOST_KEY_ALGS[1:4], HOST_KEY_ALGS[4:]):
+                try:
+                    found.append(await self._shown(host, port, through, algs))
+                except BadAnswer as error:
+                    problem = error  # it has no key of this kind
+                except DeliveryError as error:
+                    problem = error
+                    break
+        if not found:
+            raise problem
+        return found
+
+    async def _shown(
+        self, host: str, port: int, through: asyncssh.SSHClientConnection | None, algs: tuple[str, ...]
+    ) -> HostKey:
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                key = await asyncssh.get_server_host_key(
+                    host,
+                    port,
+                    tunnel=through or (),
+                    kex_algs=KEX_ALGS,
+                    server_host_key_algs=algs,
+                    config=None,
+                )
+        except (asyncssh.Error, OSError, ValueError) as error:
+            raise delivery_error(error, f"{host}:{port}", sent=False) from error
+        if key is None:
+            raise BadAnswer(f"{host}:{port} showed no host key", maybe_executed=False)
+        return host_key(key)
+
+    async def check(self, target: SshTarget) -> list[CheckStep]:
+        """Test a target step by step, on a connection of its own; ends with the first that fails."""
+        steps = _Steps()
+        try:
+            if target.jump is None:
+                addresses = await resolve(target.host, target.port)
+                steps.done("dns", ", ".join(sorted({str(address[0]) for _, address in addresses})))
+                (await dial(addresses, self._limits.connect_timeout_s)).close()
+                steps.done("tcp", target.address)
+            self._trust.of(target)
+            shown = await self.scan_host_key(target.host, target.port, target.jump)
+            key_ms = steps.lap()
+            async with self._pool.through(target.jump) as through:
+                connection = await self._pool.connect(target, through)
+                try:
+                    used = connection.get_server_host_key()
+                    steps.done("host key", host_key(used).fingerprint if used else "", key_ms)
+                    steps.done("auth", f"logged in as {target.username}")
+                    await self._prove_on(connection, shell.kill_command("check", 0, None), target)
+                    steps.done("exec", "a POSIX shell answers")
+                finally:
+                    connection.close()
+        except (HostKeyUnknown, HostKeyChanged) as error:
+            steps.failed("host key", error.message)
+        except CredentialsRefused as error:
+            steps.done("host key", shown[0].fingerprint)
+            steps.failed("auth", error.message)
+        except DeliveryError as error:
+            steps.failed(None, error.message)
+        except OSError as error:
+            steps.failed(None, delivery_error(error, target.address, sent=False).message)
+        return steps.all
+
+    def forget(self, key: str) -> None:
+        """Use the pooled connection of this object no more; what runs on it goes on."""
+        self._pool.forget(key)
+
+    def stats(self) -> dict[str, int]:
+        """How many connections are open."""
+        return {"open_connections": self._pool.open_connections}
+
+    async def close(self) -> None:
+        """Close all connections; runs still going end with LinkLost. Calling it twice is safe."""
+        await self._pool.close()
+
+    # -- one channel -----------------------------------------------------------------------------
+
+    async def _open(
+        self,
+        connection: asyncssh.SSHClientConnection | None,
+        session: _Session,
+        command: str,
+        target: SshTarget,
+    ) -> None:
+        """Open a channel and make the exec request.
+
+        Raises:
+            DeviceUnreachable: there is no channel, or the request was refused or not answered.
+        """
+        if connection is None:
+            raise DeviceUnreachable(f"the connection to {target.address} is closed")
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                await connection.create_session(
+                    lambda: session, command, encoding=None, window=_WINDOW_BYTES, max_pktsize=_PACKET_BYTES
+                )
+        except TimeoutError as error:
+            # Whoever does not open a channel in this time does not do it for the next job either.
+            self._pool.forget(target.key)
+            raise DeviceUnreachable(f"{target.address} did not open a channel in time") from error
+        except asyncio.CancelledError:
+            # asyncssh does not close a channel that is granted after its opening was cancelled.
+            if not session.requested:
+                self._pool.forget(target.key)
+            raise
+        except asyncssh.ChannelOpenError as error:
+            session.refused = not connection.is_closed()
+            raise DeviceUnreachable(f"{target.address} opened no channel: {error.reason}") from error
+        except (asyncssh.Error, OSError) as error:
+            raise DeviceUnreachable(f"the connection to {target.address} broke: {error}") from error
+
+    async def _follow(self, session: _Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
+        """Hand on what comes until the command's end is told.
+
+        Raises:
+            DeviceUnreachable: it ended before the command had left completely.
+            LinkLost, BadAnswer: see `CommandTransport.run`.
+        """
+        told = session.header is None
+        within_s = self._limits.connect_timeout_s + _HEADER_EXTRA_S
+        deadline = asyncio.get_running_loop().call_later(within_s, session.give_up_header, target.address)
+        try:
+            while True:
+                batch = session.take()
+                if not told and session.header is not None and session.header.run is not None:
+                    told = True
+                    deadline.cancel()
+                    await hooks.started(*session.header.run)
+                for stream, data in batch:
+                    await hooks.output(stream, data)
+                if session.problem is not None:
+                    raise session.problem
+                if batch:
+                    continue
+                if session.over:
+                    break
+                await session.news(self._limits.eof_wait_s)
+        finally:
+            deadline.cancel()
+        return await self._ended(session, hooks, target)
+
+    async def _ended(self, session: _Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
+        end = session.end
+        if end is None:
+            if not session.sent:
+                raise DeviceUnreachable(f"{target.address} closed before the command had left")
+            cause = session.lost
+            if cause is not None:
+                raise delivery_error(cause, target.address, sent=True) from cause
+            raise LinkLost(f"{target.address} closed the channel without telling how the command ended")
+        header = session.header
+        if header is not None and header.run is None:
+            # The header comes right before the command: without it nothing of it has run.
+            said = header.said() or "nothing"
+            raise BadAnswer(
+                f"the shell of {target.address} ended with {end.exit_code} before the command started; it said: {said}",
+                maybe_executed=False,
+            )
+        if header is not None:
+            for stream in Stream:
+                if rest := header.rest(stream):
+                    await hooks.output(stream, rest)
+        return end
+
+    async def _prove(self, target: SshTarget, command: str, within_s: float) -> KillProof:
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._ask(target, command)
+        except TimeoutError:
+            return KillProof(Gone.UNCONFIRMED, f"{target.address} did not answer within {within_s:g} s")
+        except DeliveryError as error:
+            return KillProof(Gone.UNCONFIRMED, error.message)
+
+    async def _ask(self, target: SshTarget, command: str) -> KillProof:
+        """Ask on the pooled connection, then, where that failed, on a fresh one."""
+        warm = False
+        try:
+            async with self._pool.channel(target, spare=True) as link:
+                warm, link.used = link.used, True
+                return await self._prove_on(link.connection, command, target)
+        except (DeviceUnreachable, LinkLost):
+            if not warm:
+                raise
+        async with self._pool.through(target.jump) as through:
+            connection = await self._pool.connect(target, through)
+            try:
+                return await self._prove_on(connection, command, target)
+            finally:
+                connection.close()
+
+    async def _prove_on(
+        self, connection: asyncssh.SSHClientConnection | None, command: str, target: SshTarget
+    ) -> KillProof:
+        session = _Session(None)
+        answer = bytearray()
+        try:
+            await self._open(connection, session, command, target)
+            while True:
+                for stream, data in session.take():
+                    if stream is Stream.STDOUT:
+                        answer += data
+                        del answer[:-_ANSWER_MOST_BYTES]
+                if session.over:
+                    break
+                await session.news(self._limits.eof_wait_s)
+        finally:
+            session.abandon()
+        if session.end is None:
+            raise LinkLost(f"{target.address} closed the channel before it answered")
+        return shell.proof(bytes(answer))
+
+
+class _Session(asyncssh.SSHClientSession[bytes]):
+    """One channel: holds a bounded piece of output until it is taken, and how the command ended.
+
+    Attributes:
+        header: takes the header off the output; None where there is none to come.
+        requested: the channel is open, so the exec request has left.
+        refused: the exec request was, and nothing ran.
+        sent: the command has left completely.
+        end: exit status or signal, once told.
+        lost: why the connection ended, if it did.
+        problem: what the far side did that cannot be answered by going on.
+    """
+
+    def __init__(self, nonce: str | None) -> None:
+        self.header = None if nonce is None else shell.Header(nonce)
+        self.requested = False
+        self.refused = False
+        self.sent = nonce is None
+        self.end: CommandEnd | None = None
+        self.lost: Exception | None = None
+        self.problem: DeliveryError | None = None
+        self._channel: asyncssh.SSHClientChannel[bytes] | None = None
+        self._held: deque[tuple[Stream, bytes]] = deque()
+        self._held_bytes = 0
+        self._paused = False
+        self._eof = False
+        self._gone = False
+        self._enough = False
+        self._ended_at: float | None = None
+        self._waiting: asyncio.Future[None] | None = None
+
+    # -- asyncssh calls these --------------------------------------------------------------------
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        self._channel = chan
+        self.requested = True
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        stream = Stream.STDOUT if datatype is None else Stream.STDERR
+        if self.header is not None:
+            try:
+                data = self.header.feed(stream, data)
+            except BadAnswer as error:
+                self.problem = error
+        if data:
+            self._held.append((stream, data))
+            self._held_bytes += len(data)
+            if self._held_bytes > _HELD_MOST_BYTES and not self._paused and self._channel is not None:
+                self._paused = True
+                self._channel.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._wake()
+        return True  # saves the packet of our own EOF: the channel is closed right after
+
+    def exit_status_received(self, status: int) -> None:
+        self.end = CommandEnd(status)
+        self._wake()
+
+    def exit_signal_received(self, signal: str, _core_dumped: bool, _msg: str, _lang: str) -> None:
+        self.end = shell.end_by_signal(signal)
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self.lost = exc
+        self._wake()
+
+    def resume_writing(self) -> None:
+        self.sent = True
+
+    # -- the transport calls these ---------------------------------------------------------------
+
+    def send(self, lines: bytes) -> None:
+        """Write what the device waits for.
+
+        Raises:
+            DeviceUnreachable: the channel is closed.
+        """
+        assert self._channel is not None
+        try:
+            self._channel.write(lines)
+        except OSError as error:
+            raise DeviceUnreachable("the channel was closed before the command had left") from error
+        if self._channel.get_write_buffer_size():
+            self._channel.set_write_buffer_limits(0)  # resume_writing tells when the last byte went
+        else:
+            self.sent = True
+
+    def take(self) -> list[tuple[Stream, bytes]]:
+        """What is held, neighbours of one stream joined; lets more come when there was nothing."""
+        held = self._held
+        if self._paused and not held and self._channel is not None:
+            self._paused = False
+            self._channel.resume_reading()
+        pieces: list[tuple[Stream, bytes]] = []
+        while held:
+            stream, data = held.popleft()
+            if held and held[0][0] is stream:
+                joined = bytearray(data)
+                while held and held[0][0] is stream and len(joined) < _PIECE_MOST_BYTES:
+                    joined += held.popleft()[1]
+                data = bytes(joined)
+            pieces.append((stream, data))
+        self._held_bytes = 0
+        return pieces
+
+    @property
+    def over(self) -> bool:
+        """Nothing is held and nothing worth waiting for will come."""
+        if self._held:
+            return False
+        return self._gone or (self.end is not None and (self._eof or self._enough))
+
+    async def news(self, eof_wait_s: float) -> None:
+        """Wait until something happens; after the end only so long that late output can come.
+
+        A detached child that keeps the output open keeps the channel open: waiting for its end
+        would be waiting for ever.
+        """
+        loop = asyncio.get_running_loop()
+        timer = None
+        if self.end is not None:
+            if self._ended_at is None:
+                self._ended_at = loop.time()
+            if loop.time() - self._ended_at > _AFTER_END_MOST_S:
+                self._enough = True
+                return
+            timer = loop.call_later(eof_wait_s, self._wait_no_more)
+        self._waiting = loop.create_future()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
+            if timer is not None:
+                timer.cancel()
+
+    def give_up_header(self, where: str) -> None:
+        """The device took the command and told nothing since."""
+        if self.header is not None and self.header.run is None:
+            self.problem = LinkLost(f"{where} took the command and did not tell that it started")
+            self._wake()
+
+    def abandon(self) -> None:
+        """Close the channel, whatever state it is in; what runs on the device is left alone."""
+        if self._channel is not None and not self._gone:
+            self._channel.abort()
+
+    def _wait_no_more(self) -> None:
+        self._enough = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
+class _Steps:
+    """The steps of a connection test, each with its time."""
+
+    _ORDER: tuple[StepName, ...] = ("dns", "tcp", "host key", "auth", "exec")
+
+    def __init__(self) -> None:
+        self.all: list[CheckStep] = []
+        self._since = time.monotonic()
+
+    def lap(self) -> int:
+        """Milliseconds since the last step."""
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        return round(1000 * took)
+
+    def done(self, name: StepName, detail: str, ms: int | None = None) -> None:
+        self.all.append(CheckStep(name, True, self.lap() if ms is None else ms, detail))
+
+    def failed(self, name: StepName | None, detail: str) -> None:
+        """The end of the test; without a name the step after the last one failed."""
+        if name is None:
+            last = self.all[-1].name if self.all else None
+            name = self._ORDER[self._ORDER.index(last) + 1] if last else "dns"
+        self.all.append(CheckStep(name, False, self.lap(), detail))
