@@ -7,8 +7,8 @@ the device are in `shell`.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,9 @@ from iotjobs.domain.errors import (
 )
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
-from iotjobs.transports.ssh_pool import SshLimits, SshPool, dial, resolve
+from iotjobs.transports.ssh_channel import PACKET_BYTES, WINDOW_BYTES, Session
+from iotjobs.transports.ssh_dial import dial, resolve
+from iotjobs.transports.ssh_pool import Link, SshLimits, SshPool
 from iotjobs.transports.ssh_trust import (
     HOST_KEY_ALGS,
     KEX_ALGS,
@@ -40,18 +42,12 @@ from iotjobs.transports.ssh_trust import (
 
 __all__ = ["CheckStep", "HostKey", "SshCredential", "SshLimits", "SshTarget", "SshTransport"]
 
-# The window bounds what a stalled reader makes us hold for one channel: this much in asyncssh, and
-# _HELD_MOST_BYTES here.
-_WINDOW_BYTES = 256 * 1024
-_PACKET_BYTES = 32 * 1024
-_HELD_MOST_BYTES = 128 * 1024
-_PIECE_MOST_BYTES = 64 * 1024
 _HEADER_EXTRA_S = 10.0
 _KILL_EXTRA_S = 10.0
 _ANSWER_MOST_BYTES = 64 * 1024
-# A child that still writes after the exit status is not waited for longer than this.
-_AFTER_END_MOST_S = 10.0
-
+# How long a refused channel is asked for again when nothing else of ours is open there.
+_REFUSED_FIRST_S = 0.02
+_REFUSED_MOST_S = 0.3
 
 StepName = Literal["dns", "tcp", "host key", "auth", "exec"]
 
@@ -111,12 +107,12 @@ class SshTransport:
         while True:
             async with self._pool.channel(target) as link:
                 warm, link.used = link.used, True
-                session = _Session(None if lines is None else request.nonce)
+                session = Session(None if lines is None else request.nonce)
                 try:
                     if lines is None:
                         await hooks.before_send()
                         announced = True
-                    await self._open(link.connection, session, command, target)
+                    await self._open(link, session, command)
                     if lines is not None:
                         await hooks.before_send()
                         announced = True
@@ -196,16 +192,12 @@ class SshTransport:
             self._trust.of(target)
             shown = await self.scan_host_key(target.host, target.port, target.jump)
             key_ms = steps.lap()
-            async with self._pool.through(target.jump) as through:
-                connection = await self._pool.connect(target, through)
-                try:
-                    used = connection.get_server_host_key()
-                    steps.done("host key", host_key(used).fingerprint if used else "", key_ms)
-                    steps.done("auth", f"logged in as {target.username}")
-                    await self._prove_on(connection, shell.kill_command("check", 0, None), target)
-                    steps.done("exec", "a POSIX shell answers")
-                finally:
-                    connection.close()
+            async with self._pool.alone(target) as link:
+                used = link.connection.get_server_host_key() if link.connection else None
+                steps.done("host key", host_key(used).fingerprint if used else "", key_ms)
+                steps.done("auth", f"logged in as {target.username}")
+                await self._prove_on(link, shell.kill_command("check", 0, None))
+                steps.done("exec", "a POSIX shell answers")
         except (HostKeyUnknown, HostKeyChanged) as error:
             steps.failed("host key", error.message)
         except CredentialsRefused as error:
@@ -221,6 +213,10 @@ class SshTransport:
         """Use the pooled connection of this object no more; what runs on it goes on."""
         self._pool.forget(key)
 
+    def is_warm(self, key: str) -> bool:
+        """Whether this object has an open connection, so that a run needs no handshake."""
+        return self._pool.is_warm(key)
+
     def stats(self) -> dict[str, int]:
         """How many connections are open."""
         return {"open_connections": self._pool.open_connections}
@@ -231,41 +227,55 @@ class SshTransport:
 
     # -- one channel -----------------------------------------------------------------------------
 
-    async def _open(
-        self,
-        connection: asyncssh.SSHClientConnection | None,
-        session: _Session,
-        command: str,
-        target: SshTarget,
-    ) -> None:
+    async def _open(self, link: Link, session: Session, command: str) -> None:
         """Open a channel and make the exec request.
+
+        A refusal is asked again: sshd counts a closed session until it has swept it, and a device
+        may allow fewer than we do, so it is a matter of waiting while others of ours are open.
 
         Raises:
             DeviceUnreachable: there is no channel, or the request was refused or not answered.
         """
+        pause = _REFUSED_FIRST_S
+        while True:
+            try:
+                return await self._try_open(link, session, command)
+            except _ChannelRefusedError as error:
+                if link.active <= 1 and pause > _REFUSED_MOST_S:
+                    raise DeviceUnreachable(error.message) from error.__cause__
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # jitter
+                pause = min(2 * pause, 2 * _REFUSED_MOST_S)
+
+    async def _try_open(self, link: Link, session: Session, command: str) -> None:
+        connection, where = link.connection, link.target.address
         if connection is None:
-            raise DeviceUnreachable(f"the connection to {target.address} is closed")
+            raise DeviceUnreachable(f"the connection to {where} is closed")
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
                 await connection.create_session(
-                    lambda: session, command, encoding=None, window=_WINDOW_BYTES, max_pktsize=_PACKET_BYTES
+                    lambda: session, command, encoding=None, window=WINDOW_BYTES, max_pktsize=PACKET_BYTES
                 )
         except TimeoutError as error:
             # Whoever does not open a channel in this time does not do it for the next job either.
-            self._pool.forget(target.key)
-            raise DeviceUnreachable(f"{target.address} did not open a channel in time") from error
+            self._pool.forget(link.target.key)
+            raise DeviceUnreachable(f"{where} did not open a channel in time") from error
         except asyncio.CancelledError:
             # asyncssh does not close a channel that is granted after its opening was cancelled.
             if not session.requested:
-                self._pool.forget(target.key)
+                self._pool.forget(link.target.key)
             raise
         except asyncssh.ChannelOpenError as error:
-            session.refused = not connection.is_closed()
-            raise DeviceUnreachable(f"{target.address} opened no channel: {error.reason}") from error
+            message = f"{where} opened no channel: {error.reason}"
+            if connection.is_closed():
+                raise DeviceUnreachable(message) from error
+            if session.requested:
+                session.refused = True
+                raise DeviceUnreachable(f"{where} refused to run a command") from error
+            raise _ChannelRefusedError(message) from error
         except (asyncssh.Error, OSError) as error:
-            raise DeviceUnreachable(f"the connection to {target.address} broke: {error}") from error
+            raise DeviceUnreachable(f"the connection to {where} broke: {error}") from error
 
-    async def _follow(self, session: _Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
+    async def _follow(self, session: Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
         """Hand on what comes until the command's end is told.
 
         Raises:
@@ -295,7 +305,7 @@ class SshTransport:
             deadline.cancel()
         return await self._ended(session, hooks, target)
 
-    async def _ended(self, session: _Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
+    async def _ended(self, session: Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
         end = session.end
         if end is None:
             if not session.sent:
@@ -333,24 +343,18 @@ class SshTransport:
         try:
             async with self._pool.channel(target, spare=True) as link:
                 warm, link.used = link.used, True
-                return await self._prove_on(link.connection, command, target)
+                return await self._prove_on(link, command)
         except (DeviceUnreachable, LinkLost):
             if not warm:
                 raise
-        async with self._pool.through(target.jump) as through:
-            connection = await self._pool.connect(target, through)
-            try:
-                return await self._prove_on(connection, command, target)
-            finally:
-                connection.close()
+        async with self._pool.alone(target) as link:
+            return await self._prove_on(link, command)
 
-    async def _prove_on(
-        self, connection: asyncssh.SSHClientConnection | None, command: str, target: SshTarget
-    ) -> KillProof:
-        session = _Session(None)
+    async def _prove_on(self, link: Link, command: str) -> KillProof:
+        session = Session(None)
         answer = bytearray()
         try:
-            await self._open(connection, session, command, target)
+            await self._open(link, session, command)
             while True:
                 for stream, data in session.take():
                     if stream is Stream.STDOUT:
@@ -362,167 +366,12 @@ class SshTransport:
         finally:
             session.abandon()
         if session.end is None:
-            raise LinkLost(f"{target.address} closed the channel before it answered")
+            raise LinkLost(f"{link.target.address} closed the channel before it answered")
         return shell.proof(bytes(answer))
 
 
-class _Session(asyncssh.SSHClientSession[bytes]):
-    """One channel: holds a bounded piece of output until it is taken, and how the command ended.
-
-    Attributes:
-        header: takes the header off the output; None where there is none to come.
-        requested: the channel is open, so the exec request has left.
-        refused: the exec request was, and nothing ran.
-        sent: the command has left completely.
-        end: exit status or signal, once told.
-        lost: why the connection ended, if it did.
-        problem: what the far side did that cannot be answered by going on.
-    """
-
-    def __init__(self, nonce: str | None) -> None:
-        self.header = None if nonce is None else shell.Header(nonce)
-        self.requested = False
-        self.refused = False
-        self.sent = nonce is None
-        self.end: CommandEnd | None = None
-        self.lost: Exception | None = None
-        self.problem: DeliveryError | None = None
-        self._channel: asyncssh.SSHClientChannel[bytes] | None = None
-        self._held: deque[tuple[Stream, bytes]] = deque()
-        self._held_bytes = 0
-        self._paused = False
-        self._eof = False
-        self._gone = False
-        self._enough = False
-        self._ended_at: float | None = None
-        self._waiting: asyncio.Future[None] | None = None
-
-    # -- asyncssh calls these --------------------------------------------------------------------
-
-    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
-        self._channel = chan
-        self.requested = True
-
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        stream = Stream.STDOUT if datatype is None else Stream.STDERR
-        if self.header is not None:
-            try:
-                data = self.header.feed(stream, data)
-            except BadAnswer as error:
-                self.problem = error
-        if data:
-            self._held.append((stream, data))
-            self._held_bytes += len(data)
-            if self._held_bytes > _HELD_MOST_BYTES and not self._paused and self._channel is not None:
-                self._paused = True
-                self._channel.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> bool:
-        self._eof = True
-        self._wake()
-        return True  # saves the packet of our own EOF: the channel is closed right after
-
-    def exit_status_received(self, status: int) -> None:
-        self.end = CommandEnd(status)
-        self._wake()
-
-    def exit_signal_received(self, signal: str, _core_dumped: bool, _msg: str, _lang: str) -> None:
-        self.end = shell.end_by_signal(signal)
-        self._wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._gone = True
-        self.lost = exc
-        self._wake()
-
-    def resume_writing(self) -> None:
-        self.sent = True
-
-    # -- the transport calls these ---------------------------------------------------------------
-
-    def send(self, lines: bytes) -> None:
-        """Write what the device waits for.
-
-        Raises:
-            DeviceUnreachable: the channel is closed.
-        """
-        assert self._channel is not None
-        try:
-            self._channel.write(lines)
-        except OSError as error:
-            raise DeviceUnreachable("the channel was closed before the command had left") from error
-        if self._channel.get_write_buffer_size():
-            self._channel.set_write_buffer_limits(0)  # resume_writing tells when the last byte went
-        else:
-            self.sent = True
-
-    def take(self) -> list[tuple[Stream, bytes]]:
-        """What is held, neighbours of one stream joined; lets more come when there was nothing."""
-        held = self._held
-        if self._paused and not held and self._channel is not None:
-            self._paused = False
-            self._channel.resume_reading()
-        pieces: list[tuple[Stream, bytes]] = []
-        while held:
-            stream, data = held.popleft()
-            if held and held[0][0] is stream:
-                joined = bytearray(data)
-                while held and held[0][0] is stream and len(joined) < _PIECE_MOST_BYTES:
-                    joined += held.popleft()[1]
-                data = bytes(joined)
-            pieces.append((stream, data))
-        self._held_bytes = 0
-        return pieces
-
-    @property
-    def over(self) -> bool:
-        """Nothing is held and nothing worth waiting for will come."""
-        if self._held:
-            return False
-        return self._gone or (self.end is not None and (self._eof or self._enough))
-
-    async def news(self, eof_wait_s: float) -> None:
-        """Wait until something happens; after the end only so long that late output can come.
-
-        A detached child that keeps the output open keeps the channel open: waiting for its end
-        would be waiting for ever.
-        """
-        loop = asyncio.get_running_loop()
-        timer = None
-        if self.end is not None:
-            if self._ended_at is None:
-                self._ended_at = loop.time()
-            if loop.time() - self._ended_at > _AFTER_END_MOST_S:
-                self._enough = True
-                return
-            timer = loop.call_later(eof_wait_s, self._wait_no_more)
-        self._waiting = loop.create_future()
-        try:
-            await self._waiting
-        finally:
-            self._waiting = None
-            if timer is not None:
-                timer.cancel()
-
-    def give_up_header(self, where: str) -> None:
-        """The device took the command and told nothing since."""
-        if self.header is not None and self.header.run is None:
-            self.problem = LinkLost(f"{where} took the command and did not tell that it started")
-            self._wake()
-
-    def abandon(self) -> None:
-        """Close the channel, whatever state it is in; what runs on the device is left alone."""
-        if self._channel is not None and not self._gone:
-            self._channel.abort()
-
-    def _wait_no_more(self) -> None:
-        self._enough = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+class _ChannelRefusedError(DeviceUnreachable):
+    """The connection is there and a channel was refused; nothing was asked on it."""
 
 
 class _Steps:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import random
 import socket
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 
 from iotjobs.domain.errors import CredentialsRefused, DeviceUnreachable
+from iotjobs.transports.ssh_dial import Budget, DroppedError, dial, greeting, resolve
 from iotjobs.transports.ssh_trust import (
     ENCRYPTION_ALGS,
     KEX_ALGS,
@@ -69,6 +68,7 @@ class Link:
     def __init__(self, target: SshTarget, limits: SshLimits) -> None:
         self.target = target
         self.users = 0
+        self.active = 0  # channels held now
         self.used = False  # has carried a channel: its death may have gone unseen
         self.channels = asyncio.Semaphore(limits.channels)
         self.spare = asyncio.Semaphore(_SPARE_CHANNELS)
@@ -131,7 +131,11 @@ class SshPool:
         link = await self._join(target)
         try:
             async with link.spare if spare else link.channels:
-                yield link
+                link.active += 1
+                try:
+                    yield link
+                finally:
+                    link.active -= 1
         finally:
             self._leave(link)
 
@@ -167,6 +171,11 @@ class SshPool:
         else:
             loop = asyncio.get_running_loop()
             link.idle = loop.call_later(self._limits.idle_s, self._drop, link)
+
+    def is_warm(self, key: str) -> bool:
+        """Whether this key's connection is open now; may be asked from another thread."""
+        link = self._links.get(key)
+        return link is not None and link.connection is not None and not link.dead
 
     def forget(self, key: str) -> None:
         """Use this connection no more; what runs on it goes on."""
@@ -234,6 +243,23 @@ class SshPool:
         finally:
             self._leave(link)
 
+    @asynccontextmanager
+    async def alone(self, target: SshTarget) -> AsyncIterator[Link]:
+        """A fresh connection outside the pool for the time of the block."""
+        async with self.through(target.jump) as through:
+            link = Link(target, self._limits)
+            link.opening = asyncio.create_task(self.connect(target, through), name=f"ssh-alone-{target.key}")
+            try:
+                connection = await link.opening
+                yield link
+                connection.close()
+            except BaseException:
+                link.opening.cancel()
+                await asyncio.wait({link.opening})
+                if link.connection is not None:
+                    link.connection.abort()
+                raise
+
     async def connect(
         self, target: SshTarget, through: asyncssh.SSHClientConnection | None = None
     ) -> asyncssh.SSHClientConnection:
@@ -246,13 +272,13 @@ class SshPool:
             DeliveryError: why not.
         """
         self._options_of(target.credential)  # a key that cannot be read is told before we dial
-        budget = _Budget(self._limits.connect_timeout_s)
+        budget = Budget(self._limits.connect_timeout_s)
         pause = _RETRY_FIRST_S
         while True:
             watch = HostKeyWatch()
             try:
                 return await self._attempt(target, through, watch, budget)
-            except (asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError, _DroppedError) as error:
+            except (asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError, DroppedError) as error:
                 wait = pause * random.uniform(0.5, 1.5)  # jitter, not a secret
                 if watch.greeted or wait >= budget.left:
                     raise delivery_error(error, target.address, sent=False) from error
@@ -269,7 +295,7 @@ class SshPool:
         target: SshTarget,
         through: asyncssh.SSHClientConnection | None,
         watch: HostKeyWatch,
-        budget: _Budget,
+        budget: Budget,
     ) -> asyncssh.SSHClientConnection:
         if through is not None:
             async with self._handshakes, budget.running():
@@ -289,13 +315,13 @@ class SshPool:
             await _undial(dialing, watch)
             raise
 
-    async def _dial(self, target: SshTarget, budget: _Budget) -> socket.socket:
+    async def _dial(self, target: SshTarget, budget: Budget) -> socket.socket:
         """A TCP connection on which the host has begun to greet."""
         async with self._dials, budget.running():
             addresses = await resolve(target.host, target.port)
             sock = await dial(addresses, budget.left)
             try:
-                await _greeting(sock)
+                await greeting(sock)
             except BaseException:
                 sock.close()
                 raise
@@ -373,93 +399,6 @@ class SshPool:
             )
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, ValueError) as error:
             raise CredentialsRefused(f"the credential {credential.id} cannot be used: {error}") from error
-
-
-class _DroppedError(OSError):
-    """The host closed the connection before it greeted."""
-
-
-class _Budget:
-    """What is left of the time to connect; waiting for a slot of ours does not count."""
-
-    def __init__(self, seconds: float) -> None:
-        self.left = seconds
-
-    def spend(self, seconds: float) -> None:
-        self.left = max(0.0, self.left - seconds)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Raises TimeoutError in the block when the budget is used up."""
-        started_at = time.monotonic()
-        try:
-            async with asyncio.timeout(self.left):
-                yield
-        finally:
-            self.spend(time.monotonic() - started_at)
-
-
-Address = tuple[int, tuple[object, ...]]
-
-
-async def resolve(host: str, port: int) -> list[Address]:
-    """Family and socket address of each address of a host.
-
-    Raises:
-        OSError: the name is not known (socket.gaierror).
-    """
-    with suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        if address.version == 4:
-            return [(socket.AF_INET, (host, port))]
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(int(family), address) for family, _, _, _, address in found]
-
-
-async def dial(addresses: list[Address], within_s: float) -> socket.socket:
-    """The first TCP connection that one of the addresses takes, each tried for its share of the time.
-
-    Raises:
-        OSError: none did; the last reason.
-    """
-    loop = asyncio.get_running_loop()
-    problem: OSError = OSError("it has no address")
-    for count, (family, address) in enumerate(addresses):
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        try:
-            async with asyncio.timeout(within_s / (len(addresses) - count)):
-                await loop.sock_connect(sock, address)
-            return sock
-        except OSError as error:
-            sock.close()
-            problem = error
-        except BaseException:
-            sock.close()
-            raise
-    raise problem
-
-
-async def _greeting(sock: socket.socket) -> None:
-    """Wait until the host's first byte is there, and leave it there.
-
-    Raises:
-        _DroppedError: it closed instead.
-    """
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-
-    def told() -> None:
-        if not readable.done():
-            readable.set_result(None)
-
-    loop.add_reader(sock, told)
-    try:
-        await readable
-    finally:
-        loop.remove_reader(sock)
-    if not sock.recv(1, socket.MSG_PEEK):
-        raise _DroppedError("the host closed the connection before it greeted")
 
 
 async def _undial(dialing: asyncio.Task[socket.socket], watch: HostKeyWatch) -> None:

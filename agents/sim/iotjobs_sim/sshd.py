@@ -150,13 +150,9 @@ def start_dropbear(
     home = _home(folder, client)
     host_key = _dropbear_key(folder / "host_dropbear")
     chosen = port or _free_port()
-    command = _with_login(
-        [dropbear, "-F", "-E", "-m", "-s", "-p", f"127.0.0.1:{chosen}"]
-        + ["-P", str(folder / "pid"), "-r", str(folder / "host_dropbear"), *options],
-        folder,
-        home,
-        shell,
-    )
+    command = [dropbear, "-F", "-E", "-m", "-s", "-p", f"127.0.0.1:{chosen}"]
+    command += ["-P", str(folder / "pid"), "-r", str(folder / "host_dropbear"), *options]
+    command = _with_login(command, folder, home, shell)
     return _start(command, folder, chosen, (host_key,), client)
 
 
