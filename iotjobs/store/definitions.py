@@ -1,8 +1,9 @@
 """What people define: create, read, list, change and delete, each in one transaction.
 
 Classes, objects, links, scripts, credentials and operations have the same life: a version that
-If-Match is compared with, names that are unique, references that must lead somewhere. One is read as a `Definition`: its columns by name. What its members may be is decided in
-`inputs/shapes`; what they may refer to, in `references`.
+If-Match is compared with, names that are unique, references that must lead somewhere. One is read
+as a `Definition`: its columns by name. What its members may be is decided in `inputs/shapes`, what
+they may refer to in `references`.
 """
 
 from __future__ import annotations

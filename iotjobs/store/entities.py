@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, Select, bindparam, select, update
 
 from iotjobs.domain.entities import Entity, OwnerType, SshAddress
-from iotjobs.domain.errors import NotFound
+from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.operations import Operation, OperationType, Via
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.store import tables
@@ -167,7 +167,7 @@ class CredentialSecret:
 
     Attributes:
         version: grows with each change; a cache of parsed keys is keyed by id and version.
-        kind: `private_key` or `password`.
+        kind: `ssh_key`, `password` or `ssh_agent`.
     """
 
     id: str
@@ -199,22 +199,23 @@ _access = select(O.id, O.name, O.ssh).where(O.id == bindparam("wanted"))
 _credential = select(K.id, K.version, K.kind, K.username, K.secret).where(K.id == bindparam("wanted"))
 
 
-def ssh_access(conn: Connection, object_id: str, secrets: Secrets) -> SshAccess | None:
-    """The way to an object over SSH, credentials opened; None for an object without an address.
+def ssh_access(conn: Connection, object_id: str, secrets: Secrets) -> SshAccess:
+    """The way to an object over SSH, credentials opened.
 
     Raises:
         NotFound: there is no such object.
+        BadRequest: it has no SSH address.
         SecretUnreadable: the site's key does not open a credential.
     """
     return _ssh_access(conn, object_id, secrets, jumps_left=JUMPS)
 
 
-def _ssh_access(conn: Connection, object_id: str, secrets: Secrets, *, jumps_left: int) -> SshAccess | None:
+def _ssh_access(conn: Connection, object_id: str, secrets: Secrets, *, jumps_left: int) -> SshAccess:
     row = conn.execute(_access, {"wanted": object_id}).first()
     if row is None:
         raise NotFound(f"there is no object {object_id}")
     if row.ssh is None:
-        return None
+        raise BadRequest(f"the object {row.name} has no SSH address: set ssh.host", field="ssh.host")
     address = SshAddress(**row.ssh)
     credential = jump = None
     if address.credential_id is not None:

@@ -1,0 +1,110 @@
+"""What all routers have in common: answers with their ETag, If-Match, lists and ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from iotjobs.clock import rfc3339
+from iotjobs.domain.errors import BadRequest
+from iotjobs.store.definitions import Definition, Page
+
+PREFIX = "/api/v1"
+
+_ETAG = re.compile(r'(?P<weak>W/)?"(?P<text>[^"]*)"\s*(?:,|\Z)\s*')
+_CURSOR = re.compile(r"[0-9a-f]{32}\Z")
+
+Id = Annotated[str, Path(min_length=1, max_length=64)]
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer in JSON; the content holds JSON's own types only."""
+    return Response(msgspec.json.encode(content), status, dict(headers or {}), "application/json")
+
+
+def shown(definition: Definition) -> dict[str, Any]:
+    """A definition's members beside its id, version and moment of creation."""
+    return {
+        "id": definition.id,
+        **definition.values,
+        "version": definition.version,
+        "created_at": rfc3339(definition.created_at),
+    }
+
+
+def with_etag(content: Mapping[str, Any]) -> Response:
+    """200 with the content, its `version` being the ETag."""
+    return json_response(content, headers={"ETag": f'"{content["version"]}"'})
+
+
+def created(content: Mapping[str, Any], location: str) -> Response:
+    """201 with where the new thing is, its ETag if it has a version, and itself."""
+    headers = {"Location": f"{PREFIX}{location}"}
+    if "version" in content:
+        headers["ETag"] = f'"{content["version"]}"'
+    return json_response(content, 201, headers)
+
+
+def listed(items: Iterable[Any], cursor: str | None = None) -> Response:
+    """A list, or a part of one."""
+    return json_response({"items": list(items), "next": cursor})
+
+
+def page_of(page: Page, show: Callable[[Definition], Any] = shown) -> Response:
+    """A part of a list of definitions."""
+    return listed((show(item) for item in page.items), page.next)
+
+
+def no_content() -> Response:
+    """204."""
+    return Response(status_code=204)
+
+
+class ListQuery(BaseModel):
+    """The query of every list; an unknown name in a query is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+    cursor: Annotated[str, Field(max_length=64, description="`next` of the part before")] | None = None
+
+    @property
+    def after(self) -> str | None:
+        """The id behind which the part begins."""
+        if self.cursor is not None and not _CURSOR.match(self.cursor):
+            raise BadRequest("this is no cursor of this list", field="cursor")
+        return self.cursor
+
+
+class NamedQuery(ListQuery):
+    """A list that can be asked for one name."""
+
+    name: Annotated[str, Field(max_length=200)] | None = None
+
+
+Listing = Annotated[ListQuery, Query()]
+NamedListing = Annotated[NamedQuery, Query()]
+
+
+async def _versions(request: Request) -> frozenset[int] | None:
+    given = ",".join(request.headers.getlist("if-match")).strip()
+    if given in ("", "*"):
+        return None
+    versions, position = set(), 0
+    while position < len(given):
+        tag = _ETAG.match(given, position)
+        if tag is None:
+            raise BadRequest('If-Match must be an ETag as it was sent, such as "3"', field="If-Match")
+        # A weak tag never matches here (RFC 9110 §13.1.1), and neither does one that is not ours.
+        if not tag["weak"] and tag["text"].isdecimal() and len(tag["text"]) < 10:
+            versions.add(int(tag["text"]))
+        position = tag.end()
+    return frozenset(versions)
+
+
+IfMatch = Annotated[frozenset[int] | None, Depends(_versions)]
