@@ -383,9 +383,11 @@ class _Reader(WordReader):
 
     def _refuse_holes(self, end: int, reason: str) -> None:
         """Refuse the first hole between the position and `end`."""
-        inside = [start for start in self.holes if self.position <= start < end]
-        if inside:
-            raise Refused(min(inside), reason)
+        at = self.text.find("{{", self.position, end)
+        while at >= 0:
+            if at in self.holes:
+                raise Refused(at, reason)
+            at = self.text.find("{{", at + 1, end)
 
     def _settle(self, word: Word) -> None:
         # In a substitution the word around it is still to be judged.

@@ -19,16 +19,17 @@ ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\+?=", re.ASCII)
 
 _ENDS_WORD = frozenset(" \t\n;&|<>()")
 _PLAIN = re.compile(r"[^ \t\n;&|<>()'\"\\$`{}\[]+")
+_PLAIN_IN_SINGLE = re.compile(r"[^'{\n]+")
 _PLAIN_IN_DOUBLE = re.compile(r"[^\"\\$`{\n]+")
 _NAME = re.compile(r"\$(?:[A-Za-z_]\w*|[0-9@*#?$!-])", re.ASCII)
 # ${name}, and ${name<operator>word} while the word holds no quote, escape, brace or command: with
 # those, bash and dash disagree about what ends it.
 _PARAMETER = re.compile(
     r"\$\{(?:[#!]?(?:[A-Za-z_]\w*|[0-9]+|[@*#?$!-]))(?:\[[@*\w]\])?"
-    r"(?:[^'\"`\\{}$()<>\n]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*\}",
+    r"(?:[^'\"`\\{}$()<>\n]|\$(?=[A-Za-z_])|\$\{[A-Za-z_]\w*\})*\}",
     re.ASCII,
 )
-_BACKTICKS = re.compile(r"`(?:[^`'\"\\#\n{}()<$]|\$\w+)*`", re.ASCII)
+_BACKTICKS = re.compile(r"`(?:[^`'\"\\#\n{}()<$]|\$(?=\w))*`", re.ASCII)
 _IN_ARITHMETIC = re.compile(r"[\w \t+\-*/%<>=!&|^~?:,$]", re.ASCII)
 # No escaped quote: dash takes `$` as it is and ends the text there, bash goes on.
 _ANSI_C = re.compile(r"\$'[^'\\\n{]*(?:\\[^'\n{][^'\\\n{]*)*'")
@@ -194,8 +195,10 @@ class WordReader(ABC):
                 continue
             if char == "\n":
                 self.line_ends_in_quotes()
-            word.add(char, quoted=True)
-            self.position += 1
+            found = _PLAIN_IN_SINGLE.match(self.text, self.position)
+            text = char if found is None else found.group()
+            word.add(text, quoted=True)
+            self.position += len(text)
         self.position += 1
 
     def _double(self, word: Word) -> None:
@@ -270,7 +273,8 @@ class WordReader(ABC):
 
     def _expansion(self, word: Word, pattern: re.Pattern[str], what: str) -> None:
         found = pattern.match(self.text, self.position)
-        if found is None or any(self.position < hole < found.end() for hole in self.holes):
+        # None of the patterns passes over `{{`, so no hole is skipped.
+        if found is None:
             self.lose(what)
         word.add(UNKNOWN, quoted=True)
         self.position = found.end()

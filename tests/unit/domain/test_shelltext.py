@@ -146,7 +146,7 @@ def expected_word(word: str, value: str) -> str:
     return text.replace("^", value)
 
 
-def assert_words_arrive(values: list[str], shell: list[str], cwd: Path) -> None:
+def assert_words_arrive(values: list[str], every_shell: list[list[str]], cwd: Path) -> None:
     names = count()
     lines, expected, args = [SHOW], [], {}
     for value in values:
@@ -156,15 +156,16 @@ def assert_words_arrive(values: list[str], shell: list[str], cwd: Path) -> None:
             lines.append("show " + word.replace("^", f"{{{{args.{name}}}}}") + "\n")
             expected += ["1", expected_word(word, value)]
     rendered = render_shell("".join(lines), Values({"args": dict(args)}), "sh")
-    output, status = run(shell, rendered.text, rendered.env, cwd)
-    assert output.decode().split("\0")[:-1] == expected
-    assert status == 0
+    for shell in every_shell:
+        output, status = run(shell, rendered.text, rendered.env, cwd)
+        assert output.decode().split("\0")[:-1] == expected
+        assert status == 0
     assert not list(cwd.iterdir())
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_a_nasty_value_arrives_byte_by_byte_as_one_word_in_every_context(index: int, tmp_path: Path) -> None:
-    assert_words_arrive(NASTY, shells()[index], tmp_path)
+    assert_words_arrive(NASTY, [shells()[index]], tmp_path)
 
 
 TEXTS = st.text(
@@ -176,13 +177,12 @@ TEXTS = st.text(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.lists(TEXTS, min_size=1, max_size=8))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_value_arrives_byte_by_byte_as_one_word_in_every_context(
     values: list[str], tmp_path: Path
 ) -> None:
-    for shell in shells():
-        assert_words_arrive(values, shell, tmp_path)
+    assert_words_arrive(values, shells(), tmp_path)
 
 
 HARMLESS = "zq7"
@@ -202,7 +202,7 @@ def assert_shape_is_kept(fragments: list[str], value: str, every_shell: list[lis
         check_shell(text, "bash")
     except MacroError:
         return False
-    if not find(text):
+    if not find(text) or "$$" in text or "\\&&" in text:  # a process's number, a race with the background
         return False
     for shell in every_shell:
         seen = []
