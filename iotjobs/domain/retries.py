@@ -43,7 +43,7 @@ def backoff_s(policy: RetryPolicy, attempt: int, jitter: float) -> float:
         jitter: uniform in 0 … 1; spreads the wait over 50 to 100 % of its full length, so that a
             thousand jobs that one broken switch failed do not come back at the same moment.
     """
-    full = min(policy.max_backoff_s, policy.backoff_s * 2 ** min(attempt - 1, 32))
+    full = min(policy.max_backoff_s, policy.backoff_s * 2.0 ** min(attempt - 1, 32))
     return full * (0.5 + 0.5 * jitter)
 
 

@@ -49,7 +49,9 @@ class Deadlines(LoopService):
     async def sweep(self) -> int:
         """Offer what is ready; how many had no ticket."""
         now = clock.now_ms()
-        return self._dispatcher.offer_again(await self._store.read(lambda conn: queue.ready(conn, now, SWEEP_TICKETS)))
+        return self._dispatcher.offer_again(
+            await self._store.read(lambda conn: queue.ready(conn, now, SWEEP_TICKETS))
+        )
 
     async def look(self) -> None:
         """Move every job whose moment has come."""
@@ -78,10 +80,14 @@ class Deadlines(LoopService):
     def _expire(self, tx: Transaction, job: Job, now: int) -> None:
         waited = f"still {job.status} when its time to live ended"
         reason = f" (waiting: {job.pending_reason})" if job.pending_reason else ""
-        self._settler.finish(tx, job, Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason), now)
+        self._settler.finish(
+            tx, job, Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason), now
+        )
 
     def _unanswered(self, tx: Transaction, job: Job, now: int) -> None:
         ending = Ending(
-            Outcome.TIMED_OUT, error_code=AnswerTimeout.code, error_message="the device did not answer in time"
+            Outcome.TIMED_OUT,
+            error_code=AnswerTimeout.code,
+            error_message="the device did not answer in time",
         )
         self._settler.finish(tx, job, ending, now)

@@ -83,7 +83,10 @@ class DeviceMessages:
         except (ValueError, RecursionError, RequestError) as error:
             # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
             self.dropped += 1
-            log.warning("a device message has no effect", extra={"topic": message.topic[:200], "why": str(error)[:200]})
+            log.warning(
+                "a device message has no effect",
+                extra={"topic": message.topic[:200], "why": str(error)[:200]},
+            )
         except Exception:
             self.dropped += 1
             log.exception("a device message failed in us", extra={"topic": message.topic[:200]})

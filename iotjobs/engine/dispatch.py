@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from functools import partial
 from typing import Protocol
 
 from iotjobs.store.queue import Ticket
@@ -40,7 +41,7 @@ class InProcessDispatcher:
 
     def offer(self, tx: Transaction, ticket: Ticket) -> None:
         """See `Dispatcher`."""
-        tx.after_commit(lambda: self._push(ticket))
+        tx.after_commit(partial(self._push, ticket))
 
     def offer_again(self, tickets: list[Ticket]) -> int:
         """See `Dispatcher`."""

@@ -20,7 +20,7 @@ from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
-from iotjobs.engine.recorder import Recorder
+from iotjobs.engine.recorder import OUTPUT_CAP_BYTES, Recorder
 from iotjobs.engine.settle import OutputEnd, Settler
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
@@ -52,33 +52,46 @@ def new_nonce() -> str:
 class Executor:
     """Runs begun attempts to their end. Safe for concurrent use."""
 
-    def __init__(self, store: Store, settler: Settler, reach: Reach, publishing: Publishing) -> None:
-        self._store, self._settler, self._reach, self._publishing = store, settler, reach, publishing
+    def __init__(
+        self,
+        store: Store,
+        settler: Settler,
+        reach: Reach,
+        publishing: Publishing,
+        *,
+        output_cap_bytes: int = OUTPUT_CAP_BYTES,
+    ) -> None:
+        self.store, self.settler, self.reach, self._publishing = store, settler, reach, publishing
+        self.output_cap_bytes = output_cap_bytes
 
     def ready_to_send(self, job: Job) -> bool:
         """Whether the way to the device is open, so that sending follows the begin at once."""
         if job.transport is Transport.MQTT:
             return self._publishing.connected
-        return job.transport is Transport.SSH and self._reach.is_warm(job.target_id)
+        return job.transport is Transport.SSH and self.reach.is_warm(job.target_id)
 
     async def run(self, begun: Begun) -> None:
         """Run one attempt; everything that can go wrong ends in its record."""
         try:
             if begun.job.transport is Transport.MQTT:
-                await self._publishing.publish(begun.job, begun.plan, Sending(self._store, begun.job))
+                await self._publishing.publish(begun.job, begun.plan, Sending(self.store, begun.job))
             else:
                 await _CommandRun(self, begun).run()
         except LeaseLost as error:
             log.warning("an attempt was taken over", extra={"job_id": begun.job.id, "why": str(error)})
         except IotJobsError as error:
-            await self._end(begun, Ending(Outcome.FAILED, error_code="internalError", error_message=str(error)))
+            await self._end(
+                begun, Ending(Outcome.FAILED, error_code="internalError", error_message=str(error))
+            )
         except Exception as error:
-            log.exception("an attempt failed in us", extra={"job_id": begun.job.id, "attempt": begun.job.attempt})
+            log.exception(
+                "an attempt failed in us", extra={"job_id": begun.job.id, "attempt": begun.job.attempt}
+            )
             what = f"{type(error).__name__} in iotjobs, see the log"
             await self._end(begun, Ending(Outcome.LOST, error_code="internalError", error_message=what))
 
     async def _end(self, begun: Begun, ending: Ending) -> None:
-        await self._settler.end_attempt(begun.job, begun.plan, ending)
+        await self.settler.end_attempt(begun.job, begun.plan, ending)
 
 
 class Sending:
@@ -102,16 +115,18 @@ class Sending:
         elif clock.monotonic() - self._committed > SEND_WITHIN_S:
             job = await self._store.read(lambda conn: jobs.get(conn, self._job.id))
             if job.attempt != self._job.attempt or jobs.ended(job):
-                raise LeaseLost(f"attempt {self._job.attempt} of job {self._job.id} was given to another worker")
+                raise LeaseLost(
+                    f"attempt {self._job.attempt} of job {self._job.id} was given to another worker"
+                )
 
 
 class _CommandRun:
     """One run of a script or program."""
 
     def __init__(self, executor: Executor, begun: Begun) -> None:
-        self._store, self._settler, self._reach = executor._store, executor._settler, executor._reach
+        self._store, self._settler, self._reach = executor.store, executor.settler, executor.reach
         self._job, self._plan = begun.job, begun.plan
-        self._recorder = Recorder(self._store, self._job.id, self._job.attempt)
+        self._recorder = Recorder(self._store, self._job.id, self._job.attempt, executor.output_cap_bytes)
         self._sending = Sending(self._store, self._job)
         self._group = 0
         self._note_group: asyncio.TimerHandle | None = None
@@ -218,6 +233,8 @@ def ending_of_exit(end: CommandEnd) -> Ending:
             error_message=f"ended by signal {end.signal}",
         )
     return Ending(
-        Outcome.FAILED, exit_code=end.exit_code, error_code="exitCode", error_message=f"exit code {end.exit_code}"
+        Outcome.FAILED,
+        exit_code=end.exit_code,
+        error_code="exitCode",
+        error_message=f"exit code {end.exit_code}",
     )
-

@@ -1,5 +1,4 @@
-"""How a job comes to be: an operation, its owner and the caller's arguments become a frozen plan
-and a row, in that order.
+"""How a job comes to be: operation, owner and arguments become a frozen plan, then a row.
 
 Everything is looked up and rendered first, outside the write; the insert then checks that the
 operation is still the version that was rendered. A caller's Idempotency-Key is taken in the same
@@ -240,5 +239,3 @@ def _insert_or_ignore(dialect: str) -> Any:
 
         return pg_insert(tables.idempotency).on_conflict_do_nothing()
     return insert(tables.idempotency).prefix_with("OR IGNORE")
-
-

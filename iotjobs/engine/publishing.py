@@ -80,8 +80,8 @@ class Publishing:
             said = "the broker took the message and nobody has subscribed to its topic"
             await self._store.write(lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said))
         if plan.answer_within_s is None:
-            facts = {"delivery": Delivery.ACKNOWLEDGED if plan.qos else Delivery.SENT}
-            await self._settler.end_attempt(job, plan, Ending(Outcome.SUCCEEDED), **facts)
+            delivery = Delivery.ACKNOWLEDGED if plan.qos else Delivery.SENT
+            await self._settler.end_attempt(job, plan, Ending(Outcome.SUCCEEDED), delivery=delivery)
             return
         deadline = clock.now_ms() + int(plan.answer_within_s * 1000)
 

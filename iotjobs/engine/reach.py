@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iotjobs import clock
-from iotjobs.domain.errors import BadRequest, DeliveryError, DeviceUnreachable, NotFound
+from iotjobs.domain.errors import BadRequest, CredentialsRefused, DeliveryError, DeviceUnreachable, NotFound
 from iotjobs.domain.jobs import Job, Transport
 from iotjobs.store import entities
 from iotjobs.store.entities import SshAccess
@@ -20,7 +20,8 @@ from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof
 from iotjobs.transports.local import LocalTransport
-from iotjobs.transports.ssh import CheckStep, ScannedKey, SshCredential, SshTarget, SshTransport
+from iotjobs.transports.ssh import CheckStep, SshTransport
+from iotjobs.transports.ssh_trust import HostKey, SshCredential, SshTarget
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Reach:
         """
         return await self._ssh.check(await self._looked_up(object_id))
 
-    async def scan_host_key(self, object_id: str) -> Sequence[ScannedKey]:
+    async def scan_host_key(self, object_id: str) -> Sequence[HostKey]:
         """The keys that the object's host shows now; trusts nothing.
 
         Raises:
@@ -106,6 +107,8 @@ class Reach:
         if kept is not None and kept.until > clock.monotonic():
             return kept.target
         access = await self._store.read(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
+        if access is None:
+            raise BadRequest("the object has no SSH address: set ssh.host", field="ssh")
         target = _target_of(access)
         self._kept[object_id] = _Kept(target, clock.monotonic() + KEPT_S)
         return target
@@ -113,22 +116,25 @@ class Reach:
 
 def _target_of(access: SshAccess) -> SshTarget:
     address, stored = access.address, access.credential
-    credential = None
-    if stored is not None:
-        credential = SshCredential(
-            id=stored.id,
-            version=stored.version,
-            kind=stored.kind,
-            private_key=stored.private_key,
-            passphrase=stored.passphrase,
-            password=stored.password,
-        )
+    if stored is None:
+        raise CredentialsRefused(f"{access.object_name} has no credential: set ssh.credential_id")
+    username = address.username or stored.username
+    if not username:
+        raise CredentialsRefused(f"{access.object_name} has no user to log in as: set ssh.username")
+    credential = SshCredential(
+        id=stored.id,
+        version=stored.version,
+        kind=stored.kind,
+        private_key=stored.private_key,
+        passphrase=stored.passphrase,
+        password=stored.password,
+    )
     return SshTarget(
         key=access.object_id,
         host=address.host,
         port=address.port,
-        username=address.username or (stored.username if stored is not None else None) or "",
+        username=username,
         credential=credential,
-        host_key=address.host_key,
+        host_keys=tuple(line for line in (address.host_key or "").splitlines() if line.strip()),
         jump=None if access.jump is None else _target_of(access.jump),
     )

@@ -83,7 +83,9 @@ class Recorder:
             total, size = self.total_bytes, sum(len(chunk.data) for chunk in chunks)
 
             def item(tx: Transaction) -> None:
-                jobs.note(tx, self._job_id, self._attempt, output_bytes=total, output_truncated=self.truncated)
+                jobs.note(
+                    tx, self._job_id, self._attempt, output_bytes=total, output_truncated=self.truncated
+                )
                 output.append(tx, self._job_id, self._attempt, chunks)
                 output.drop(tx, self._job_id, self._attempt, dropped)
 

@@ -60,7 +60,9 @@ class Settler:
                 facts.update(output_bytes=end.total_bytes, output_truncated=end.truncated)
             if again is not None:
                 jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
-                jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again")
+                jobs.log(
+                    tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again"
+                )
                 queue.offer_next(tx, job.lane, now, self._offers)
             else:
                 self.finish(tx, job, ending, now, **facts)
@@ -88,8 +90,8 @@ class Settler:
 
     async def _refused(self, job: Job, ending: Ending, error: Exception) -> None:
         """A late write: what it would have said is kept as a log entry."""
-        log.warning("a late end was refused", extra={"job_id": job.id, "attempt": job.attempt, "why": str(error)})
+        log.warning(
+            "a late end was refused", extra={"job_id": job.id, "attempt": job.attempt, "why": str(error)}
+        )
         said = f"attempt {job.attempt} ended {ending.outcome} after it was no longer the newest: {error}"
         await self._store.write(lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said))
-
-

@@ -174,7 +174,7 @@ class PostgresStore:
     async def write(self, item: Item[T], *, size: int = 0) -> T:  # noqa: ARG002 - no batches here
         """See `Store`."""
         for tried in range(1, RACES + 1):
-            callbacks: list[Callable[[], None]] = []
+            callbacks: list[Callable[[], object]] = []
             try:
                 async with self._engine.begin() as conn:
                     result = await conn.run_sync(_run_item, item, callbacks)
@@ -200,7 +200,7 @@ class PostgresStore:
             raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
 
 
-def _run_item(conn: Connection, item: Item[T], callbacks: list[Callable[[], None]]) -> T:
+def _run_item(conn: Connection, item: Item[T], callbacks: list[Callable[[], object]]) -> T:
     tx = Transaction(conn, callbacks)
     result = item(tx)
     insert_rows(conn, tx.rows)

@@ -34,7 +34,7 @@ class Transaction:
     """What an item gets: the connection, and a place for what must happen only after COMMIT."""
 
     conn: Connection
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    callbacks: list[Callable[[], object]] = field(default_factory=list)
     rows: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
 
     def append(self, table: Table, row: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Transaction:
         """
         self.rows.append((table, row))
 
-    def after_commit(self, callback: Callable[[], None]) -> None:
+    def after_commit(self, callback: Callable[[], object]) -> None:
         """Call this in the event loop once the transaction is on disk; never if it fails."""
         self.callbacks.append(callback)
 
@@ -58,7 +58,7 @@ class _Pending:
     item: Item[Any]
     future: asyncio.Future[Any]
     size: int
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    callbacks: list[Callable[[], object]] = field(default_factory=list)
     rows: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
     result: Any = None
     error: BaseException | None = None

@@ -1,0 +1,231 @@
+"""The composition root: settings → store → transports → engine → inputs.
+
+`Site` is one running iotjobs: everything is made here, started in order and stopped in the
+opposite order. Nothing below knows the settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from iotjobs import clock
+from iotjobs.domain.errors import ConfigurationError
+from iotjobs.engine.deadlines import Deadlines
+from iotjobs.engine.devices import FILTERS, DeviceMessages
+from iotjobs.engine.dispatch import InProcessDispatcher
+from iotjobs.engine.enrolment import Enrolment
+from iotjobs.engine.execution import Executor
+from iotjobs.engine.feed import Feed
+from iotjobs.engine.intake import Intake
+from iotjobs.engine.publishing import Publishing
+from iotjobs.engine.reach import Reach
+from iotjobs.engine.readiness import Readiness
+from iotjobs.engine.rescue import rescue
+from iotjobs.engine.services import Service
+from iotjobs.engine.settle import Settler
+from iotjobs.engine.worker import Worker
+from iotjobs.inputs.rest.api import build_api
+from iotjobs.inputs.rest.services import ApiServices
+from iotjobs.settings import Settings
+from iotjobs.store import accounts, facts, secrets
+from iotjobs.store.migrations.migrate import migrate
+from iotjobs.store.secrets import Secrets
+from iotjobs.store.session import Store, open_store
+from iotjobs.transports.broker import BrokerProcess
+from iotjobs.transports.broker_child import find_mosquitto
+from iotjobs.transports.local import LocalTransport
+from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
+from iotjobs.transports.mqtt_address import BrokerAddress
+from iotjobs.transports.ssh import SshTransport
+from iotjobs.transports.ssh_pool import SshLimits
+
+log = logging.getLogger(__name__)
+
+# Contains a dot, so that no thing name can be equal to it.
+BROKER_USER = "iotjobs.service"
+
+
+class AlreadyRunning(ConfigurationError):
+    """Another process holds the data directory or the database."""
+
+
+@dataclass(slots=True)
+class Site:
+    """One running iotjobs. `start` once, `stop` once.
+
+    Attributes:
+        api: the HTTP application, after `start`.
+        admin_token: the administrator's token if this start made one: to be shown once.
+        mqtt_url: where devices connect, without a login; None without a broker.
+    """
+
+    settings: Settings
+    api: FastAPI | None = None
+    admin_token: str | None = None
+    mqtt_url: str | None = None
+    worker: Worker | None = None
+    readiness: Readiness = field(default_factory=Readiness)
+    _lock: int | None = None
+    _store: Store | None = None
+    _ssh: SshTransport | None = None
+    _services: list[Service] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Bring everything up, in order; `stop` undoes it also when this failed half way.
+
+        Raises:
+            AlreadyRunning: another process serves this data.
+            ConfigurationError: a setting, or the key, does not fit.
+            MigrationNeeded: the database is of another version.
+        """
+        settings = self.settings
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = take_lock(settings.data_dir / "lock")
+        vault = self._open_secrets()
+        await asyncio.to_thread(migrate, settings.store_url)
+        store = self._store = open_store(settings.store_url)
+        await store.start()
+        await store.write(lambda tx: secrets.check_canary(tx, vault))
+        given = settings.admin_token.get_secret_value() if settings.admin_token else None
+        self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))
+        self.readiness.up("store")
+        await self._start_engine(store, vault)
+
+    def _open_secrets(self) -> Secrets:
+        embedded = self.settings.database_url is None
+        if not embedded and self.settings.secret_key_file is None:
+            raise ConfigurationError(
+                "IOTJOBS_SECRET_KEY_FILE is required with PostgreSQL: every node needs the same key"
+            )
+        return Secrets(secrets.load_or_make_key(self.settings.key_file, may_make=embedded))
+
+    async def _start_engine(self, store: Store, vault: Secrets) -> None:
+        settings = self.settings
+        broker, address = await self._find_broker()
+        enrolment = Enrolment(store, broker)
+        if broker is not None:
+            await enrolment.publish_all()
+            await self._run(broker)
+        publisher = None if address is None else MqttPublisher(address)
+
+        dispatcher, feed = InProcessDispatcher(), Feed(store)
+        settler = Settler(store, dispatcher, feed)
+        self._ssh = SshTransport(
+            limits=SshLimits(
+                connect_timeout_s=settings.ssh_connect_timeout_s,
+                idle_s=settings.ssh_idle_s,
+                keepalive_s=settings.ssh_keepalive_s,
+            ),
+            known_hosts_file=settings.known_hosts_file,
+            agent_path=settings.ssh_agent_path,
+        )
+        reach = Reach(store, vault, self._ssh, LocalTransport())
+        publishing = Publishing(store, settler, publisher)
+        executor = Executor(store, settler, reach, publishing, output_cap_bytes=settings.output_cap_bytes)
+        worker_id = clock.new_id()
+        self.worker = Worker(
+            store, vault, dispatcher, executor, worker_id=worker_id, at_once=settings.jobs_at_once
+        )
+        deadlines = Deadlines(store, dispatcher, settler)
+        rescued = await rescue(store, settler, worker_id)
+        if rescued:
+            log.info(
+                "attempts of a dead process were ended or given their next try", extra={"count": rescued}
+            )
+        await deadlines.sweep()
+
+        if publisher is not None and address is not None:
+            await self._start_mqtt(store, settler, publisher, address)
+        await self._run(deadlines)
+        await self._run(self.worker)
+        self.api = build_api(
+            ApiServices(
+                store=store,
+                secrets=vault,
+                allow_local=settings.allow_local,
+                intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
+                feed=feed,
+                reach=reach,
+                enrolment=enrolment,
+                readiness=self.readiness,
+            )
+        )
+
+    async def _find_broker(self) -> tuple[BrokerProcess | None, BrokerAddress | None]:
+        """The broker of ours, if we start one, and the address of whichever there is."""
+        settings = self.settings
+        if settings.mqtt_url is not None:
+            address = BrokerAddress.parse(settings.mqtt_url.get_secret_value(), ca_file=settings.mqtt_ca_file)
+            self.mqtt_url = str(address)
+            return None, address
+        if find_mosquitto() is None:
+            self.readiness.absent("broker", "mosquitto is not installed (apt-get install mosquitto): no MQTT")
+            log.warning("mosquitto is not installed: running without MQTT")
+            return None, None
+        broker = BrokerProcess(
+            settings.data_dir / "broker",
+            service_username=BROKER_USER,
+            service_password=clock.new_id() + clock.new_id(),
+            bind=settings.mqtt_bind,
+            port=settings.mqtt_port,
+        )
+        self.mqtt_url = f"mqtt://{settings.mqtt_bind}:{settings.mqtt_port}"
+        return broker, broker.address
+
+    async def _start_mqtt(
+        self, store: Store, settler: Settler, publisher: MqttPublisher, address: BrokerAddress
+    ) -> None:
+        devices = DeviceMessages(store, settler)
+        client_id = await store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
+        consumer = MqttConsumer(address, client_id=client_id, filters=FILTERS, handler=devices.receive)
+        for service in (devices, consumer, publisher):
+            await self._run(service)
+        self.readiness.watch("broker", lambda: publisher.connected and consumer.connected)
+
+    async def _run(self, service: Service) -> None:
+        self._services.append(service)
+        await service.start()
+
+    async def stop(self) -> None:
+        """Let running jobs end within the grace, then take everything down in the opposite order."""
+        if self.worker is not None:
+            await self.worker.drain(self.settings.stop_grace_s)
+        while self._services:
+            await self._services.pop().stop()
+        if self._ssh is not None:
+            await self._ssh.close()
+        if self._store is not None:
+            await self._store.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def take_lock(path: Path) -> int:
+    """Hold the data directory for this process; the lock ends with it, however it ends.
+
+    Raises:
+        AlreadyRunning: names the process that holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode().strip() or "unknown"
+        os.close(descriptor)
+        raise AlreadyRunning(f"{path.parent} is served by process {holder}: stop it first") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _new_client_id() -> str:
+    # Unguessable: whoever knows it could take the session over.
+    return f"iotjobs-{os.urandom(16).hex()}"

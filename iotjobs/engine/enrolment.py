@@ -1,0 +1,85 @@
+"""Gives a device its login on our broker."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import BadRequest, Conflict, NotFound, NotReady
+from iotjobs.store import entities
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+from iotjobs.transports.broker import BrokerProcess
+from iotjobs.transports.broker_files import Credential, broker_username, hash_password
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What a device needs to log in; the password is shown once and kept nowhere."""
+
+    thing: str
+    url: str
+    username: str
+    password: str = field(repr=False)
+
+
+class Enrolment:
+    """Keeps the broker's logins in step with the store.
+
+    Args:
+        store: where objects are.
+        broker: the broker of ours, or None where there is another one, or none.
+    """
+
+    def __init__(self, store: Store, broker: BrokerProcess | None) -> None:
+        self._store, self._broker = store, broker
+
+    async def publish_all(self) -> None:
+        """Tell the broker about every enrolled object: at start, and after objects changed."""
+        if self._broker is not None:
+            self._broker.write_credentials(await self._store.read(_credentials))
+
+    async def enrol(self, object_id: str) -> Enrolled:
+        """Make a new password for an object's thing; an earlier one ends.
+
+        Raises:
+            NotFound: no such object.
+            BadRequest: it has no thing name.
+            Conflict: the broker is not ours.
+            NotReady: the broker did not take the login in time; the password was not given out.
+        """
+        broker = self._broker
+        if broker is None:
+            raise Conflict("the broker is not run by iotjobs: make the login there")
+        thing = await self._store.read(lambda conn: _thing_of(conn, object_id))
+        password = randomness.token_urlsafe(24)
+        hashed = hash_password(password)
+
+        def item(tx: Transaction) -> None:
+            entities.set_mqtt_password(tx, object_id, hashed)
+
+        await self._store.write(item)
+        await self.publish_all()
+        username = broker_username(thing)
+        if not await broker.test_connect(username, password):
+            raise NotReady("the broker did not take the login in time: try again")
+        return Enrolled(thing, f"mqtt://{broker.address.host}:{broker.address.port}", username, password)
+
+
+def _thing_of(conn: Connection, object_id: str) -> str:
+    entity = entities.load_entity(conn, OwnerType.OBJECT, object_id)
+    if entity is None:
+        raise NotFound(f"there is no object {object_id}")
+    if entity.thing is None:
+        raise BadRequest("the object has no thing name: set thing", field="thing")
+    return entity.thing
+
+
+def _credentials(conn: Connection) -> list[Credential]:
+    return [
+        Credential(entry.thing, entry.password_hash, entry.read, entry.write)
+        for entry in entities.broker_entries(conn)
+    ]

@@ -1,0 +1,118 @@
+"""`iotjobs serve`: one process, from its first line to its clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from iotjobs import __version__, logs
+from iotjobs.app import Site
+from iotjobs.domain.errors import ConfigurationError
+from iotjobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# What an open HTTP exchange may still take after SIGTERM before it is cut.
+HTTP_GRACE_S = 2
+INTERRUPTED = 130
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the signals are ours."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run_server(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; a second signal leaves at once.
+
+    Returns:
+        The exit code: 0 after a clean stop.
+
+    Raises:
+        ConfigurationError: it could not be started; the message says why.
+    """
+    logs.configure(settings.log_level, settings.log_style)
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, _on_signal, stopping)
+    listener = _listen(settings)
+    site = Site(settings)
+    try:
+        await site.start()
+        assert site.api is not None
+        config = uvicorn.Config(
+            site.api,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=HTTP_GRACE_S,
+            server_header=False,
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+        _announce(site, listener)
+        await _first(serving, stopping)
+        server.should_exit = True
+        await serving
+    finally:
+        log.info("stopping")
+        await site.stop()
+    return 0
+
+
+async def _first(serving: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    stop = asyncio.create_task(stopping.wait(), name="stop signal")
+    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+
+
+def _on_signal(stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        os._exit(INTERRUPTED)
+    stopping.set()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot bind {settings.host}:{settings.port}: {error.strerror}; choose another with --port"
+        ) from error
+    listener.listen(2048)
+    return listener
+
+
+def _announce(site: Site, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    lines = [
+        f"iotjobs {__version__}",
+        f"  API    http://{host}:{port}/api/v1",
+        f"  MQTT   {site.mqtt_url or 'none, see /readyz'}",
+        f"  data   {site.settings.data_dir}",
+    ]
+    if site.admin_token is not None:
+        lines.append(f"  admin's token, shown this once: {site.admin_token}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
