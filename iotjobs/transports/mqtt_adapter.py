@@ -16,7 +16,6 @@ import socket
 import ssl
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -38,6 +37,7 @@ from iotjobs.transports.mqtt_messages import (
     pack_properties,
     read_publish,
 )
+from iotjobs.transports.mqtt_window import Window
 
 _KEEPALIVE_S = 15  # a dead broker is noticed within twice this
 _CONNECT_TIMEOUT_S = 5.0  # of DNS, TCP and TLS each
@@ -45,53 +45,6 @@ _CONNACK_TIMEOUT_S = 10.0
 _READS_PER_TURN = 64  # packets, then the loop's other tasks have their turn (about 1 ms)
 # Mosquitto 2.0.11 answers with 0x87 where the standard has 0x86.
 _CREDENTIAL_REASONS = frozenset({0x86, 0x87, 0x8C})
-
-
-class Window:
-    """How many messages may be unacknowledged at once; ends with its connection."""
-
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._closed = False
-
-    async def enter(self) -> None:
-        """Wait for a place; every `enter` needs one `leave`.
-
-        Raises:
-            ConnectionEnded: there will be none.
-        """
-        if self._closed:
-            raise ConnectionEnded("the connection has ended")
-        if self._free > 0:
-            self._free -= 1
-            return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            # The place can have been given in the very turn in which we were cancelled.
-            if place.done() and not place.cancelled() and place.exception() is None:
-                self.leave()
-            raise
-
-    def leave(self) -> None:
-        """Give the place to the next who waits."""
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                return
-        self._free += 1
-
-    def close(self) -> None:
-        """Send everyone away who waits."""
-        self._closed = True
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_exception(ConnectionEnded("the connection has ended"))
 
 
 class _PahoClient(mqtt.Client):
