@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from contextlib import suppress
+from asyncio.subprocess import DEVNULL, PIPE
 
-from iotjobs.domain.errors import BadAnswer, DeviceUnreachable
+from iotjobs.domain.errors import DeviceUnreachable
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
+from iotjobs.transports.spool import Spool, follow
 
-_PIECE_MOST_BYTES = 64 * 1024
-_STOP_WITHIN_S = 10.0
+_WHERE = "this host"
+_START_WITHIN_S = 20.0
+_EOF_WAIT_S = 0.5
+_KILL_EXTRA_S = 10.0
 
 
 class LocalTransport:
@@ -24,41 +26,34 @@ class LocalTransport:
     def __init__(self, *, path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin") -> None:
         """Nothing of this process's environment is handed on but what is given here."""
         self._env = {"PATH": path, "LANG": "C.UTF-8"}
-        self._eof_wait_s = 0.5
 
     async def run(self, target: object, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
         """See `CommandTransport.run`; cancelling it leaves the processes alone."""
         del target
-        raw = request.interpreter == "raw" and request.script is not None
-        if raw:
+        if request.interpreter == "raw" and request.script is not None:
             shell.check(request)
-            command, lines, header = request.script or "", b"", None
             await hooks.before_send()
+            process = await self._start(request.script, _LocalProcess(None))
         else:
-            command, lines = shell.run_command(request.nonce), shell.prologue(request)
-            header = shell.Header(request.nonce)
-        process = await self._start(command)
+            lines = shell.prologue(request)
+            process = await self._start(shell.run_command(request.nonce), _LocalProcess(request.nonce))
         try:
-            if not raw:
+            if process.header is not None:
                 await hooks.before_send()
-            assert process.stdin is not None
-            process.stdin.write(lines)
-            with suppress(BrokenPipeError, ConnectionResetError):
-                await process.stdin.drain()
-            process.stdin.close()
-            return await _follow(process, header, hooks, self._eof_wait_s)
+                process.send(lines)
+            return await follow(process, hooks, _START_WITHIN_S, _EOF_WAIT_S)
         finally:
-            _let_go(process)
+            process.let_go()
 
     async def kill(self, target: object, nonce: str, group: int, kill_after_s: float) -> KillProof:
         """See `CommandTransport.kill`."""
         del target
-        return await self._ask(shell.kill_command(nonce, group, kill_after_s), kill_after_s + _STOP_WITHIN_S)
+        return await self._ask(shell.kill_command(nonce, group, kill_after_s), kill_after_s + _KILL_EXTRA_S)
 
     async def probe(self, target: object, nonce: str, group: int) -> KillProof:
         """See `CommandTransport.probe`."""
         del target
-        return await self._ask(shell.kill_command(nonce, group, None), _STOP_WITHIN_S)
+        return await self._ask(shell.kill_command(nonce, group, None), _KILL_EXTRA_S)
 
     async def _ask(self, command: str, within_s: float) -> KillProof:
         try:
@@ -76,78 +71,86 @@ class LocalTransport:
             return KillProof(Gone.UNCONFIRMED, f"this host did not answer within {within_s:g} s")
         return shell.proof(answer)
 
-    async def _start(self, command: str) -> Process:
+    async def _start(self, command: str, process: _LocalProcess) -> _LocalProcess:
+        loop = asyncio.get_running_loop()
+        stdin = DEVNULL if process.header is None else PIPE
         try:
-            return await asyncio.create_subprocess_exec(
+            await loop.subprocess_exec(
+                lambda: process,
                 "/bin/sh",
                 "-c",
                 command,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
+                stdin=stdin,
                 env=self._env,
                 cwd="/",
                 start_new_session=True,
-                limit=2 * _PIECE_MOST_BYTES,
             )
         except OSError as error:
             raise DeviceUnreachable(f"/bin/sh cannot be started: {error.strerror}") from error
+        return process
 
 
-async def _follow(
-    process: Process, header: shell.Header | None, hooks: CommandHooks, eof_wait_s: float
-) -> CommandEnd:
-    """Hand the output on until the process is gone and the output closed, or nearly so."""
-    lock = asyncio.Lock()  # the hooks are called one at a time
-    told = header is None
+class _LocalProcess(Spool, asyncio.SubprocessProtocol):
+    """One process of ours, its pipes, and how it ended."""
 
-    async def hand_on(stream: Stream, reader: asyncio.StreamReader) -> None:
-        nonlocal told
-        while data := await reader.read(_PIECE_MOST_BYTES):
-            async with lock:
-                if header is not None:
-                    data = header.feed(stream, data)
-                    if not told and header.run is not None:
-                        told = True
-                        await hooks.started(*header.run)
-                if data:
-                    await hooks.output(stream, data)
+    def __init__(self, nonce: str | None) -> None:
+        super().__init__(_WHERE, nonce)
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._open = {1, 2}
+        self._left = False
 
-    assert process.stdout is not None
-    assert process.stderr is not None
-    both = asyncio.gather(
-        hand_on(Stream.STDOUT, process.stdout),
-        hand_on(Stream.STDERR, process.stderr),
-        return_exceptions=False,
-    )
-    gone = asyncio.create_task(process.wait(), name="local-wait")
-    try:
-        await asyncio.wait({both, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if both.done():
-            await both
-        code = await gone
-        # A detached child may keep the output open for ever.
-        await asyncio.wait({both}, timeout=eof_wait_s)
-        if both.done():
-            await both
-    finally:
-        both.cancel()
-        gone.cancel()
-        await asyncio.wait({both, gone})
-    end = CommandEnd(code) if code >= 0 else shell.end_by_signal(signal.Signals(-code).name)
-    if header is not None and header.run is None:
-        raise BadAnswer(
-            f"the shell ended with {end.exit_code} before the command started; it said: {header.said() or 'nothing'}",
-            maybe_executed=False,
-        )
-    return end
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
 
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.receive(Stream.STDOUT if fd == 1 else Stream.STDERR, data)
 
-def _let_go(process: Process) -> None:
-    """Close our ends of the pipes; the process is left alone."""
-    transport = getattr(process, "_transport", None)  # asyncio has no public way to close the read ends
-    if transport is not None:
-        for number in (0, 1, 2):
-            pipe = transport.get_pipe_transport(number)
+    def pipe_connection_lost(self, fd: int, _exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if not self._open:
+            self.closed()
+
+    def process_exited(self) -> None:
+        assert self._transport is not None
+        code = self._transport.get_returncode()
+        if code is not None:
+            self.ended(CommandEnd(code) if code >= 0 else shell.end_by_signal(signal.Signals(-code).name))
+        if self._left:
+            self._transport.close()
+
+    def send(self, lines: bytes) -> None:
+        """Write what the process waits for, and the end of its input."""
+        stdin = self._transport.get_pipe_transport(0) if self._transport is not None else None
+        if isinstance(stdin, asyncio.WriteTransport):
+            stdin.write(lines)
+            stdin.write_eof()
+        self.sent = True
+
+    def pause(self) -> None:
+        for pipe in self._readers():
+            pipe.pause_reading()
+
+    def resume(self) -> None:
+        for pipe in self._readers():
+            pipe.resume_reading()
+
+    def let_go(self) -> None:
+        """Close our ends of the pipes; the process is left alone, and reaped when it ends."""
+        self._left = True
+        if self._transport is None:
+            return
+        for fd in (0, 1, 2):
+            pipe = self._transport.get_pipe_transport(fd)
             if pipe is not None:
                 pipe.close()
+        if self._transport.get_returncode() is not None:  # closing it earlier would kill the process
+            self._transport.close()
+
+    def _readers(self) -> list[asyncio.ReadTransport]:
+        pipes = (
+            [self._transport.get_pipe_transport(fd) for fd in self._open]
+            if self._transport is not None
+            else []
+        )
+        return [pipe for pipe in pipes if isinstance(pipe, asyncio.ReadTransport)]

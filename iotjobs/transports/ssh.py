@@ -26,6 +26,7 @@ from iotjobs.domain.errors import (
 )
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
+from iotjobs.transports.spool import follow
 from iotjobs.transports.ssh_channel import PACKET_BYTES, WINDOW_BYTES, Session
 from iotjobs.transports.ssh_dial import dial, resolve
 from iotjobs.transports.ssh_pool import Link, SshLimits, SshPool
@@ -103,11 +104,12 @@ class SshTransport:
             command, lines = request.script, None
         else:
             command, lines = shell.run_command(request.nonce), shell.prologue(request)
+        limits = self._limits
         announced = reconnected = False
         while True:
             async with self._pool.channel(target) as link:
                 warm, link.used = link.used, True
-                session = Session(None if lines is None else request.nonce)
+                session = Session(target.address, None if lines is None else request.nonce)
                 try:
                     if lines is None:
                         await hooks.before_send()
@@ -117,7 +119,9 @@ class SshTransport:
                         await hooks.before_send()
                         announced = True
                         session.send(lines)
-                    return await self._follow(session, hooks, target)
+                    return await follow(
+                        session, hooks, limits.connect_timeout_s + _HEADER_EXTRA_S, limits.eof_wait_s
+                    )
                 except DeviceUnreachable as error:
                     if lines is None and session.requested and not session.refused:
                         raise LinkLost(error.message) from error
@@ -275,59 +279,6 @@ class SshTransport:
         except (asyncssh.Error, OSError) as error:
             raise DeviceUnreachable(f"the connection to {where} broke: {error}") from error
 
-    async def _follow(self, session: Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
-        """Hand on what comes until the command's end is told.
-
-        Raises:
-            DeviceUnreachable: it ended before the command had left completely.
-            LinkLost, BadAnswer: see `CommandTransport.run`.
-        """
-        told = session.header is None
-        within_s = self._limits.connect_timeout_s + _HEADER_EXTRA_S
-        deadline = asyncio.get_running_loop().call_later(within_s, session.give_up_header, target.address)
-        try:
-            while True:
-                batch = session.take()
-                if not told and session.header is not None and session.header.run is not None:
-                    told = True
-                    deadline.cancel()
-                    await hooks.started(*session.header.run)
-                for stream, data in batch:
-                    await hooks.output(stream, data)
-                if session.problem is not None:
-                    raise session.problem
-                if batch:
-                    continue
-                if session.over:
-                    break
-                await session.news(self._limits.eof_wait_s)
-        finally:
-            deadline.cancel()
-        return await self._ended(session, hooks, target)
-
-    async def _ended(self, session: Session, hooks: CommandHooks, target: SshTarget) -> CommandEnd:
-        end = session.end
-        if end is None:
-            if not session.sent:
-                raise DeviceUnreachable(f"{target.address} closed before the command had left")
-            cause = session.lost
-            if cause is not None:
-                raise delivery_error(cause, target.address, sent=True) from cause
-            raise LinkLost(f"{target.address} closed the channel without telling how the command ended")
-        header = session.header
-        if header is not None and header.run is None:
-            # The header comes right before the command: without it nothing of it has run.
-            said = header.said() or "nothing"
-            raise BadAnswer(
-                f"the shell of {target.address} ended with {end.exit_code} before the command started; it said: {said}",
-                maybe_executed=False,
-            )
-        if header is not None:
-            for stream in Stream:
-                if rest := header.rest(stream):
-                    await hooks.output(stream, rest)
-        return end
-
     async def _prove(self, target: SshTarget, command: str, within_s: float) -> KillProof:
         try:
             async with asyncio.timeout(within_s):
@@ -351,7 +302,7 @@ class SshTransport:
             return await self._prove_on(link, command)
 
     async def _prove_on(self, link: Link, command: str) -> KillProof:
-        session = Session(None)
+        session = Session(link.target.address)
         answer = bytearray()
         try:
             await self._open(link, session, command)

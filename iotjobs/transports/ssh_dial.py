@@ -21,6 +21,7 @@ class Budget:
         self.left = seconds
 
     def spend(self, seconds: float) -> None:
+        """Take time off that passed elsewhere."""
         self.left = max(0.0, self.left - seconds)
 
     @asynccontextmanager
