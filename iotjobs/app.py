@@ -31,8 +31,9 @@ from iotjobs.engine.rescue import rescue
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
+from iotjobs.inputs.auth import Authenticator
 from iotjobs.inputs.rest.api import build_api
-from iotjobs.inputs.rest.services import ApiServices
+from iotjobs.inputs.rest.services import ApiServices, EngineServices
 from iotjobs.settings import Settings
 from iotjobs.store import accounts, facts, secrets
 from iotjobs.store.migrations.migrate import migrate
@@ -145,16 +146,21 @@ class Site:
             await self._start_mqtt(store, settler, publisher, address)
         await self._run(deadlines)
         await self._run(self.worker)
+        engine = EngineServices(
+            intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
+            feed=feed,
+            reach=reach,
+            enrolment=enrolment,
+            readiness=self.readiness,
+        )
         self.api = build_api(
             ApiServices(
                 store=store,
                 secrets=vault,
+                authenticator=Authenticator(store),
                 allow_local=settings.allow_local,
-                intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
-                feed=feed,
-                reach=reach,
-                enrolment=enrolment,
-                readiness=self.readiness,
+                definitions_changed=engine.definitions_changed,
+                engine=engine,
             )
         )
 

@@ -163,7 +163,7 @@ def check(operation: Operation, owner_kind: str) -> None:
     script = operation.parameters.get("text")
     if operation.type is OperationType.SCRIPT and script is not None and not problems:
         try:
-            macros.check_shell(script, operation.parameters["interpreter"])
+            macros.check_shell(script, operation.parameters["interpreter"] or "sh")
         except macros.MacroError as error:
             problems.append(FieldError("parameters.text", str(error)))
     problems += _contradictions(operation)
@@ -327,7 +327,7 @@ def _render_command(
     interpreter = parameters["interpreter"]
     macros.check_shell(script, interpreter)
     if macros.find(script):
-        shell = macros.render_shell(script, values)
+        shell = macros.render_shell(script, values, interpreter)
         script, env = shell.text, {**env, **shell.env}
     return Plan(**common, script=script, interpreter=interpreter, args=args, env=env)
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets as randomness
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
-from iotjobs.domain.errors import BadRequest, Conflict, NotFound, NotReady
+from iotjobs.domain.errors import BadRequest, Conflict, IotJobsError, NotFound, NotReady
 from iotjobs.store import entities
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.broker import BrokerProcess
 from iotjobs.transports.broker_files import Credential, broker_username, hash_password
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 0.2  # an import of a thousand objects is told once
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +43,24 @@ class Enrolment:
 
     def __init__(self, store: Store, broker: BrokerProcess | None) -> None:
         self._store, self._broker = store, broker
+        self._telling: asyncio.Task[None] | None = None
 
     async def publish_all(self) -> None:
         """Tell the broker about every enrolled object: at start, and after objects changed."""
         if self._broker is not None:
             self._broker.write_credentials(await self._store.read(_credentials))
+
+    def changed(self) -> None:
+        """Objects changed: tell the broker soon, once for many changes."""
+        if self._broker is not None and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(self._tell(), name="broker logins")
+
+    async def _tell(self) -> None:
+        await clock.sleep(GATHER_S)
+        try:
+            await self.publish_all()
+        except IotJobsError as error:
+            log.warning("the broker was not told about changed objects", extra={"why": str(error)})
 
     async def enrol(self, object_id: str) -> Enrolled:
         """Make a new password for an object's thing; an earlier one ends.

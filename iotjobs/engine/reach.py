@@ -21,7 +21,7 @@ from iotjobs.store.session import Store
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.ssh import CheckStep, SshTransport
-from iotjobs.transports.ssh_trust import HostKey, SshCredential, SshTarget
+from iotjobs.transports.ssh_trust import CredentialKind, HostKey, SshCredential, SshTarget
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _target_of(access: SshAccess) -> SshTarget:
     credential = SshCredential(
         id=stored.id,
         version=stored.version,
-        kind=stored.kind,
+        kind=_kind(stored.kind),
         private_key=stored.private_key,
         passphrase=stored.passphrase,
         password=stored.password,
@@ -138,3 +138,11 @@ def _target_of(access: SshAccess) -> SshTarget:
         host_keys=tuple(line for line in (address.host_key or "").splitlines() if line.strip()),
         jump=None if access.jump is None else _target_of(access.jump),
     )
+
+
+def _kind(text: str) -> CredentialKind:
+    match text:
+        case "ssh_key" | "password" | "ssh_agent":
+            return text
+        case _:
+            raise CredentialsRefused(f"a credential of kind {text} cannot be used over SSH")

@@ -68,6 +68,9 @@ HOST_CERT_ALGS = (
 SIGNATURE_ALGS = (*HOST_KEY_ALGS, "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 
 
+CredentialKind = Literal["ssh_key", "password", "ssh_agent"]
+
+
 @dataclass(frozen=True, slots=True)
 class SshCredential:
     """How to log in. Its secrets are in no `repr`.
@@ -84,7 +87,7 @@ class SshCredential:
 
     id: str
     version: int = 1
-    kind: Literal["ssh_key", "password", "ssh_agent"] = "ssh_key"
+    kind: CredentialKind = "ssh_key"
     private_key: str | None = field(default=None, repr=False)
     passphrase: str | None = field(default=None, repr=False)
     certificate: str | None = field(default=None, repr=False)

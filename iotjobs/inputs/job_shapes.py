@@ -1,0 +1,87 @@
+"""The job record as JSON: documented fields first, exactly as seed 002 has them (design §3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iotjobs import clock
+from iotjobs.domain.jobs import Job
+from iotjobs.domain.operations import OperationType
+from iotjobs.domain.statuses import has_errors
+from iotjobs.store.reads import JobRecord
+
+
+def job_json(record: JobRecord, now: int) -> dict[str, Any]:
+    """One job for every REST answer.
+
+    Args:
+        record: the job with its texts and results.
+        now: milliseconds, for what still waits or runs.
+    """
+    job = record.job
+    shown_whole = record.stdout.whole and record.stderr.whole
+    return {
+        "id": job.id,
+        "operation_id": job.operation_id,
+        "user_id": job.user_id,
+        "owner_id": job.owner_id,
+        "owner_type": int(job.owner_type),
+        "timestamp": job.timestamp,
+        "description": description(record),
+        "results": record.results,
+        "process_meta": job.process_meta,
+        "seq": job.seq,
+        "type": job.type,
+        "label": job.label,
+        "operation": _operation(job),
+        "transport": job.transport,
+        "status": job.status,
+        "outcome": job.outcome,
+        "has_errors": has_errors(job.outcome),
+        "error": _error(job),
+        "pending_reason": job.pending_reason,
+        "progress": job.progress,
+        "delivery": job.delivery,
+        "waiting": job.waiting_ms(now),
+        "duration": job.duration_ms(now),
+        "created_at": clock.rfc3339(job.timestamp),
+        "start_date": clock.rfc3339(job.started_at),
+        "end_date": clock.rfc3339(job.ended_at),
+        "start_at": clock.rfc3339(job.start_at),
+        "expires_at": clock.rfc3339(job.expires_at),
+        "run_by": None if job.run_by_id is None else {"id": job.run_by_id, "name": job.run_by_name},
+        "data": job.data,
+        "cause": job.cause,
+        "parent_id": job.parent_id,
+        "retry_of": job.retry_of,
+        "queue": job.queue,
+        "priority": job.priority,
+        "low_priority": job.low_priority,
+        "attempt": job.attempt,
+        "cancel": job.cancel,
+        "transient": job.transient,
+        "abortable": job.abortable,
+        "output": {"bytes": job.output_bytes, "truncated": job.output_truncated or not shown_whole},
+    }
+
+
+def description(record: JobRecord) -> dict[str, Any] | None:
+    """`{exitCode, stdout, stderr}`, or `{topic, message}` as sent; None until there is one."""
+    job = record.job
+    if job.operation_type == OperationType.MQTT:
+        if job.sent_at is None or record.plan is None:
+            return None
+        return {"topic": record.plan["topic"], "message": record.plan["message"]}
+    if job.operation_type is None or (job.exit_code is None and job.output_bytes == 0):
+        return None
+    return {"exitCode": job.exit_code, "stdout": record.stdout.text, "stderr": record.stderr.text}
+
+
+def _operation(job: Job) -> dict[str, Any] | None:
+    if job.operation_name is None:
+        return None
+    return {"name": job.operation_name, "type": job.operation_type, "version": job.operation_version}
+
+
+def _error(job: Job) -> dict[str, Any] | None:
+    return None if job.error_code is None else {"code": job.error_code, "message": job.error_message}

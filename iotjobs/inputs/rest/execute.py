@@ -1,0 +1,132 @@
+"""POST …/execute: run an operation on an object or a link."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import Field
+
+from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.rights import EVERYTHING, Caller
+from iotjobs.domain.statuses import ENDED
+from iotjobs.engine.intake import Execute
+from iotjobs.inputs.job_shapes import job_json
+from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
+from iotjobs.inputs.rest.body import body_of
+from iotjobs.inputs.rest.services import CallerOf, Engine, Services
+from iotjobs.inputs.shapes import Shape
+from iotjobs.store import reads
+
+router = APIRouter(tags=["jobs"])
+
+WAIT_LIMIT_S = 60.0
+_WEEK_S = 7 * 86_400.0
+
+
+class ExecuteBody(Shape):
+    """What an execute may say; all of it optional."""
+
+    args: dict[str, Any] = Field(default_factory=dict, description="values of {{args.NAME}}")
+    ask: dict[str, Any] = Field(default_factory=dict, description="values of {{ask.NAME}}")
+    start_at: datetime | None = Field(None, description="not before this moment, with its zone")
+    ttl_s: float | None = Field(None, gt=0, le=90 * 86_400, description="seconds that it may wait")
+    timeout_s: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds that it may run")
+    priority: int = Field(5, ge=0, le=9, description="9 runs first")
+    low_priority: bool = Field(False, description="behind everything else")
+    reason: str | None = Field(None, max_length=1000, description="why, for the record")
+
+
+Asked = Annotated[ExecuteBody, Depends(body_of(ExecuteBody, optional=True))]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255)]
+Wait = Annotated[float | None, Query(ge=0, le=WAIT_LIMIT_S, description="seconds to wait for the end")]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What every execute needs beside its own parameters."""
+
+    path: str
+    services: Services
+    engine: Engine
+
+
+async def _exchange(request: Request, services: Services, engine: Engine) -> Exchange:
+    return Exchange(request.url.path, services, engine)
+
+
+ExchangeOf = Annotated[Exchange, Depends(_exchange)]
+
+
+@router.post("/objects/{owner_id}/operations/{operation_id}/execute", status_code=202)
+async def execute_on_object(
+    exchange: ExchangeOf,
+    caller: CallerOf,
+    body: Asked,
+    owner_id: Id,
+    operation_id: Id,
+    *,
+    wait: Wait = None,
+    idempotency_key: Key = None,
+) -> Response:
+    """Run an operation on an object: 202 with the job, or 200 when it ended within `wait`."""
+    what = (OwnerType.OBJECT, owner_id, operation_id)
+    return await _execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
+
+
+@router.post("/links/{owner_id}/operations/{operation_id}/execute", status_code=202)
+async def execute_on_link(
+    exchange: ExchangeOf,
+    caller: CallerOf,
+    body: Asked,
+    owner_id: Id,
+    operation_id: Id,
+    *,
+    wait: Wait = None,
+    idempotency_key: Key = None,
+) -> Response:
+    """Run an operation on a link: 202 with the job, or 200 when it ended within `wait`."""
+    what = (OwnerType.LINK, owner_id, operation_id)
+    return await _execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
+
+
+def _asked(
+    path: str, caller: Caller, body: ExecuteBody, key: str | None, what: tuple[OwnerType, str, str]
+) -> Execute:
+    owner_type, owner_id, operation_id = what
+    start_at = None
+    if body.start_at is not None:
+        if body.start_at.tzinfo is None:
+            raise BadRequest("start_at needs its zone, such as 2026-11-22T10:00:00Z", field="start_at")
+        start_at = int(body.start_at.timestamp() * 1000)
+    return Execute(
+        owner_type=owner_type,
+        owner_id=owner_id,
+        operation_id=operation_id,
+        caller=caller,
+        args=body.args,
+        ask=body.ask,
+        start_at=start_at,
+        ttl_s=body.ttl_s,
+        timeout_s=body.timeout_s,
+        priority=body.priority,
+        low_priority=body.low_priority,
+        reason=body.reason,
+        key=None if key is None else f"POST {path} {key}",
+        body_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if key is not None else "",
+    )
+
+
+async def _execute(exchange: Exchange, asked: Execute, wait_s: float | None) -> Response:
+    job_id = await exchange.engine.intake.execute(asked)
+    status = 202
+    if wait_s:
+        job = await exchange.engine.feed.wait_for_end(job_id, wait_s)
+        status = 200 if job.status in ENDED else 202
+    record = await exchange.services.store.read(lambda conn: reads.job_record(conn, job_id, EVERYTHING))
+    return json_response(job_json(record, clock.now_ms()), status, {"Location": f"{PREFIX}/jobs/{job_id}"})
