@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,11 +20,11 @@ from iotjobs.domain.errors import BadRequest, TooLarge
 from iotjobs.inputs.problems import dotted
 from iotjobs.inputs.validation import validated
 
-
 BODY_BYTES = 1024 * 1024
 DEPTH = 32
 # What every database and every client of ours can hold.
 LEAST, MOST = -(2**63), 2**63 - 1
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Body:
@@ -142,11 +143,7 @@ def _unfit(value: Any) -> str | None:
         case str():
             if "\x00" in value:
                 return "NUL characters cannot be stored"
-            if (
-                not value.isascii()
-                and not value.isprintable()
-                and any("\ud800" <= char <= "\udfff" for char in value)
-            ):
+            if _SURROGATE.search(value):
                 return "lone surrogates are no text"
         case int() if not LEAST <= value <= MOST:
             return "an integer beyond 64 bits"

@@ -1,0 +1,101 @@
+"""What the routers of definitions share: read, list, patch and delete one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Response
+from pydantic import TypeAdapter
+
+from iotjobs import clock
+from iotjobs.domain.rights import Caller, scope_of
+from iotjobs.inputs.rest.answers import ListQuery, created, no_content, page_of, shown, with_etag
+from iotjobs.inputs.rest.services import ApiServices
+from iotjobs.inputs.validation import patched
+from iotjobs.store import definitions
+from iotjobs.store.definitions import Definition, Kind
+from iotjobs.store.writer import Transaction
+
+# Other parts of the process keep what they read of these.
+_WATCHED = frozenset({Kind.CLASS, Kind.OBJECT, Kind.LINK, Kind.CREDENTIAL})
+
+
+async def make(services: ApiServices, kind: Kind, values: Mapping[str, Any], path: str) -> Response:
+    """201 with a new definition; its location is `path` and its id."""
+
+    def item(tx: Transaction) -> Definition:
+        _tell(services, tx, kind)
+        return definitions.create(tx, kind, values, clock.now_ms())
+
+    made = await services.store.write(item)
+    return created(shown(made), f"{path}/{made.id}")
+
+
+async def read(services: ApiServices, kind: Kind, definition_id: str, caller: Caller) -> Response:
+    """200 with a definition."""
+    scope = scope_of(caller)
+    return with_etag(
+        shown(await services.store.read(lambda conn: definitions.get(conn, kind, definition_id, scope)))
+    )
+
+
+async def read_page(services: ApiServices, kind: Kind, query: ListQuery, caller: Caller) -> Response:
+    """200 with a part of a list; members of the query beside `limit` and `cursor` are filters."""
+    scope, after = scope_of(caller), query.after
+    filters = query.model_dump(exclude={"limit", "cursor"})
+    return page_of(
+        await services.store.read(
+            lambda conn: definitions.page(conn, kind, scope, limit=query.limit, after=after, **filters)
+        )
+    )
+
+
+async def patch(
+    services: ApiServices,
+    definition: tuple[Kind, str],
+    shape: TypeAdapter[Any],
+    members: Mapping[str, Any],
+    expected: frozenset[int] | None,
+) -> Response:
+    """200 with a definition that a merge patch was applied to."""
+    kind = definition[0]
+
+    def changed(before: Definition) -> dict[str, Any]:
+        values: dict[str, Any] = patched(shape, before.values, members).model_dump()
+        if kind is Kind.OBJECT and values["thing"] != before.values["thing"]:
+            values["mqtt_password"] = None  # it was enrolled under the other name
+        return values
+
+    return await change(services, definition, changed, expected)
+
+
+async def change(
+    services: ApiServices, definition: tuple[Kind, str], changed: Any, expected: frozenset[int] | None
+) -> Response:
+    """200 with a definition that `changed` made new values for, in the transaction."""
+    kind, definition_id = definition
+
+    def item(tx: Transaction) -> Definition:
+        _tell(services, tx, kind)
+        return definitions.change(tx, kind, definition_id, changed, expected=expected)
+
+    return with_etag(shown(await services.store.write(item)))
+
+
+async def remove(
+    services: ApiServices, kind: Kind, definition_id: str, expected: frozenset[int] | None
+) -> Response:
+    """204 once a definition is deleted."""
+
+    def item(tx: Transaction) -> None:
+        _tell(services, tx, kind)
+        definitions.remove(tx, kind, definition_id, expected=expected)
+
+    await services.store.write(item)
+    return no_content()
+
+
+def _tell(services: ApiServices, tx: Transaction, kind: Kind) -> None:
+    if kind in _WATCHED:
+        tx.after_commit(services.definitions_changed)

@@ -1,0 +1,88 @@
+"""Objects: managed things, and the host keys that are trusted for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field, TypeAdapter
+
+from iotjobs.domain.errors import Conflict
+from iotjobs.inputs.rest import definitions
+from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
+from iotjobs.inputs.rest.body import body_of, patch_of
+from iotjobs.inputs.rest.services import CallerOf, Services, admin_for, authenticated
+from iotjobs.inputs.shapes import HostKeyIn, Listed, ObjectIn, ObjectOut
+from iotjobs.store.definitions import Definition, Kind
+
+router = APIRouter(prefix="/objects", tags=["objects"], dependencies=[authenticated])
+_admin = [admin_for("changing objects")]
+_shape = TypeAdapter(ObjectIn)
+
+_Wanted = Annotated[str, Field(max_length=200)] | None
+
+
+class ObjectQuery(NamedQuery):
+    """What objects can be asked for."""
+
+    class_id: _Wanted = None
+    tag: _Wanted = None
+    thing: _Wanted = None
+    external_id: _Wanted = None
+
+
+@router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ObjectOut}})
+async def create_object(
+    services: Services, body: Annotated[ObjectIn, Depends(body_of(ObjectIn))]
+) -> Response:
+    """Add an object."""
+    return await definitions.make(services, Kind.OBJECT, body.model_dump(), "/objects")
+
+
+@router.get("", responses={200: {"model": Listed[ObjectOut]}})
+async def list_objects(
+    services: Services, caller: CallerOf, query: Annotated[ObjectQuery, Query()]
+) -> Response:
+    """List objects, the oldest first."""
+    return await definitions.read_page(services, Kind.OBJECT, query, caller)
+
+
+@router.get("/{object_id}", responses={200: {"model": ObjectOut}})
+async def read_object(services: Services, caller: CallerOf, object_id: Id) -> Response:
+    """One object."""
+    return await definitions.read(services, Kind.OBJECT, object_id, caller)
+
+
+@router.patch("/{object_id}", dependencies=_admin, responses={200: {"model": ObjectOut}})
+async def change_object(
+    services: Services,
+    object_id: Id,
+    expected: IfMatch,
+    body: Annotated[dict[str, Any], Depends(patch_of(ObjectIn))],
+) -> Response:
+    """Change an object; another thing name ends what was enrolled under the old one."""
+    return await definitions.patch(services, (Kind.OBJECT, object_id), _shape, body, expected)
+
+
+@router.delete("/{object_id}", status_code=204, dependencies=_admin)
+async def delete_object(services: Services, object_id: Id, expected: IfMatch) -> Response:
+    """Delete an object without links, with its operations; its jobs stay."""
+    return await definitions.remove(services, Kind.OBJECT, object_id, expected)
+
+
+@router.put("/{object_id}/host-key", dependencies=_admin, responses={200: {"model": ObjectOut}})
+async def trust_host_key(
+    services: Services,
+    object_id: Id,
+    expected: IfMatch,
+    body: Annotated[HostKeyIn, Depends(body_of(HostKeyIn))],
+) -> Response:
+    """Trust these host keys of the object's device and no others; null trusts none."""
+
+    def changed(before: Definition) -> dict[str, Any]:
+        ssh = before.values["ssh"]
+        if ssh is None:
+            raise Conflict(f"the object {before.values['name']} has no SSH address: set ssh.host first")
+        return {"ssh": {**ssh, "host_key": body.host_key}}
+
+    return await definitions.change(services, (Kind.OBJECT, object_id), changed, expected)
