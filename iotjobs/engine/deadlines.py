@@ -66,7 +66,7 @@ class Deadlines(LoopService):
 
     async def _due(self, moment: str) -> list[Job]:
         now = clock.now_ms()
-        return await self._store.read(lambda conn: queue.due(conn, moment, now))
+        return await self._store.look(lambda conn: queue.due(conn, moment, now))
 
     async def _move(self, job: Job, move: Callable[[Transaction, Job, int], None]) -> None:
         try:

@@ -48,7 +48,7 @@ class Enrolment:
     async def publish_all(self) -> None:
         """Tell the broker about every enrolled object: at start, and after objects changed."""
         if self._broker is not None:
-            self._broker.write_credentials(await self._store.read(_credentials))
+            self._broker.write_credentials(await self._store.look(_credentials))
 
     def changed(self) -> None:
         """Objects changed: tell the broker soon, once for many changes."""
@@ -74,7 +74,7 @@ class Enrolment:
         broker = self._broker
         if broker is None:
             raise Conflict("the broker is not run by iotjobs: make the login there")
-        thing = await self._store.read(lambda conn: _thing_of(conn, object_id))
+        thing = await self._store.look(lambda conn: _thing_of(conn, object_id))
         password = randomness.token_urlsafe(24)
         hashed = hash_password(password)
 

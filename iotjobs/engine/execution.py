@@ -113,7 +113,7 @@ class Sending:
             await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, sent_at=now))
             self.sent_at, self._committed = now, clock.monotonic()
         elif clock.monotonic() - self._committed > SEND_WITHIN_S:
-            job = await self._store.read(lambda conn: jobs.get(conn, self._job.id))
+            job = await self._store.look(lambda conn: jobs.get(conn, self._job.id))
             if job.attempt != self._job.attempt or jobs.ended(job):
                 raise LeaseLost(
                     f"attempt {self._job.attempt} of job {self._job.id} was given to another worker"

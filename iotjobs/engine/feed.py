@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 
 from iotjobs import clock
-from iotjobs.domain.jobs import Job
-from iotjobs.domain.statuses import ENDED
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -34,8 +32,8 @@ class Feed:
         for waiter in self._waiters.get(job_id, ()):
             waiter.set()
 
-    async def wait_for_end(self, job_id: str, within_s: float) -> Job:
-        """The job once it ended, or as it is after `within_s` seconds.
+    async def wait_for_end(self, job_id: str, within_s: float) -> bool:
+        """Whether the job ended within `within_s` seconds.
 
         Raises:
             NotFound: there is no such job, or it was deleted meanwhile.
@@ -45,10 +43,11 @@ class Feed:
         self._waiters.setdefault(job_id, set()).add(waiter)
         try:
             while True:
-                job = await self._store.read(lambda conn: jobs.get(conn, job_id))
+                if await self._store.look(lambda conn: jobs.has_ended(conn, job_id)):
+                    return True
                 left = deadline - clock.monotonic()
-                if job.status in ENDED or left <= 0:
-                    return job
+                if left <= 0:
+                    return False
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left, POLL_S)):
                         await waiter.wait()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from iotjobs import clock
 from iotjobs.domain import operations
@@ -86,7 +86,7 @@ class Intake:
         """
         for _ in range(RENDER_TRIES):
             job_id = clock.new_id()
-            seen = await self._store.read(lambda conn: _look_up(conn, request))
+            seen = await self._store.look(lambda conn: _look_up(conn, request))
             if isinstance(seen, str):
                 return seen
             rendered = self._render(request, job_id, seen)
@@ -202,10 +202,10 @@ def _job_row(
 
 
 def _still_current(conn: Connection, operation: Operation) -> bool:
-    version = conn.execute(
-        select(tables.operations.c.version).where(tables.operations.c.id == operation.id)
-    ).scalar()
-    return bool(version == operation.version)
+    return bool(conn.execute(_version, {"wanted": operation.id}).scalar() == operation.version)
+
+
+_version = select(tables.operations.c.version).where(tables.operations.c.id == bindparam("wanted"))
 
 
 def _key_scope(request: Execute) -> str:

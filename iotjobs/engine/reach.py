@@ -106,7 +106,7 @@ class Reach:
         kept = self._kept.get(object_id)
         if kept is not None and kept.until > clock.monotonic():
             return kept.target
-        access = await self._store.read(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
+        access = await self._store.look(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
         if access is None:
             raise BadRequest("the object has no SSH address: set ssh.host", field="ssh")
         target = _target_of(access)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import select
-
 from iotjobs import clock
 from iotjobs.domain import retries
 from iotjobs.domain.errors import LeaseLost, TransitionRefused
@@ -17,7 +15,7 @@ from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.settle import Settler
-from iotjobs.store import queue, tables
+from iotjobs.store import jobs, queue
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -43,8 +41,7 @@ async def rescue(store: Store, settler: Settler, worker_id: str) -> int:
 
 async def _rescue_one(store: Store, settler: Settler, job: Job) -> None:
     def item(tx: Transaction) -> None:
-        P = tables.plans.c
-        plan = Plan.from_json(tx.conn.execute(select(P.plan).where(P.job_id == job.id)).scalar_one())
+        plan = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0])
         sent = job.sent_at is not None
         now = clock.now_ms()
         if job.status is not Status.RUNNING:

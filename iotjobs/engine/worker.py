@@ -8,7 +8,6 @@ import logging
 from dataclasses import replace
 
 import msgspec
-from sqlalchemy import select
 
 from iotjobs import clock
 from iotjobs.domain.jobs import Job
@@ -17,7 +16,7 @@ from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.execution import Begun, Executor, new_nonce
 from iotjobs.engine.services import LoopService
-from iotjobs.store import jobs, queue, tables
+from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -120,11 +119,9 @@ class Worker(LoopService):
             queue.lock_lane(tx.conn, job.lane)
             if queue.lane_active(tx.conn, job.lane):
                 return None
-        P = tables.plans.c
-        row = tx.conn.execute(select(P.plan, P.secret).where(P.job_id == job_id)).one()
-        plan = row.plan
-        if row.secret is not None:
-            plan = msgspec.json.decode(self._secrets.open(row.secret, f"plan:{job_id}"))
+        plan, secret = jobs.plan_of(tx.conn, job_id)
+        if secret is not None:
+            plan = msgspec.json.decode(self._secrets.open(secret, f"plan:{job_id}"))
         nonce = new_nonce()
         sent = self._executor.ready_to_send(job)
         number = jobs.begin_attempt(tx, job, worker_id=self.worker_id, nonce=nonce, at=now, sent=sent)

@@ -65,7 +65,7 @@ class Authenticator:
         if remembered is not None and remembered.until > clock.monotonic():
             return remembered
         changes = self._changes
-        found = await self._store.read(lambda conn: accounts.find_token(conn, token))
+        found = await self._store.look(lambda conn: accounts.find_token(conn, token))
         if found is None:
             return None
         remembered = _Remembered(*found, clock.monotonic() + REMEMBERED_S)

@@ -8,7 +8,6 @@ attempt, its number: a worker that lost its attempt writes nothing), and appends
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -48,17 +47,6 @@ def job_of(row: Any) -> Job:
     return Job(*values)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What one write did to a job.
-
-    Attributes:
-        job: its row after the write.
-    """
-
-    job: Job
-
-
 def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secret: bytes | None) -> int:
     """Insert a PENDING job with its plan and its `job.added` event.
 
@@ -75,7 +63,7 @@ def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secre
     assert key is not None
     if plan is not None:
         tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": secret})
-    _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=row["status"], outcome=None)
+    _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=Status.PENDING, outcome=None)
     return int(key[0])
 
 
@@ -119,6 +107,30 @@ def get(conn: Connection, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     return job
+
+
+_plan = select(tables.plans.c.plan, tables.plans.c.secret).where(tables.plans.c.job_id == bindparam("job_id"))
+
+
+def plan_of(conn: Connection, job_id: str) -> tuple[dict[str, Any], bytes | None]:
+    """The masked plan of a job, and the whole one, encrypted, if it holds secrets and the job lives."""
+    row = conn.execute(_plan, {"job_id": job_id}).one()
+    return row.plan, row.secret
+
+
+_status = select(J.status).where(J.id == bindparam("job_id"))
+
+
+def has_ended(conn: Connection, job_id: str) -> bool:
+    """Whether nothing will change the job's status any more.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    status = conn.execute(_status, {"job_id": job_id}).scalar()
+    if status is None:
+        raise NotFound(f"there is no job {job_id}")
+    return status in ENDED
 
 
 @cache

@@ -1,7 +1,7 @@
 """Opens the database and runs functions of a connection in it, the same on both kinds.
 
-SQLite: all writes go through one `GroupWriter`, reads through a few read-only connections in
-threads. PostgreSQL: each write is one transaction of its own, repeated when it lost a race.
+SQLite: all writes go through one `GroupWriter`; short reads run in the event loop, long ones on
+read-only connections in threads. PostgreSQL: each write is one transaction of its own, repeated when it lost a race.
 Decision record 0005 has the measurement behind the threads.
 """
 
@@ -51,8 +51,11 @@ class Store(Protocol):
             StorageFull, StoreUnavailable: nothing of it is on disk.
         """
 
+    async def look(self, query: Callable[[Connection], T]) -> T:
+        """Run a short `query`, a few rows by key, on a read-only connection."""
+
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run `query` on a read-only connection."""
+        """Run a `query` of any length on a read-only connection."""
 
 
 def open_store(url: str) -> Store:
@@ -101,7 +104,7 @@ def sqlite_engine(path: str, *, read_only: bool) -> Engine:
 
 
 class SqliteStore:
-    """The embedded store: one file, one process."""
+    """The embedded store: one file, one process, one event loop."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -109,16 +112,21 @@ class SqliteStore:
         self._read_engine = sqlite_engine(path, read_only=True)
         self._writer = GroupWriter(self._write_engine)
         self._readers: ThreadPoolExecutor | None = None
+        self._looking: Connection | None = None  # for short reads: each statement its own snapshot
 
     async def start(self) -> None:
         """See `Store`."""
         if self._readers is None:
+            self._looking = self._read_engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer.start()
 
     async def stop(self) -> None:
         """See `Store`."""
         await self._writer.stop()
+        if self._looking is not None:
+            self._looking.close()
+            self._looking = None
         readers, self._readers = self._readers, None
         if readers is not None:
             await asyncio.to_thread(readers.shutdown)
@@ -129,8 +137,17 @@ class SqliteStore:
         """See `Store`."""
         return await self._writer.write(item, size=size)
 
+    async def look(self, query: Callable[[Connection], T]) -> T:
+        """See `Store`; runs in the loop, as the writer's statements do, and for the same reason."""
+        if self._looking is None:
+            raise StoreUnavailable("the store is closed")
+        try:
+            return query(self._looking)
+        except DBAPIError as error:
+            raise map_store_error(error) from error
+
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """See `Store`."""
+        """See `Store`; runs in a thread, so that a long one holds nobody up."""
         if self._readers is None:
             raise StoreUnavailable("the store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
@@ -188,6 +205,10 @@ class PostgresStore:
                 callback()
             return result
         raise AssertionError("the last try returns or raises")
+
+    async def look(self, query: Callable[[Connection], T]) -> T:
+        """See `Store`."""
+        return await self.read(query)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """See `Store`."""

@@ -14,7 +14,6 @@ from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.rights import EVERYTHING, Caller
-from iotjobs.domain.statuses import ENDED
 from iotjobs.engine.intake import Execute
 from iotjobs.inputs.job_shapes import job_json
 from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
@@ -125,8 +124,7 @@ def _asked(
 async def _execute(exchange: Exchange, asked: Execute, wait_s: float | None) -> Response:
     job_id = await exchange.engine.intake.execute(asked)
     status = 202
-    if wait_s:
-        job = await exchange.engine.feed.wait_for_end(job_id, wait_s)
-        status = 200 if job.status in ENDED else 202
-    record = await exchange.services.store.read(lambda conn: reads.job_record(conn, job_id, EVERYTHING))
+    if wait_s and await exchange.engine.feed.wait_for_end(job_id, wait_s):
+        status = 200
+    record = await exchange.services.store.look(lambda conn: reads.job_record(conn, job_id, EVERYTHING))
     return json_response(job_json(record, clock.now_ms()), status, {"Location": f"{PREFIX}/jobs/{job_id}"})

@@ -58,12 +58,12 @@ def _words(name: str, given: str | None, allowed: type[Status] | type[Outcome] |
 
 def job_filter(
     request: Request,
+    *,
     status: Annotated[str | None, Query(description="one or more, comma-separated")] = None,
     outcome: Annotated[str | None, Query(description="one or more, comma-separated")] = None,
     type: Annotated[str | None, Query(description="one or more, comma-separated")] = None,
     owner_id: str | None = None,
     operation_id: str | None = None,
-    *,
     has_errors: bool | None = None,
     created_from: str | None = _MOMENT,  # noqa: ARG001 - these six are read by name below
     created_to: str | None = _MOMENT,  # noqa: ARG001
