@@ -1,0 +1,47 @@
+"""A migrated store of each kind for every contract test that asks for `store`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from iotjobs.store.migrations.migrate import migrate
+from iotjobs.store.session import Store, open_store
+from tests.services.postgres import PostgresServer
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
+    """The database that `fresh_database` clones, at the newest revision."""
+    postgres_server.execute("CREATE DATABASE iotjobs_migrated")
+    with ThreadPoolExecutor(1) as elsewhere:  # a test's event loop may be running here
+        elsewhere.submit(migrate, postgres_server.url("iotjobs_migrated")).result()
+    yield "iotjobs_migrated"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        made: str = request.getfixturevalue("fresh_database")()
+        return made
+    path = tmp_path / "iotjobs.db"
+    path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[Store]:
+    opened = open_store(store_url)
+    await opened.start()
+    yield opened
+    await opened.stop()
