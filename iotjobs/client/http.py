@@ -1,0 +1,219 @@
+"""The API's calls as methods, over one pool of connections. Safe for use by several threads."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+
+from iotjobs.client.errors import BadAnswer, NotFound, Unreachable, problem_of
+from iotjobs.client.shapes import Job, Named
+
+PREFIX = "/api/v1"
+WAIT_LIMIT_S = 60.0  # the longest `?wait=` that the server takes
+_PAGE = 500  # the largest `limit` that the server takes
+_TIMEOUT_S = 30.0
+_TRIES = 3
+_CONNECTIONS = 100
+
+
+class Client:
+    """A caller of one server.
+
+    Args:
+        url: the server's, such as `https://jobs.example.org`; what it is behind a path keeps the path.
+        token: sent as a bearer token; without one only public calls succeed.
+        timeout_s: for connecting, and for each wait for the server's next bytes.
+
+    Raises:
+        ValueError: the URL is none of HTTP, or the token is none.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        _check_url(self.url)
+        headers = {"Accept": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {_checked_token(token)}"
+        self._http = httpx2.Client(
+            base_url=self.url + PREFIX,
+            headers=headers,
+            timeout=timeout_s,
+            # Proxies and certificates of the environment would be settings that nobody sees.
+            trust_env=False,
+            verify=_trust(self.url),
+            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Safe to call twice."""
+        self._http.close()
+
+    # --- objects and operations -----------------------------------------------------------------
+
+    def objects(self, name: str) -> list[Named]:
+        """The objects of exactly this name; names are not unique.
+
+        Raises:
+            ClientError: see `errors`, here and in every other method.
+        """
+        answer = self._call("GET", "/objects", params={"name": name, "limit": str(_PAGE)})
+        return [found for found in _items(answer) if found.name == name]
+
+    def object(self, object_id: str) -> Named:
+        """The object of this id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return _named(self._call("GET", f"/objects/{_segment(object_id)}"))
+
+    def operations(self, object_id: str) -> list[Named]:
+        """The object's operations: its own, then those of its class."""
+        return _items(self._call("GET", f"/objects/{_segment(object_id)}/operations"))
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        object_id: str,
+        operation_id: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        wait_s: float = 0.0,
+        key: str | None = None,
+    ) -> Job:
+        """Run an operation on an object.
+
+        Args:
+            object_id: the object.
+            operation_id: one of its operations.
+            body: `args`, `ask` and what else the call takes.
+            wait_s: let the server wait for the end, 60 seconds at most.
+            key: the Idempotency-Key: with one, a request whose answer got lost is sent again and
+                gets the same job.
+
+        Returns:
+            The job as it is after the wait: perhaps ended, perhaps not.
+        """
+        wait_s = min(wait_s, WAIT_LIMIT_S)
+        answer = self._call(
+            "POST",
+            f"/objects/{_segment(object_id)}/operations/{_segment(operation_id)}/execute",
+            params={"wait": f"{wait_s:.3f}"} if wait_s > 0 else None,
+            json=dict(body or {}),
+            headers={"Idempotency-Key": key} if key else None,
+            timeout=httpx2.Timeout(self._timeout_s, read=self._timeout_s + wait_s),
+            repeat=key is not None,
+        )
+        return _job(answer)
+
+    def job(self, job_id: str) -> Job:
+        """The job of an id (32 hex digits) or number.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return _job(self._call("GET", f"/jobs/{_segment(job_id)}"))
+
+    # --- the exchange ---------------------------------------------------------------------------
+
+    def _call(self, method: str, path: str, *, repeat: bool = True, **options: Any) -> Any:
+        """One call; `repeat` says that asking again changes nothing."""
+        sent = False
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._answer(self._http.request(method, path, **options))
+            except httpx2.TransportError as error:
+                sent = sent or _sent(error)
+                late = isinstance(error, httpx2.TimeoutException)
+                # A kept connection that the server closed meanwhile shows itself only now.
+                if not (left and repeat and _sent(error)) or late:
+                    why = "no answer in time" if late else str(error) or type(error).__name__
+                    raise Unreachable(self.url, why, maybe_done=sent) from error
+        raise AssertionError("the last try returns or raises")
+
+    def _answer(self, response: httpx2.Response) -> Any:
+        content: Any = None
+        readable = "json" in response.headers.get("content-type", "")
+        if readable:
+            try:
+                content = response.json()
+            except ValueError:
+                readable = False
+        if response.is_error:
+            raise problem_of(response.status_code, content, response.headers.get("x-request-id", ""))
+        if not readable or not response.is_success:
+            raise BadAnswer(
+                f"{self.url} answers {response.status_code} without JSON: is it the address of an iotjobs server?"
+            )
+        return content
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"{url!r} is no URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url!r} is no http:// or https:// URL")
+
+
+def _trust(url: str) -> ssl.SSLContext:
+    """The system's certificates: a site's own authority is installed there."""
+    if url.startswith("https:"):
+        return ssl.create_default_context()
+    # Loading them takes 40 ms. This one trusts nobody, and nothing asks it.
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _checked_token(token: str) -> str:
+    # Sent as it is it would fail deep in the HTTP library, with the token in the message.
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("the token has characters that no token has: was it copied whole?")
+    return token
+
+
+def _sent(error: httpx2.TransportError) -> bool:
+    """Whether the request may have left; a connection that was never made has sent nothing."""
+    return not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+
+
+def _segment(text: str) -> str:
+    # "." and ".." are the two that quoting leaves alone and that URLs drop.
+    if text in ("", ".", ".."):
+        raise NotFound("notFound", 404, f"there is nothing of the id {text!r}")
+    return quote(text, safe="")
+
+
+def _items(answer: Any) -> list[Named]:
+    if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+        raise BadAnswer("the server's answer is no list")
+    return [_named(item) for item in answer["items"]]
+
+
+def _named(record: Any) -> Named:
+    try:
+        return Named(str(record["id"]), str(record["name"]), record)
+    except (KeyError, TypeError) as error:
+        raise BadAnswer("the server's answer has no id and name") from error
+
+
+def _job(record: Any) -> Job:
+    try:
+        return Job.of(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadAnswer("the server's answer is no job") from error

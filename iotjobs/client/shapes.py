@@ -1,0 +1,75 @@
+"""The shapes that the client gives back: what callers need by name, and the whole record beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_ENDED = frozenset({"FINISHED", "CANCELED"})
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An object or an operation.
+
+    Attributes:
+        record: all that the API says of it.
+    """
+
+    id: str
+    name: str
+    record: dict[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it was when the server answered.
+
+    Attributes:
+        outcome: None before its end.
+        exit_code: None when there is none (yet), and for MQTT messages.
+        record: the whole job record.
+    """
+
+    id: str
+    label: str
+    status: str
+    outcome: str | None
+    exit_code: int | None
+    record: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Job:
+        """Read a job record.
+
+        Raises:
+            KeyError: it is none.
+        """
+        described = record.get("description")
+        exit_code = described.get("exitCode") if isinstance(described, dict) else None
+        return cls(
+            id=str(record["id"]),
+            label=str(record["label"]),
+            status=str(record["status"]),
+            outcome=record["outcome"],
+            exit_code=exit_code,
+            record=record,
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.status in _ENDED
+
+    @property
+    def said(self) -> str:
+        """What it has to say, as text: its output, or the error, or the topic that was published on."""
+        described = self.record.get("description") or {}
+        error = self.record.get("error") or {}
+        spoken = (
+            described.get("stdout"),
+            described.get("stderr"),
+            error.get("message"),
+            described.get("topic"),
+        )
+        return next((str(text) for text in spoken if text and str(text).strip()), "")
