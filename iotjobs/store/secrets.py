@@ -83,15 +83,17 @@ def load_or_make_key(path: Path | str, *, may_make: bool) -> bytes:
         ) from error
     except OSError as error:
         raise ConfigurationError(f"the secret key file {path} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        state = os.fstat(file.fileno())
+    try:
+        state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise ConfigurationError(f"the secret key file {path} is not a plain file")
         if state.st_mode & 0o077:
             raise ConfigurationError(
                 f"the secret key file {path} can be read or changed by others: chmod 600 {path}"
             )
-        return _decode(file.read(1024), path)
+        return _decode(os.read(descriptor, 1024), path)
+    finally:
+        os.close(descriptor)
 
 
 def _decode(text: bytes, path: Path) -> bytes:

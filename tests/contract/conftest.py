@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from tests.services.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
+def postgres_template(postgres_server: PostgresServer) -> str:
     """The database that `fresh_database` clones, at the newest revision."""
     postgres_server.execute("CREATE DATABASE iotjobs_migrated")
     with ThreadPoolExecutor(1) as elsewhere:  # a test's event loop may be running here
         elsewhere.submit(migrate, postgres_server.url("iotjobs_migrated")).result()
-    yield "iotjobs_migrated"
+    return "iotjobs_migrated"
 
 
 @pytest.fixture(scope="session")
