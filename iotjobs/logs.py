@@ -61,5 +61,6 @@ def configure(level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # asyncssh tells each channel at INFO; that is our debug.
-    logging.getLogger("asyncssh").setLevel(logging.DEBUG if level.upper() == "DEBUG" else logging.WARNING)
+    # What these tell at INFO is our debug.
+    for name in ("asyncssh", "uvicorn", "alembic"):
+        logging.getLogger(name).setLevel(logging.DEBUG if level.upper() == "DEBUG" else logging.WARNING)

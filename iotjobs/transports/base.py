@@ -67,7 +67,7 @@ class CommandEnd:
     """How the command ended, as the device told it.
 
     Attributes:
-        exit_code: 0–255; for a death by signal 128 + its number, as shells report it.
+        exit_code: 0 to 255; for a death by signal 128 + its number, as shells report it.
         signal: name without `SIG` (`KILL`), or None.
     """
 

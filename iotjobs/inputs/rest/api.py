@@ -13,11 +13,22 @@ from pydantic import TypeAdapter
 
 from iotjobs import __version__
 from iotjobs.inputs import problems
-from iotjobs.inputs.rest import classes, credentials, links, objects, scripts, users
+from iotjobs.inputs.rest import (
+    classes,
+    credentials,
+    execute,
+    health,
+    jobs,
+    links,
+    objects,
+    reach,
+    scripts,
+    users,
+)
 from iotjobs.inputs.rest.answers import PREFIX, json_response
 from iotjobs.inputs.rest.body import Body
 from iotjobs.inputs.rest.operations import operations_of
-from iotjobs.inputs.rest.services import ApiServices, authenticated
+from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.inputs.shapes import Problem
 from iotjobs.store.definitions import Kind
 
@@ -46,14 +57,18 @@ def build_api(services: ApiServices) -> FastAPI:
         operations_of(Kind.CLASS),
         operations_of(Kind.OBJECT),
         operations_of(Kind.LINK),
+        execute.router,
+        jobs.router,
+        reach.router,
         _description(app),
     ):
         app.include_router(router, prefix=PREFIX)
+    app.include_router(health.router)
     return app
 
 
 def _description(app: FastAPI) -> APIRouter:
-    router = APIRouter(dependencies=[authenticated])
+    router = APIRouter()
 
     @router.get("/openapi.json", include_in_schema=False)
     async def read_openapi() -> Response:

@@ -18,16 +18,14 @@ from iotjobs.inputs.problems import bad_request
 from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedListing, created, shown
 from iotjobs.inputs.rest.body import body_of, patch_of
-from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, admin_for, authenticated
+from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, admin_for
 from iotjobs.inputs.shapes import CredentialIn, CredentialOut, Listed
 from iotjobs.inputs.validation import patched
 from iotjobs.store import definitions as stored
 from iotjobs.store import entities
 from iotjobs.store.definitions import Kind
 
-router = APIRouter(
-    prefix="/credentials", tags=["credentials"], dependencies=[authenticated, admin_for("credentials")]
-)
+router = APIRouter(prefix="/credentials", tags=["credentials"], dependencies=[admin_for("credentials")])
 _shape = TypeAdapter(CredentialIn)
 
 _SECRETS = ("private_key", "passphrase", "password")

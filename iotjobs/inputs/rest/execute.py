@@ -18,11 +18,11 @@ from iotjobs.engine.intake import Execute
 from iotjobs.inputs.job_shapes import job_json
 from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
 from iotjobs.inputs.rest.body import body_of
-from iotjobs.inputs.rest.services import CallerOf, Engine, Services
+from iotjobs.inputs.rest.services import CallerOf, Engine, Services, authenticated
 from iotjobs.inputs.shapes import Shape
 from iotjobs.store import reads
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[authenticated])
 
 WAIT_LIMIT_S = 60.0
 _WEEK_S = 7 * 86_400.0

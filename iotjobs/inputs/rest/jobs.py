@@ -20,13 +20,13 @@ from iotjobs.inputs.job_shapes import job_json
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import json_response
 from iotjobs.inputs.rest.body import body_of
-from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services
+from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, authenticated
 from iotjobs.store import entities, jobs, output, reads
 from iotjobs.store.reads import JobFilter
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.base import Stream
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[authenticated])
 
 Payload = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
 Limit = Annotated[int, Query(ge=1, le=500)]

@@ -9,9 +9,9 @@ from fastapi import APIRouter
 
 from iotjobs.domain.errors import DeliveryError, NotReady
 from iotjobs.inputs.rest.answers import Id
-from iotjobs.inputs.rest.services import Engine, admin_for
+from iotjobs.inputs.rest.services import Engine, admin_for, authenticated
 
-router = APIRouter(tags=["objects"])
+router = APIRouter(tags=["objects"], dependencies=[authenticated])
 
 
 @router.post("/objects/{object_id}/check", dependencies=[admin_for("checking a connection")])

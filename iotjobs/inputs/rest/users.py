@@ -13,15 +13,13 @@ from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.rights import Role, scope_of
 from iotjobs.inputs.rest.answers import Id, IfMatch, Listing, created, listed, no_content, with_etag
 from iotjobs.inputs.rest.body import body_of
-from iotjobs.inputs.rest.services import CallerOf, Services, admin_for, authenticated
+from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
 from iotjobs.inputs.shapes import Listed, NewTokenOut, TokenIn, TokenOut, UserIn, UserOut, UserPatch
 from iotjobs.store import accounts
 from iotjobs.store.accounts import Token, User
 from iotjobs.store.writer import Transaction
 
-router = APIRouter(
-    prefix="/users", tags=["users"], dependencies=[authenticated, admin_for("users and tokens")]
-)
+router = APIRouter(prefix="/users", tags=["users"], dependencies=[admin_for("users and tokens")])
 
 
 def _shown(user: User) -> dict[str, Any]:
