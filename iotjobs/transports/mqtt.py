@@ -273,7 +273,6 @@ class MqttConsumer:
             What it raises is logged, and the message acknowledged.
         session_expiry_s: how long the broker keeps the session while we are away.
         receive_maximum: unacknowledged messages at once, 256 at most: the back-pressure.
-        maximum_packet_bytes: the broker throws larger messages for us away.
     """
 
     def __init__(
@@ -285,7 +284,6 @@ class MqttConsumer:
         handler: Callable[[Received], None],
         session_expiry_s: int = 7 * 86_400,
         receive_maximum: int = 256,
-        maximum_packet_bytes: int = 4 << 20,
     ) -> None:
         self._filters = tuple(check_filter(topic_filter) for topic_filter in filters)
         self._address, self._handler = address, handler
@@ -294,7 +292,6 @@ class MqttConsumer:
             clean_start=False,
             expiry_s=session_expiry_s,
             receive_maximum=min(receive_maximum, 256),
-            maximum_packet_bytes=maximum_packet_bytes,
         )
         self._subscribed = False
         self._link = Link("consumer", self._make_connection, self._subscribe)

@@ -5,7 +5,7 @@ unacknowledged again, by itself and with DUP, when a client reconnects. Only the
 (DNS, TCP, TLS) runs in a worker thread. `mqtt.Link` makes connections one after another.
 
 Leans on these private members of paho 2.2.0, which no public one stands for: `_handle_publish`,
-`_packet_read`, `_out_packet`, `_mid_generate`, `_last_mid`, `_sock_close`.
+`_packet_read`, `_ssl_wrap_socket`, `_out_packet`, `_mid_generate`, `_last_mid`, `_sock_close`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,31 @@ _CREDENTIAL_REASONS = frozenset({0x86, 0x87, 0x8C})
 
 
 class _PahoClient(mqtt.Client):
-    """paho's client, but PUBLISH is read by us and a reader can tell when the socket is empty."""
+    """paho's client, but PUBLISH is read by us, and a reader can tell when the socket is empty."""
 
     drained = False
     on_publish_packet: Callable[[int, bytes], None]
+    tls_context: ssl.SSLContext
 
     def _packet_read(self) -> MQTTErrorCode:
         rc = super()._packet_read()
-        self.drained = rc == MQTTErrorCode.MQTT_ERR_AGAIN
+        # paho also says so after 100 reads of one large message, which for TLS is not the socket's word.
+        held = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+        self.drained = rc == MQTTErrorCode.MQTT_ERR_AGAIN and not held
         return rc
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        # paho 2.2 leaves the socket open when the handshake fails, at each try to connect.
+        sock = self.tls_context.wrap_socket(
+            tcp_sock, server_hostname=self._host, do_handshake_on_connect=False
+        )
+        try:
+            sock.settimeout(_CONNECT_TIMEOUT_S)
+            sock.do_handshake()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _handle_publish(self) -> MQTTErrorCode:
         self.on_publish_packet(self._in_packet["command"], bytes(self._in_packet["packet"]))
@@ -198,7 +214,8 @@ class Connection:
         client.max_inflight_messages_set(0)  # paho's own window ignores the broker's; ours is `window`
         client.username_pw_set(address.username, address.password)
         if address.tls:
-            client.tls_set_context(ssl.create_default_context(cafile=address.ca_file))
+            client.tls_context = ssl.create_default_context(cafile=address.ca_file)
+            client.tls_set_context(client.tls_context)
         client.on_publish_packet = self._arrived
         client.on_socket_open, client.on_socket_close = self._opened, self._closed
         client.on_socket_register_write = self._wants_write
@@ -207,7 +224,6 @@ class Connection:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = session.expiry_s
         properties.ReceiveMaximum = session.receive_maximum
-        properties.MaximumPacketSize = session.maximum_packet_bytes
         client.connect_async(
             address.host,
             address.port,

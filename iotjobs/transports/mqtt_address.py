@@ -69,19 +69,20 @@ def _unquoted(part: str | None) -> str | None:
 class Session:
     """How we introduce ourselves in CONNECT.
 
+    Without a Maximum Packet Size: Mosquitto 2.0.11 counts what it then throws away as unacknowledged
+    for ever, so a few large messages would end all delivery (tried).
+
     Attributes:
         client_id: never logged: who knows it can take the session over.
         clean_start: forget what the broker kept for the id.
         expiry_s: how long the broker keeps the session after the connection's end.
         receive_maximum: unacknowledged QoS 1 messages that the broker may send us at once.
-        maximum_packet_bytes: the broker throws larger messages for us away.
     """
 
     client_id: str = field(repr=False)
     clean_start: bool = True
     expiry_s: int = 0
     receive_maximum: int = 256
-    maximum_packet_bytes: int = 268_435_455
 
 
 class Refusal(StrEnum):

@@ -118,7 +118,9 @@ class Mosquitto:
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
-        self._process = subprocess.Popen([self._program, "-c", str(self._folder / "mosquitto.conf")])
+        self._process = subprocess.Popen(
+            [self._program, "-c", str(self._folder / "mosquitto.conf")], stderr=subprocess.DEVNULL
+        )
         until = time.monotonic() + START_WITHIN_S
         while time.monotonic() < until:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -135,8 +137,8 @@ class Mosquitto:
         """End it; safe when it is not running."""
         process, self._process = self._process, None
         if process is not None:
-            process.send_signal(signal.SIGCONT)
             process.send_signal(number)
+            process.send_signal(signal.SIGCONT)  # a frozen one takes TERM only then, and KILL at once
             process.wait(timeout=10)
 
     def freeze(self) -> None:

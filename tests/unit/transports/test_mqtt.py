@@ -892,6 +892,7 @@ def test_the_private_parts_of_paho_that_we_lean_on_are_there() -> None:
     names = (
         "_handle_publish",
         "_packet_read",
+        "_ssl_wrap_socket",
         "_out_packet",
         "_mid_generate",
         "_last_mid",
