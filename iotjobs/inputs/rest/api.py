@@ -28,7 +28,7 @@ from iotjobs.inputs.rest import (
 from iotjobs.inputs.rest.answers import PREFIX, json_response
 from iotjobs.inputs.rest.body import Body
 from iotjobs.inputs.rest.operations import operations_of
-from iotjobs.inputs.rest.services import ApiServices
+from iotjobs.inputs.rest.services import ApiServices, authenticated
 from iotjobs.inputs.shapes import Problem
 from iotjobs.store.definitions import Kind
 
@@ -62,7 +62,8 @@ def build_api(services: ApiServices) -> FastAPI:
         reach.router,
         _description(app),
     ):
-        app.include_router(router, prefix=PREFIX)
+        # Nothing here is public, whatever a route itself says.
+        app.include_router(router, prefix=PREFIX, dependencies=[authenticated])
     app.include_router(health.router)
     return app
 
