@@ -6,7 +6,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench lock clean
+.PHONY: help setup demo test check format openapi bench lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: setup ## formatting, lint, types, import rules, spelling, dependencies
 format: setup ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+openapi: setup ## write docs/reference/openapi.json and the table of rest.md from the code
+	$(BIN)/python -m tests.architecture.openapi
 
 bench: setup ## measure; each benchmark prints a table and a JSON line (ARGS=name: only that one)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/run.sh $(ARGS)

@@ -4,11 +4,111 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from iotjobs import clock
-from iotjobs.domain.jobs import Job
+from iotjobs.domain.jobs import Cause, Delivery, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import OperationType
-from iotjobs.domain.statuses import has_errors
+from iotjobs.domain.statuses import Outcome, Status, has_errors
 from iotjobs.store.reads import JobRecord
+
+
+class CommandDescription(BaseModel):
+    """What a script or program did."""
+
+    exitCode: int | None
+    stdout: str
+    stderr: str
+
+
+class MessageDescription(BaseModel):
+    """What an mqtt operation sent."""
+
+    topic: str
+    message: str
+
+
+class ResultOut(BaseModel):
+    """A custom result."""
+
+    payload: dict[str, Any]
+    by: str = Field(description="id of the user, or of the device's object")
+    timestamp: int = Field(description="milliseconds")
+
+
+class OperationSummary(BaseModel):
+    """The operation as it was when the job was made."""
+
+    name: str
+    type: OperationType
+    version: int
+
+
+class ErrorOut(BaseModel):
+    """Why the job did not succeed."""
+
+    code: str
+    message: str
+
+
+class RunBy(BaseModel):
+    """Who started it."""
+
+    id: str
+    name: str | None
+
+
+class OutputOut(BaseModel):
+    """How much was written, and whether `description` or the store has less."""
+
+    bytes: int
+    truncated: bool
+
+
+class JobOut(BaseModel):
+    """One run of one operation on one owner: the job record."""
+
+    id: str
+    operation_id: str | None
+    user_id: str | None
+    owner_id: str
+    owner_type: int = Field(description="1 object, 2 link")
+    timestamp: int = Field(description="creation, milliseconds")
+    description: CommandDescription | MessageDescription | None
+    results: list[ResultOut]
+    process_meta: dict[str, Any] | None
+    seq: int
+    type: JobType
+    label: str
+    operation: OperationSummary | None
+    transport: Transport | None
+    status: Status
+    outcome: Outcome | None
+    has_errors: bool
+    error: ErrorOut | None
+    pending_reason: PendingReason | None
+    progress: dict[str, Any] | None
+    delivery: Delivery | None
+    waiting: int = Field(description="milliseconds before its first start")
+    duration: int | None = Field(description="milliseconds since its first start")
+    created_at: str
+    start_date: str | None
+    end_date: str | None
+    start_at: str | None
+    expires_at: str | None
+    run_by: RunBy | None
+    data: dict[str, Any]
+    cause: Cause
+    parent_id: str | None
+    retry_of: str | None
+    queue: str
+    priority: int
+    low_priority: bool
+    attempt: int
+    cancel: dict[str, Any] | None
+    transient: bool
+    abortable: bool
+    output: OutputOut
 
 
 def job_json(record: JobRecord, now: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.rights import EVERYTHING, Caller
 from iotjobs.engine.intake import Execute
-from iotjobs.inputs.job_shapes import job_json
+from iotjobs.inputs.job_shapes import JobOut, job_json
 from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import CallerOf, Engine, Services, authenticated
@@ -55,6 +55,12 @@ class Exchange:
     engine: Engine
 
 
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {"model": JobOut, "description": "The job; it goes on"},
+    200: {"model": JobOut, "description": "The job; it ended within `wait`"},
+}
+
+
 async def _exchange(request: Request, services: Services, engine: Engine) -> Exchange:
     return Exchange(request.url.path, services, engine)
 
@@ -62,7 +68,7 @@ async def _exchange(request: Request, services: Services, engine: Engine) -> Exc
 ExchangeOf = Annotated[Exchange, Depends(_exchange)]
 
 
-@router.post("/objects/{owner_id}/operations/{operation_id}/execute", status_code=202)
+@router.post("/objects/{owner_id}/operations/{operation_id}/execute", status_code=202, responses=ANSWERS)
 async def execute_on_object(
     exchange: ExchangeOf,
     caller: CallerOf,
@@ -78,7 +84,7 @@ async def execute_on_object(
     return await _execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
 
 
-@router.post("/links/{owner_id}/operations/{operation_id}/execute", status_code=202)
+@router.post("/links/{owner_id}/operations/{operation_id}/execute", status_code=202, responses=ANSWERS)
 async def execute_on_link(
     exchange: ExchangeOf,
     caller: CallerOf,

@@ -16,11 +16,12 @@ from iotjobs.domain.jobs import JobType
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import Caller, scope_of
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.inputs.job_shapes import job_json
+from iotjobs.inputs.job_shapes import JobOut, ResultOut, job_json
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import json_response
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, authenticated
+from iotjobs.inputs.shapes import Listed
 from iotjobs.store import entities, jobs, output, reads
 from iotjobs.store.reads import JobFilter
 from iotjobs.store.writer import Transaction
@@ -91,6 +92,11 @@ def job_filter(
     )
 
 
+LISTED: dict[int | str, dict[str, Any]] = {200: {"model": Listed[JobOut]}}
+OCTETS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
 Filter = Annotated[JobFilter, Depends(job_filter)]
 
 
@@ -105,7 +111,7 @@ async def _page(
     return {"items": [job_json(record, now) for record in found], "next": following}
 
 
-@router.get("/jobs")
+@router.get("/jobs", responses=LISTED)
 async def list_jobs(
     services: Services, caller: CallerOf, wanted: Filter, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -126,7 +132,7 @@ async def _owned(
     return page
 
 
-@router.get("/objects/{owner_id}/jobs")
+@router.get("/objects/{owner_id}/jobs", responses=LISTED)
 async def list_object_jobs(
     services: Services, caller: CallerOf, owner_id: str, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -134,7 +140,7 @@ async def list_object_jobs(
     return json_response(await _owned(services, (OwnerType.OBJECT, owner_id), caller, limit, cursor))
 
 
-@router.get("/links/{owner_id}/jobs")
+@router.get("/links/{owner_id}/jobs", responses=LISTED)
 async def list_link_jobs(
     services: Services, caller: CallerOf, owner_id: str, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -142,14 +148,14 @@ async def list_link_jobs(
     return json_response(await _owned(services, (OwnerType.LINK, owner_id), caller, limit, cursor))
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", responses={200: {"model": JobOut}})
 async def get_job(services: Services, caller: CallerOf, job_id: str) -> Response:
     """One job, whole: by its id, or by its seq."""
     record = await services.store.read(lambda conn: reads.job_record(conn, job_id, scope_of(caller)))
     return json_response(job_json(record, clock.now_ms()))
 
 
-@router.patch("/jobs/{job_id}/results")
+@router.patch("/jobs/{job_id}/results", responses={200: {"model": ResultOut}})
 async def append_result(services: Services, caller: CallerOf, payload: Payload, job_id: str) -> Response:
     """Append a custom result; answers with the entry."""
     check_payload(payload)
@@ -162,7 +168,7 @@ async def append_result(services: Services, caller: CallerOf, payload: Payload, 
     return json_response(await services.store.write(item))
 
 
-@router.get("/jobs/{job_id}/output", response_class=StreamingResponse)
+@router.get("/jobs/{job_id}/output", response_class=StreamingResponse, responses=OCTETS)
 async def get_output(
     services: Services,
     caller: CallerOf,
