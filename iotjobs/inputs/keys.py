@@ -33,7 +33,7 @@ def host_key_lines(text: str, *, field: str) -> str:
             if len(words) < 2:
                 raise asyncssh.KeyImportError("incomplete")
             asyncssh.import_public_key(" ".join(words[:2]))
-        except (asyncssh.KeyImportError, ValueError) as error:
+        except ValueError as error:
             raise BadRequest(
                 f"line {number} is no host key: give lines such as `ssh-ed25519 AAAA…`, "
                 "or `@cert-authority ssh-ed25519 AAAA…`, without a host name before them",
@@ -57,20 +57,20 @@ def check_private_key(text: str, passphrase: str | None) -> None:
     """
     try:
         asyncssh.import_private_key(text, passphrase)
-    except asyncssh.KeyEncryptionError as error:
-        if "bcrypt" in str(error):
-            raise BadRequest(
-                "this server cannot open encrypted keys in OpenSSH's own format (it lacks bcrypt): "
-                "convert a copy with `ssh-keygen -p -m PKCS8 -f FILE`, or send it without a passphrase",
-                field="private_key",
-            ) from None
-        raise BadRequest("the passphrase does not open the private key", field="passphrase") from None
-    except (asyncssh.KeyImportError, ValueError) as error:
-        if passphrase is None and "passphrase" in str(error).lower():
-            raise BadRequest(
-                "the private key is encrypted: give its passphrase", field="passphrase"
-            ) from None
-        raise BadRequest(
-            "the private key cannot be read: give the whole file, in OpenSSH or PEM format",
-            field="private_key",
-        ) from None
+    except ValueError as error:
+        field, message = _what_is_wrong(str(error).lower(), passphrase)
+        raise BadRequest(message, field=field) from None
+
+
+def _what_is_wrong(said: str, passphrase: str | None) -> tuple[str, str]:
+    """The field and our words for what asyncssh said; it has one error for everything."""
+    if "bcrypt" in said:
+        return "private_key", (
+            "this server cannot open encrypted keys in OpenSSH's own format (it lacks bcrypt): "
+            "convert a copy with `ssh-keygen -p -m PKCS8 -f FILE`, or send it without a passphrase"
+        )
+    if passphrase is None and "passphrase" in said:
+        return "passphrase", "the private key is encrypted: give its passphrase"
+    if "decrypt" in said or "passphrase" in said:
+        return "passphrase", "the passphrase does not open the private key"
+    return "private_key", "the private key cannot be read: give the whole file, in OpenSSH or PEM format"
