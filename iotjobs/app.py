@@ -93,6 +93,8 @@ class Site:
         await asyncio.to_thread(migrate, settings.store_url)
         store = self._store = open_store(settings.store_url)
         await store.start()
+        if not await store.claim():
+            raise AlreadyRunning("another iotjobs serves this database: stop it first")
         await store.write(lambda tx: secrets.check_canary(tx, vault))
         given = settings.admin_token.get_secret_value() if settings.admin_token else None
         self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))

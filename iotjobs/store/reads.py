@@ -148,7 +148,7 @@ def _plans(conn: Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
     if not ids:
         return {}
     P = tables.plans.c
-    return dict(conn.execute(select(P.job_id, P.plan).where(P.job_id.in_(ids))).tuples().all())
+    return dict(conn.execute(select(P.job_id, P.plan).where(P.job_id.in_(ids))).all())
 
 
 def _results(conn: Connection, ids: list[str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
@@ -168,7 +168,7 @@ def _results(conn: Connection, ids: list[str], limit: int | None) -> dict[str, l
 
 def counts(conn: Connection) -> dict[str, int]:
     """How many jobs have each status."""
-    return dict(conn.execute(select(J.status, func.count()).group_by(J.status)).tuples().all())
+    return dict(conn.execute(select(J.status, func.count()).group_by(J.status)).all())
 
 
 def _write_cursor(job: Job) -> str:

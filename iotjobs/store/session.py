@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
 from iotjobs.domain.errors import ConfigurationError, StoreUnavailable
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 READERS = 4
 RACES = 5  # tries of a PostgreSQL transaction that lost a race
+_CLAIM = 0x696F746A6F6273  # "iotjobs"; the key of the lock that one serving process holds
 _LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
 
 _decode = msgspec.json.decode
@@ -43,6 +44,9 @@ class Store(Protocol):
 
     async def stop(self) -> None:
         """Finish what was submitted, close every connection."""
+
+    async def claim(self) -> bool:
+        """Be the one process that serves this database, until `stop`; False when another is."""
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:
         """Run `item` in a transaction; return its result once it is committed.
@@ -98,7 +102,8 @@ def sqlite_engine(path: str, *, read_only: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
-        conn.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        if conn.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            conn.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -133,6 +138,10 @@ class SqliteStore:
         self._read_engine.dispose()
         self._write_engine.dispose()
 
+    async def claim(self) -> bool:
+        """See `Store`; the data directory's lock has settled it."""
+        return True
+
     async def write(self, item: Item[T], *, size: int = 0) -> T:
         """See `Store`."""
         return await self._writer.write(item, size=size)
@@ -164,6 +173,7 @@ class PostgresStore:
     """The scaled-out store."""
 
     def __init__(self, url: str) -> None:
+        self._claim: AsyncConnection | None = None
         self._engine: AsyncEngine = create_async_engine(
             url,
             json_serializer=_encode,
@@ -186,7 +196,22 @@ class PostgresStore:
 
     async def stop(self) -> None:
         """See `Store`."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            await claim.close()
         await self._engine.dispose()
+
+    async def claim(self) -> bool:
+        """See `Store`; a session lock on a connection that is kept for it."""
+        if self._claim is None:
+            conn = await self._engine.connect()
+            await conn.execution_options(isolation_level="AUTOCOMMIT")
+            taken = (await conn.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _CLAIM})).scalar()
+            if not taken:
+                await conn.close()
+                return False
+            self._claim = conn
+        return True
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:  # noqa: ARG002 - no batches here
         """See `Store`."""
