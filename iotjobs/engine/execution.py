@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 
 from iotjobs import clock
 from iotjobs.domain import retries
-from iotjobs.domain.errors import DeliveryError, IotJobsError, LeaseLost
+from iotjobs.domain.errors import (
+    DeliveryError,
+    DeviceUnreachable,
+    IotJobsError,
+    LeaseLost,
+    StorageFull,
+    StoreUnavailable,
+)
 from iotjobs.domain.jobs import Ending, Job, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
@@ -110,7 +117,14 @@ class Sending:
         """
         if self.sent_at is None:
             now = clock.now_ms()
-            await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, sent_at=now))
+            try:
+                await self._store.write(
+                    lambda tx: jobs.note(tx, self._job.id, self._job.attempt, sent_at=now)
+                )
+            except (StoreUnavailable, StorageFull) as error:
+                raise DeviceUnreachable(
+                    f"not sent, because it could not be written down first: {error}"
+                ) from error
             self.sent_at, self._committed = now, clock.monotonic()
         elif clock.monotonic() - self._committed > SEND_WITHIN_S:
             job = await self._store.look(lambda conn: jobs.get(conn, self._job.id))

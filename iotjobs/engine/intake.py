@@ -117,6 +117,8 @@ class Intake:
             **({"ask": dict(request.ask)} if request.ask else {}),
             **({"reason": request.reason} if request.reason else {}),
             **({"secret_args": hidden} if hidden else {}),
+            # No process group, so no proven end: the record says so.
+            **({"interpreter": "raw"} if plan.interpreter == "raw" else {}),
         }
         return _Rendered(row, plan, secret, operation)
 

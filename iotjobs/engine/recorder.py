@@ -8,15 +8,20 @@ the store, and that is the back-pressure which the device feels.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 
-from iotjobs.domain.errors import LeaseLost
+from iotjobs import clock
+from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.store import jobs, output
 from iotjobs.store.output import Chunk
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
+log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 1.0
 OUTPUT_CAP_BYTES = 16 * 1024 * 1024
 # Short outputs travel with the settling transaction and cost no write of their own; longer ones
 # are on disk, and visible, after this long or this many bytes.
@@ -53,7 +58,6 @@ class Recorder:
 
         Raises:
             LeaseLost: the attempt is not the newest any more.
-            StorageFull, StoreUnavailable: they could not be kept.
         """
         buffer = self._buffers.setdefault(stream, _Buffer())
         buffer.data += data
@@ -89,7 +93,16 @@ class Recorder:
                 output.append(tx, self._job_id, self._attempt, chunks)
                 output.drop(tx, self._job_id, self._attempt, dropped)
 
-            await self._store.write(item, size=size)
+            while True:
+                try:
+                    await self._store.write(item, size=size)
+                except StoreUnavailable:
+                    await clock.sleep(STORE_RETRY_S)  # the device waits: that is the back-pressure
+                    continue
+                except StorageFull:
+                    self.truncated = True  # how the run ends is worth more than what it says
+                    log.warning("no room for output", extra={"job_id": self._job_id, "bytes": size})
+                return
 
     async def close(self) -> list[Chunk]:
         """End the timer and hand over what is still buffered, for the settling transaction."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from iotjobs import clock
 from iotjobs.domain import retries
-from iotjobs.domain.errors import LeaseLost, TransitionRefused
+from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.engine.feed import Feed
@@ -24,6 +24,8 @@ from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
 log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,17 @@ class Settler:
                 self.finish(tx, job, ending, now, **facts)
 
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
-        try:
-            await self._store.write(item, size=size)
-        except (LeaseLost, TransitionRefused) as error:
-            await self._refused(job, ending, error)
+        while True:
+            try:
+                await self._store.write(item, size=size)
+            except (LeaseLost, TransitionRefused) as error:
+                await self._refused(job, ending, error)
+            except (StoreUnavailable, StorageFull) as error:
+                # An end that nobody could write down would leave the job running for ever.
+                log.warning("the store cannot take an end yet", extra={"job_id": job.id, "why": str(error)})
+                await clock.sleep(STORE_RETRY_S)
+                continue
+            return
 
     def finish(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """End a job for good inside a transaction.
