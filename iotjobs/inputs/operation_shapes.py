@@ -53,7 +53,7 @@ def _unreachable() -> list[RetriedEnd]:
     return ["unreachable"]
 
 
-class RetryIn(Shape):
+class RetryBody(Shape):
     """When another attempt is made."""
 
     attempts: Annotated[int, Field(ge=1, le=100)] = 1
@@ -92,7 +92,7 @@ class ProgramParameters(Shape):
     cwd: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
 
 
-class AnswerIn(Shape):
+class AnswerBody(Shape):
     """How long to wait for the device's answer."""
 
     within_s: Seconds = 30.0
@@ -107,7 +107,7 @@ class MqttParameters(Shape):
     retain: bool = False
     require_subscriber: bool = False
     expiry_s: Annotated[float, Field(gt=0, le=MQTT_SECONDS)] | None = None
-    answer: AnswerIn | None = None
+    answer: AnswerBody | None = None
 
 
 class _Operation(Shape):
@@ -123,7 +123,7 @@ class _Operation(Shape):
     ttl_s: Annotated[float, Field(gt=0, le=NINETY_DAYS_S)] = 3600.0
     idempotent: bool = False
     concurrent: bool = False
-    retry: RetryIn = RetryIn()
+    retry: RetryBody = RetryBody()
     queue: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "mix"
     run_as: RunAs | None = None
     secret_args: Annotated[list[Name], Field(max_length=100)] = Field(default_factory=list)
@@ -150,7 +150,7 @@ class MqttOperation(_Operation):
     parameters: MqttParameters
 
 
-OperationIn = Annotated[ScriptOperation | ProgramOperation | MqttOperation, Field(discriminator="type")]
+OperationBody = Annotated[ScriptOperation | ProgramOperation | MqttOperation, Field(discriminator="type")]
 
 
 class OperationOut(_Operation, Stored):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic_core import ErrorDetails
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -41,7 +40,7 @@ DRAIN_BYTES = 4 * 1024 * 1024
 DRAIN_S = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
-ErrorItem = dict[str, Any] | ErrorDetails
+ErrorItem = Mapping[str, Any]  # one of pydantic's
 
 
 class MethodNotAllowed(RequestError):

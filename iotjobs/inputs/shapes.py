@@ -92,7 +92,7 @@ class Stored(Shape):
     created_at: str = Field(description="RFC 3339, UTC")
 
 
-class ClassIn(Shape):
+class ClassBody(Shape):
     """A template of entities."""
 
     name: Name
@@ -101,14 +101,14 @@ class ClassIn(Shape):
     property_types: PropertyTypes = {}
 
 
-class MqttIn(Shape):
+class MqttBody(Shape):
     """Topics that the object's device may use beside `iotjobs/{thing}/#`."""
 
     read: Annotated[list[Filter], Field(max_length=100)] = []
     write: Annotated[list[Filter], Field(max_length=100)] = []
 
 
-class SshIn(Shape):
+class SshBody(Shape):
     """Where and as whom the object is reached over SSH."""
 
     host: Host
@@ -119,7 +119,7 @@ class SshIn(Shape):
     jump_id: Reference | None = None
 
 
-class ObjectIn(Shape):
+class ObjectBody(Shape):
     """A managed thing."""
 
     name: Name
@@ -130,11 +130,11 @@ class ObjectIn(Shape):
     properties: Properties = {}
     property_types: PropertyTypes = {}
     no_data_after_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
-    mqtt: MqttIn = MqttIn()
-    ssh: SshIn | None = None
+    mqtt: MqttBody = MqttBody()
+    ssh: SshBody | None = None
 
 
-class LinkIn(Shape):
+class LinkBody(Shape):
     """A connection from one object to another."""
 
     name: Name
@@ -146,7 +146,7 @@ class LinkIn(Shape):
     property_types: PropertyTypes = {}
 
 
-class ScriptIn(Shape):
+class ScriptBody(Shape):
     """A text of the script repository."""
 
     name: Name
@@ -154,7 +154,7 @@ class ScriptIn(Shape):
     text: ScriptText
 
 
-class CredentialIn(Shape):
+class CredentialBody(Shape):
     """How to log in; the secrets are never given back."""
 
     name: Name
@@ -165,13 +165,13 @@ class CredentialIn(Shape):
     password: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
 
 
-class HostKeyIn(Shape):
+class HostKeyBody(Shape):
     """The host keys to trust from now on; null trusts none."""
 
     host_key: HostKeys | None
 
 
-class UserIn(Shape):
+class UserBody(Shape):
     """Somebody who may call; without a password only tokens let them in."""
 
     login: Login
@@ -193,7 +193,7 @@ class UserPatch(Shape):
         return value
 
 
-class TokenIn(Shape):
+class TokenBody(Shape):
     """A new token; `expires_at` is RFC 3339 with a zone, null never expires."""
 
     name: Name
@@ -230,19 +230,19 @@ class Problem(Shape):
     errors: list[FieldProblem]
 
 
-class ClassOut(ClassIn, Stored):
+class ClassOut(ClassBody, Stored):
     """A class as it is stored."""
 
 
-class ObjectOut(ObjectIn, Stored):
+class ObjectOut(ObjectBody, Stored):
     """An object as it is stored."""
 
 
-class LinkOut(LinkIn, Stored):
+class LinkOut(LinkBody, Stored):
     """A link as it is stored."""
 
 
-class ScriptOut(ScriptIn, Stored):
+class ScriptOut(ScriptBody, Stored):
     """A script as it is stored."""
 
 

@@ -638,7 +638,7 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
     document = (await api("GET", "/openapi.json")).json()
 
     body = document["paths"]["/api/v1/objects"]["post"]["requestBody"]
-    assert body["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ObjectIn"
+    assert body["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ObjectBody"
     assert document["openapi"].startswith("3.1")
     references = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert references <= set(document["components"]["schemas"])

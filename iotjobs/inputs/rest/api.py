@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
-from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from pydantic import TypeAdapter
@@ -109,11 +108,11 @@ def _operations(app: FastAPI, document: dict[str, Any]) -> Iterator[tuple[dict[s
         for method in route.methods or ():
             operation = document["paths"].get(route.path_format, {}).get(method.lower())
             if operation is not None:
-                yield operation, next(_bodies(route.dependant), None)
+                yield operation, next(_bodies(route.dependant), None)  # codespell:ignore dependant
 
 
-def _bodies(dependant: Dependant) -> Iterator[Body]:
-    for dependency in dependant.dependencies:
+def _bodies(node: Any) -> Iterator[Body]:
+    for dependency in node.dependencies:
         if isinstance(dependency.call, Body):
             yield dependency.call
         yield from _bodies(dependency)

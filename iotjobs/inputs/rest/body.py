@@ -49,7 +49,7 @@ class Body:
 
 
 def body_of(shape: Any, *, optional: bool = False) -> Body:
-    """The dependency that reads a shape: `Annotated[ClassIn, Depends(body_of(ClassIn))]`."""
+    """The dependency that reads a shape: `Annotated[ClassBody, Depends(body_of(ClassBody))]`."""
     return Body(TypeAdapter(shape), optional=optional)
 
 

@@ -11,16 +11,18 @@ from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedListing
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import ClassIn, ClassOut, Listed
+from iotjobs.inputs.shapes import ClassBody, ClassOut, Listed
 from iotjobs.store.definitions import Kind
 
 router = APIRouter(prefix="/classes", tags=["classes"])
 _admin = [admin_for("changing classes")]
-_shape = TypeAdapter(ClassIn)
+_shape = TypeAdapter(ClassBody)
 
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ClassOut}})
-async def create_class(services: Services, body: Annotated[ClassIn, Depends(body_of(ClassIn))]) -> Response:
+async def create_class(
+    services: Services, body: Annotated[ClassBody, Depends(body_of(ClassBody))]
+) -> Response:
     """Add a class."""
     return await definitions.make(services, Kind.CLASS, body.model_dump(), "/classes")
 
@@ -42,7 +44,7 @@ async def change_class(
     services: Services,
     class_id: Id,
     expected: IfMatch,
-    body: Annotated[dict[str, Any], Depends(patch_of(ClassIn))],
+    body: Annotated[dict[str, Any], Depends(patch_of(ClassBody))],
 ) -> Response:
     """Change a class; its entities inherit the change at once."""
     return await definitions.patch(services, (Kind.CLASS, class_id), _shape, body, expected)

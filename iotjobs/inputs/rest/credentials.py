@@ -19,14 +19,14 @@ from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedListing, created, shown
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import CredentialIn, CredentialOut, Listed
+from iotjobs.inputs.shapes import CredentialBody, CredentialOut, Listed
 from iotjobs.inputs.validation import patched
 from iotjobs.store import definitions as stored
 from iotjobs.store import entities
 from iotjobs.store.definitions import Kind
 
 router = APIRouter(prefix="/credentials", tags=["credentials"], dependencies=[admin_for("credentials")])
-_shape = TypeAdapter(CredentialIn)
+_shape = TypeAdapter(CredentialBody)
 
 _SECRETS = ("private_key", "passphrase", "password")
 _NEEDED = {"ssh_key": {"private_key"}, "password": {"password"}, "ssh_agent": set[str]()}
@@ -36,7 +36,7 @@ _TRIES = 3  # of a patch, when others change the credential at the same time
 
 @router.post("", status_code=201, responses={201: {"model": CredentialOut}})
 async def create_credential(
-    services: Services, body: Annotated[CredentialIn, Depends(body_of(CredentialIn))]
+    services: Services, body: Annotated[CredentialBody, Depends(body_of(CredentialBody))]
 ) -> Response:
     """Add a credential: `ssh_key`, `password`, or `ssh_agent` (the one that the server runs beside)."""
     await asyncio.to_thread(_check, body)
@@ -48,7 +48,7 @@ async def create_credential(
     return created(shown(made), f"/credentials/{made.id}")
 
 
-def _check(credential: CredentialIn) -> None:
+def _check(credential: CredentialBody) -> None:
     """Refuse one that could not be used. Takes as long as a key's derivation function."""
     given = {name for name in _SECRETS if getattr(credential, name) is not None}
     needed, possible = _NEEDED[credential.kind], _POSSIBLE[credential.kind]
@@ -62,7 +62,7 @@ def _check(credential: CredentialIn) -> None:
         check_private_key(credential.private_key, credential.passphrase)
 
 
-def _columns(services: ApiServices, credential_id: str, credential: CredentialIn) -> dict[str, Any]:
+def _columns(services: ApiServices, credential_id: str, credential: CredentialBody) -> dict[str, Any]:
     members = {name: getattr(credential, name) for name in _SECRETS}
     return {
         "name": credential.name,
@@ -89,7 +89,7 @@ async def change_credential(
     services: Services,
     credential_id: Id,
     expected: IfMatch,
-    body: Annotated[dict[str, Any], Depends(patch_of(CredentialIn))],
+    body: Annotated[dict[str, Any], Depends(patch_of(CredentialBody))],
 ) -> Response:
     """Change a credential; secrets that the patch does not name stay as they are."""
     for _ in range(_TRIES):

@@ -11,12 +11,12 @@ from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import LinkIn, LinkOut, Listed
+from iotjobs.inputs.shapes import LinkBody, LinkOut, Listed
 from iotjobs.store.definitions import Kind
 
 router = APIRouter(prefix="/links", tags=["links"])
 _admin = [admin_for("changing links")]
-_shape = TypeAdapter(LinkIn)
+_shape = TypeAdapter(LinkBody)
 
 _Wanted = Annotated[str, Field(max_length=200)] | None
 
@@ -31,7 +31,7 @@ class LinkQuery(NamedQuery):
 
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": LinkOut}})
-async def create_link(services: Services, body: Annotated[LinkIn, Depends(body_of(LinkIn))]) -> Response:
+async def create_link(services: Services, body: Annotated[LinkBody, Depends(body_of(LinkBody))]) -> Response:
     """Add a link between two objects."""
     return await definitions.make(services, Kind.LINK, body.model_dump(), "/links")
 
@@ -53,7 +53,7 @@ async def change_link(
     services: Services,
     link_id: Id,
     expected: IfMatch,
-    body: Annotated[dict[str, Any], Depends(patch_of(LinkIn))],
+    body: Annotated[dict[str, Any], Depends(patch_of(LinkBody))],
 ) -> Response:
     """Change a link."""
     return await definitions.patch(services, (Kind.LINK, link_id), _shape, body, expected)

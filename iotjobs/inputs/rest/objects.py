@@ -12,12 +12,12 @@ from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import HostKeyIn, Listed, ObjectIn, ObjectOut
+from iotjobs.inputs.shapes import HostKeyBody, Listed, ObjectBody, ObjectOut
 from iotjobs.store.definitions import Definition, Kind
 
 router = APIRouter(prefix="/objects", tags=["objects"])
 _admin = [admin_for("changing objects")]
-_shape = TypeAdapter(ObjectIn)
+_shape = TypeAdapter(ObjectBody)
 
 _Wanted = Annotated[str, Field(max_length=200)] | None
 
@@ -33,7 +33,7 @@ class ObjectQuery(NamedQuery):
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ObjectOut}})
 async def create_object(
-    services: Services, body: Annotated[ObjectIn, Depends(body_of(ObjectIn))]
+    services: Services, body: Annotated[ObjectBody, Depends(body_of(ObjectBody))]
 ) -> Response:
     """Add an object."""
     return await definitions.make(services, Kind.OBJECT, body.model_dump(), "/objects")
@@ -58,7 +58,7 @@ async def change_object(
     services: Services,
     object_id: Id,
     expected: IfMatch,
-    body: Annotated[dict[str, Any], Depends(patch_of(ObjectIn))],
+    body: Annotated[dict[str, Any], Depends(patch_of(ObjectBody))],
 ) -> Response:
     """Change an object; another thing name ends what was enrolled under the old one."""
     return await definitions.patch(services, (Kind.OBJECT, object_id), _shape, body, expected)
@@ -75,7 +75,7 @@ async def trust_host_key(
     services: Services,
     object_id: Id,
     expected: IfMatch,
-    body: Annotated[HostKeyIn, Depends(body_of(HostKeyIn))],
+    body: Annotated[HostKeyBody, Depends(body_of(HostKeyBody))],
 ) -> Response:
     """Trust these host keys of the object's device and no others; null trusts none."""
 

@@ -15,7 +15,7 @@ from iotjobs.domain import operations as domain
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.rights import Scope, scope_of
-from iotjobs.inputs.operation_shapes import OperationIn, OperationOut
+from iotjobs.inputs.operation_shapes import OperationBody, OperationOut
 from iotjobs.inputs.rest.answers import Id, IfMatch, created, listed, no_content, shown, with_etag
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, admin_for
@@ -25,12 +25,12 @@ from iotjobs.store import definitions, entities
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
-_shape: TypeAdapter[Any] = TypeAdapter(OperationIn)
+_shape: TypeAdapter[Any] = TypeAdapter(OperationBody)
 _ENTITIES = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
 _FOLDERS = {Kind.CLASS: "classes", Kind.OBJECT: "objects", Kind.LINK: "links"}
 
-_New = Annotated[Any, Depends(body_of(OperationIn))]
-_Patch = Annotated[dict[str, Any], Depends(patch_of(OperationIn))]
+_New = Annotated[Any, Depends(body_of(OperationBody))]
+_Patch = Annotated[dict[str, Any], Depends(patch_of(OperationBody))]
 
 
 def operations_of(kind: Kind) -> APIRouter:

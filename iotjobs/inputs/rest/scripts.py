@@ -14,24 +14,24 @@ from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedListing
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import Listed, ScriptIn, ScriptOut
+from iotjobs.inputs.shapes import Listed, ScriptBody, ScriptOut
 from iotjobs.inputs.validation import patched
 from iotjobs.store.definitions import Definition, Kind
 
 router = APIRouter(prefix="/scripts", tags=["scripts"])
 _admin = [admin_for("changing scripts")]
-_shape = TypeAdapter(ScriptIn)
+_shape = TypeAdapter(ScriptBody)
 
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ScriptOut}})
 async def create_script(
-    services: Services, body: Annotated[ScriptIn, Depends(body_of(ScriptIn))]
+    services: Services, body: Annotated[ScriptBody, Depends(body_of(ScriptBody))]
 ) -> Response:
     """Add a script."""
     return await definitions.make(services, Kind.SCRIPT, _checked(body), "/scripts")
 
 
-def _checked(script: ScriptIn) -> Mapping[str, Any]:
+def _checked(script: ScriptBody) -> Mapping[str, Any]:
     """The columns of a script whose macros stand where they may; it may be used on links."""
     try:
         macros.check_names(script.text, link=True)
@@ -58,7 +58,7 @@ async def change_script(
     services: Services,
     script_id: Id,
     expected: IfMatch,
-    body: Annotated[dict[str, Any], Depends(patch_of(ScriptIn))],
+    body: Annotated[dict[str, Any], Depends(patch_of(ScriptBody))],
 ) -> Response:
     """Change a script; jobs from now on run the new text."""
 

@@ -14,7 +14,7 @@ from iotjobs.domain.rights import Role, scope_of
 from iotjobs.inputs.rest.answers import Id, IfMatch, Listing, created, listed, no_content, with_etag
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import Listed, NewTokenOut, TokenIn, TokenOut, UserIn, UserOut, UserPatch
+from iotjobs.inputs.shapes import Listed, NewTokenOut, TokenBody, TokenOut, UserBody, UserOut, UserPatch
 from iotjobs.store import accounts
 from iotjobs.store.accounts import Token, User
 from iotjobs.store.writer import Transaction
@@ -43,7 +43,7 @@ def _shown_token(token: Token) -> dict[str, Any]:
 
 
 @router.post("", status_code=201, responses={201: {"model": UserOut}})
-async def create_user(services: Services, body: Annotated[UserIn, Depends(body_of(UserIn))]) -> Response:
+async def create_user(services: Services, body: Annotated[UserBody, Depends(body_of(UserBody))]) -> Response:
     """Add a user."""
     password = await _hashed(body.password)
     user = await services.store.write(
@@ -106,7 +106,7 @@ async def delete_user(services: Services, user_id: Id, expected: IfMatch) -> Res
 
 @router.post("/{user_id}/tokens", status_code=201, responses={201: {"model": NewTokenOut}})
 async def create_token(
-    services: Services, user_id: Id, body: Annotated[TokenIn, Depends(body_of(TokenIn))]
+    services: Services, user_id: Id, body: Annotated[TokenBody, Depends(body_of(TokenBody))]
 ) -> Response:
     """Make a token; its text is in this answer and nowhere else."""
     expires_at = _moment(body.expires_at)

@@ -7,11 +7,11 @@ from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.operations import check
-from iotjobs.inputs.operation_shapes import OperationIn
+from iotjobs.inputs.operation_shapes import OperationBody
 from iotjobs.inputs.validation import validated
 from iotjobs.store.entities import operation_of
 
-OPERATION: TypeAdapter[Any] = TypeAdapter(OperationIn)
+OPERATION: TypeAdapter[Any] = TypeAdapter(OperationBody)
 LEAST = {
     "script": {"text": "true"},
     "program": {"path": "/bin/true"},

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import BadRequest
-from iotjobs.inputs.shapes import ScriptIn
+from iotjobs.inputs.shapes import ScriptBody
 from iotjobs.inputs.validation import merge_patch, patched, validated
 
-SCRIPT = TypeAdapter(ScriptIn)
+SCRIPT = TypeAdapter(ScriptBody)
 
 
 @pytest.mark.parametrize(
