@@ -4,4 +4,6 @@ pytest_plugins = [
     "tests.services.ssh",
     "tests.services.mosquitto",
     "tests.services.postgres",
+    "tests.services.api",
+    "tests.services.rows",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import queue
 import re
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 from iotjobs.client.errors import ClientError, NotFound, Unreachable
@@ -146,14 +146,14 @@ def _execute(client: Client, order: Order, request: Request, wait_s: float) -> J
                 order.object.id, order.operation.id, request.body, wait_s=wait_s, key=request.key
             )
         except Unreachable as error:
-            now = time.monotonic()
+            now = monotonic()
             if lost_at is None:
                 if not error.maybe_done:
                     raise
                 lost_at = now
             if now - lost_at > _PATIENCE_S:
                 raise Unreachable(error.url, error.why, maybe_done=True) from error
-            time.sleep(_LONGEST_PAUSE_S)
+            sleep(_LONGEST_PAUSE_S)
 
 
 def follow(client: Client, jobs: Iterable[Job], until: float | None) -> Iterator[Answer[Job, Job]]:
@@ -165,21 +165,21 @@ def follow(client: Client, jobs: Iterable[Job], until: float | None) -> Iterator
         until: a moment of `time.monotonic`, or None.
     """
     going, pause_s = list(jobs), _FIRST_PAUSE_S
-    heard_at = time.monotonic()
+    heard_at = monotonic()
     while going:
-        left_s = pause_s if until is None else until - time.monotonic()
+        left_s = pause_s if until is None else until - monotonic()
         if left_s > 0:
-            time.sleep(min(pause_s, left_s))
+            sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
-        last, still = until is not None and time.monotonic() >= until, []
+        last, still = until is not None and monotonic() >= until, []
         for answer in side_by_side(lambda job: client.job(job.id), going):
             now = answer.result
             if isinstance(answer.error, Unreachable) and not last:
-                if time.monotonic() - heard_at < _PATIENCE_S:
+                if monotonic() - heard_at < _PATIENCE_S:
                     still.append(answer.asked)
                     continue
             elif answer.error is None:
-                heard_at = time.monotonic()
+                heard_at = monotonic()
             if now is not None and not now.ended and not last:
                 still.append(now)
             else:
