@@ -25,6 +25,7 @@ from iotjobs.domain.errors import ConfigurationError, Conflict, NotFound, Precon
 from iotjobs.domain.rights import Caller, Role, Scope
 from iotjobs.store import tables
 from iotjobs.store.definitions import clash
+from iotjobs.store.secrets import lock_start
 from iotjobs.store.writer import Transaction
 
 U, T = tables.users.c, tables.tokens.c
@@ -293,6 +294,7 @@ def ensure_admin(tx: Transaction, given_token: str | None, now: int) -> str | No
             f"{GIVEN_TOKEN}: a token is digits, a dash and 16 to 256 letters and digits, such as 1-… "
             "(`echo 1-$(openssl rand -hex 32)` makes one)"
         )
+    lock_start(tx.conn)
     first = tx.conn.execute(select(func.count()).select_from(tables.users)).scalar_one() == 0
     if first:
         create_user(tx, FIRST_ADMIN, None, Role.ADMIN, now)

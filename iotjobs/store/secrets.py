@@ -15,7 +15,7 @@ from secrets import token_bytes
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from iotjobs.domain.errors import ConfigurationError, EngineError
 from iotjobs.store import tables
@@ -96,9 +96,9 @@ def load_or_make_key(path: Path | str, *, may_make: bool) -> bytes:
         os.close(descriptor)
 
 
-def _decode(text: bytes, path: Path) -> bytes:
+def _decode(content: bytes, path: Path) -> bytes:
     try:
-        key = base64.b64decode(text.strip(), validate=True)
+        key = base64.b64decode(content.strip(), validate=True)
     except binascii.Error:
         key = b""
     if len(key) != KEY_BYTES:
@@ -136,12 +136,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def lock_start(conn: Connection) -> None:
+    """Let one node at a time do what only the first start of a site does, to the end of its transaction."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('iotjobs start', 0))"))
+
+
 def check_canary(tx: Transaction, secrets: Secrets) -> None:
     """Seal a known text at the first start; open it at each later one.
 
     Raises:
         ConfigurationError: the key is not the one that this database's secrets were sealed with.
     """
+    lock_start(tx.conn)
     site = tables.site
     stored = tx.conn.execute(select(site.c.value).where(site.c.name == _CANARY)).scalar_one_or_none()
     if stored is None:

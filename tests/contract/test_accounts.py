@@ -167,3 +167,11 @@ async def test_a_key_of_another_database_stops_the_start(store: Store) -> None:
 
     with pytest.raises(ConfigurationError, match="does not belong to this database"):
         await store.write(lambda tx: check_canary(tx, wrong))
+
+
+async def test_nodes_that_start_a_site_together_agree(store: Store) -> None:
+    secrets = Secrets(b"a" * 32)
+    tokens = await asyncio.gather(*(ensure(store) for _ in range(5)))
+    await asyncio.gather(*(store.write(lambda tx: check_canary(tx, secrets)) for _ in range(5)))
+
+    assert [token is None for token in tokens].count(False) == 1

@@ -173,6 +173,8 @@ async def test_lists_go_on_behind_their_cursor(api: Api) -> None:
         ("limit=x", "limit"),
         ("cursor=zz", "cursor"),
         ("tagg=x", "tagg"),
+        ("name=%00", "name"),
+        ("tag=a%0Ab", "tag"),
     ],
 )
 async def test_a_query_that_means_nothing_is_refused(api: Api, query: str, field: str) -> None:
@@ -650,6 +652,8 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
 
 
 async def test_the_frameworks_own_errors_are_problems_too(api: Api) -> None:
+    for odd in ("%00", "a%20b", "x" * 65, "%ED%A0%80"):
+        assert problem_of(await api("GET", f"/objects/{odd}"), 400, "badRequest") == ["object_id"]
     problem_of(await api("GET", "/nothing"), 404, "notFound")
     answer = await api("PUT", "/classes")
     problem_of(answer, 405, "methodNotAllowed")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest
+from iotjobs.inputs.shapes import Name
 from iotjobs.store.definitions import Definition, Page
 
 PREFIX = "/api/v1"
@@ -19,7 +20,7 @@ PREFIX = "/api/v1"
 _ETAG = re.compile(r'(?P<weak>W/)?"(?P<text>[^"]*)"\s*(?:,|\Z)\s*')
 _CURSOR = re.compile(r"[0-9a-f]{32}\Z")
 
-Id = Annotated[str, Path(min_length=1, max_length=64)]
+Id = Annotated[str, Path(pattern="^[0-9A-Za-z_-]{1,64}$")]
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -84,7 +85,7 @@ class ListQuery(BaseModel):
 class NamedQuery(ListQuery):
     """A list that can be asked for one name."""
 
-    name: Annotated[str, Field(max_length=200)] | None = None
+    name: Name | None = None
 
 
 Listing = Annotated[ListQuery, Query()]

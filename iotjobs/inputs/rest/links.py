@@ -5,29 +5,27 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import LinkBody, LinkOut, Listed
+from iotjobs.inputs.shapes import LinkBody, LinkOut, Listed, Name
 from iotjobs.store.definitions import Kind
 
 router = APIRouter(prefix="/links", tags=["links"])
 _admin = [admin_for("changing links")]
 _shape = TypeAdapter(LinkBody)
 
-_Wanted = Annotated[str, Field(max_length=200)] | None
-
 
 class LinkQuery(NamedQuery):
     """What links can be asked for."""
 
-    class_id: _Wanted = None
-    source: _Wanted = None
-    target: _Wanted = None
-    tag: _Wanted = None
+    class_id: Name | None = None
+    source: Name | None = None
+    target: Name | None = None
+    tag: Name | None = None
 
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": LinkOut}})

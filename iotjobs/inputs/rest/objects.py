@@ -5,30 +5,28 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import Conflict
 from iotjobs.inputs.rest import definitions
 from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
-from iotjobs.inputs.shapes import HostKeyBody, Listed, ObjectBody, ObjectOut
+from iotjobs.inputs.shapes import HostKeyBody, Listed, Name, ObjectBody, ObjectOut
 from iotjobs.store.definitions import Definition, Kind
 
 router = APIRouter(prefix="/objects", tags=["objects"])
 _admin = [admin_for("changing objects")]
 _shape = TypeAdapter(ObjectBody)
 
-_Wanted = Annotated[str, Field(max_length=200)] | None
-
 
 class ObjectQuery(NamedQuery):
     """What objects can be asked for."""
 
-    class_id: _Wanted = None
-    tag: _Wanted = None
-    thing: _Wanted = None
-    external_id: _Wanted = None
+    class_id: Name | None = None
+    tag: Name | None = None
+    thing: Name | None = None
+    external_id: Name | None = None
 
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ObjectOut}})
