@@ -1,0 +1,103 @@
+"""The demo's devices: gateways with a real sshd each, and valves on the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from iotjobs_sim.mqtt_devices import PretendDevice
+from iotjobs_sim.sshd import SshServer, start_openssh
+
+_UP_WITHIN_S = 15.0
+
+
+def start_gateway(folder: Path, number: int) -> SshServer:
+    """Start OpenSSH for gateway 1, 2 and so on, on 127.0.0.11, .12 …; one key opens all of them.
+
+    Where the host has no such address (only Linux gives loopback all of 127/8) it is 127.0.0.1.
+    """
+    address = f"127.0.0.{10 + number}"
+    settings = [f"ListenAddress {address}"] if _can_bind(address) else []
+    key = folder / "gw-1" / "client"
+    server = start_openssh(folder / f"gw-{number}", settings=settings, client_key=key if number > 1 else None)
+    if settings:
+        server.host = address
+    return server
+
+
+def _can_bind(address: str) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+class Valve(PretendDevice):
+    """Does what it is told, says so where an answer is asked for, and tells how often it blinked."""
+
+    def __init__(self, login: dict[str, str]) -> None:
+        at = urlsplit(login["url"])
+        super().__init__(
+            login["thing"],
+            at.hostname or "127.0.0.1",
+            at.port or 1883,
+            login["username"],
+            login["password"],
+            result={},
+        )
+
+    def append_result(self, job_id: str, payload: dict[str, Any]) -> None:
+        """Append to jobs that made it blink, and to no others."""
+        asked = json.loads(self.payloads[job_id])
+        if "blink" in asked:
+            super().append_result(job_id, {**payload, "blinked": asked["blink"], "battery": 87})
+
+
+class Valves:
+    """All valves, on an event loop in a thread of their own. `stop` in any case."""
+
+    def __init__(self, logins: list[dict[str, str]]) -> None:
+        self._logins = logins
+        self._up: concurrent.futures.Future[asyncio.Event] = concurrent.futures.Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="valves", daemon=True)
+
+    def start(self) -> None:
+        """Log all of them in, with what the server gave each.
+
+        Raises:
+            TimeoutError: one was not let in.
+        """
+        self._thread.start()
+        self._up.result(_UP_WITHIN_S + 1)
+
+    def stop(self) -> None:
+        """Log them out. Safe before `start` and twice."""
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._up.result().set)
+        if self._thread.ident is not None:
+            self._thread.join(_UP_WITHIN_S)
+
+    def _run(self) -> None:
+        asyncio.run(self._live())
+
+    async def _live(self) -> None:
+        over, devices = asyncio.Event(), [Valve(login) for login in self._logins]
+        try:
+            await asyncio.gather(*(device.start(_UP_WITHIN_S) for device in devices))
+        except TimeoutError as error:
+            self._up.set_exception(error)
+        else:
+            self._loop = asyncio.get_running_loop()
+            self._up.set_result(over)
+            await over.wait()
+        finally:
+            await asyncio.gather(*(device.stop() for device in devices))
