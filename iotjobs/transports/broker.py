@@ -57,8 +57,9 @@ class BrokerProcess:
         mosquitto_path: the program; None looks for the installed one.
         max_packet_bytes: the largest packet that a device may send.
         max_queued_bytes: what is kept for one absent or slow client; beyond it messages are dropped.
-        autosave_changes: the store is saved after so many changes. Only 1 keeps every acknowledged
-            message over a kill -9 of the broker (tried: Mosquitto 2.0.11 has no timer besides).
+        autosave_changes: the store is saved after so many changes; Mosquitto 2.0.11 has no timer
+            besides. With 1 a kill -9 of the broker costs what it acknowledged in the last turn of
+            its loop (tried: 1 of 100), and it takes 1,000 messages a second instead of 7,000.
     """
 
     def __init__(

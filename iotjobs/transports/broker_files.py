@@ -165,8 +165,9 @@ def configuration_text(directory: Path, listener: Listener, *, as_root: bool) ->
         f"autosave_interval {listener.autosave_changes}",
         "persistent_client_expiration 60d",
         "set_tcp_nodelay true",
-        # The default of 1,000 messages dropped 1,980 of 3,000 for a consumer that had stalled.
-        "max_queued_messages 0",
+        # The default of 1,000 messages dropped 1,980 of 3,000 for a consumer that had stalled. Bytes are the
+        # limit; but 0 for "any number" makes 2.0.11 close the connection at each publish that the ACL denies.
+        "max_queued_messages 100000000",
         f"max_queued_bytes {listener.max_queued_bytes}",
         "max_inflight_messages 256",
         f"max_packet_size {listener.max_packet_bytes}",

@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +23,7 @@ from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs.domain.errors import CredentialsRefused, DeviceUnreachable, LinkLost, OperationFailed
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher, PublishEnd
 from iotjobs.transports.mqtt_address import BrokerAddress
-from iotjobs.transports.mqtt_messages import MqttMessage, Received
+from iotjobs.transports.mqtt_messages import MqttMessage, Received, pack_varint
 from iotjobs.transports.topics import JOB_ID_PROPERTY
 from tests.services.mosquitto import Mosquitto, OurBroker
 
@@ -393,6 +394,43 @@ async def test_a_certificate_of_an_unknown_ca_is_not_trusted(
         await publisher.publish(MqttMessage("t"), nothing)
 
     await publisher.stop()
+
+
+async def test_what_tls_holds_decrypted_is_not_left_lying(certificates: Path, consume) -> None:
+    # paho stops after 100 reads of one message; here the hundredth record ends it and has the next one too.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "key.pem")
+    large = b"\0\5t/big\0\1\0" + b"x" * 100_000
+    records = [
+        b"\x32" + pack_varint(len(large)),
+        *(large[at : at + 1001] for at in range(0, len(large), 1001)),
+    ]
+    assert len(records) == 101
+    records[:2] = [records[0] + records[1]]
+    records += [records.pop() + b"\x32\x0c\0\7t/small\0\2\0"]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"\x20\3\0\0\0")
+        subscribe = await reader.read(1000)
+        writer.write(b"\x90\4" + subscribe[2:4] + b"\0\1")
+        for record in records:
+            writer.write(record)
+            await writer.drain()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        inbox = Inbox()
+        address = BrokerAddress("127.0.0.1", port, tls=True, ca_file=certificates / "ca.pem")
+        consumer = await consume(address, inbox, "t/#")
+
+        assert [message.topic for message in (await inbox.next(3), await inbox.next(3))] == [
+            "t/big",
+            "t/small",
+        ]
+        await consumer.stop()
 
 
 # --- brokers that go and come ---------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Mosquitto:
             f"persistence_location {folder}/",
             "autosave_on_changes true",
             "autosave_interval 1",
-            "max_queued_messages 0",
+            "max_queued_messages 100000000",
             "max_inflight_messages 256",
             "log_dest file " + str(folder / "log"),
             *lines,

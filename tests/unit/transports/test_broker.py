@@ -61,7 +61,7 @@ def test_the_configuration_has_what_the_design_demands() -> None:
         "autosave_on_changes true",
         "autosave_interval 1",
         "set_tcp_nodelay true",
-        "max_queued_messages 0",
+        "max_queued_messages 100000000",
         "max_queued_bytes 2000",
         "max_inflight_messages 256",
         "max_packet_size 1000",
