@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from iotjobs_sim.demo_api import Api, ApiError
-from iotjobs_sim.demo_fleet import Valves, start_gateway
+from iotjobs_sim.demo_fleet import Valves, end_left_over, start_gateway
 from iotjobs_sim.demo_jobs import Story
 from iotjobs_sim.demo_server import Server, ServerError, missing
 from iotjobs_sim.demo_show import Screen
@@ -68,13 +68,16 @@ class Signals:
 
 
 class Demo:
-    """One run; what it starts is ended by `ending`, in the opposite order."""
+    """One run; what it starts is ended by `ending`, devices last."""
 
     def __init__(self, screen: Screen, signals: Signals, ending: ExitStack) -> None:
         self.screen, self._signals, self._ending = screen, signals, ending
         with signals.held():
             self._folder = Path(tempfile.mkdtemp(prefix="iotjobs-demo-"))
             ending.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            ending.callback(end_left_over, self._folder)
+        # The server ends before its devices do, or its last jobs would be lost.
+        self._gateways = ending.enter_context(ExitStack())
         self.server = Server(self._folder / "server")
         self.api = Api(self.server.url, self.server.token)
 
@@ -88,7 +91,7 @@ class Demo:
             for number in range(1, len(HALLS) + 1):
                 with self._signals.held():
                     gateways.append(start_gateway(self._folder, number))
-                    self._ending.callback(gateways[-1].stop)
+                    self._gateways.callback(gateways[-1].stop)
             found.append(f"{gateways[0].host} to {gateways[-1].host}")
         with self.screen.step("the server is ready") as found:
             self.server.wait_ready(self.api)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import os
+import signal
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +18,7 @@ from iotjobs_sim.mqtt_devices import PretendDevice
 from iotjobs_sim.sshd import SshServer, start_openssh
 
 _UP_WITHIN_S = 15.0
+_MARK = "PRETEND_FLEET"
 
 
 def start_gateway(folder: Path, number: int) -> SshServer:
@@ -23,12 +27,29 @@ def start_gateway(folder: Path, number: int) -> SshServer:
     Where the host has no such address (only Linux gives loopback all of 127/8) it is 127.0.0.1.
     """
     address = f"127.0.0.{10 + number}"
-    settings = [f"ListenAddress {address}"] if _can_bind(address) else []
+    settings, has_address = [f"SetEnv {_MARK}={folder}"], _can_bind(address)
+    if has_address:
+        settings.append(f"ListenAddress {address}")
     key = folder / "gw-1" / "client"
     server = start_openssh(folder / f"gw-{number}", settings=settings, client_key=key if number > 1 else None)
-    if settings:
+    if has_address:
         server.host = address
     return server
+
+
+def end_left_over(folder: Path) -> int:
+    """Kill what still runs of all that was ever started on the gateways of this folder; how many.
+
+    A server that stops leaves jobs that outlive its grace running on their devices, and these
+    devices are this machine. What a gateway starts carries the folder's name in its environment.
+    """
+    mark, ended = f"{_MARK}={folder}".encode(), 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+                ended += 1
+    return ended
 
 
 def _can_bind(address: str) -> bool:

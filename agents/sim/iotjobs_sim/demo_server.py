@@ -68,7 +68,7 @@ class Server:
         environment |= {
             "IOTJOBS_CONFIG": str(configuration),
             "IOTJOBS_ADMIN_TOKEN": self.token,
-            "IOTJOBS_STOP_GRACE_S": "2",
+            "IOTJOBS_STOP_GRACE_S": "3",
         }
         with (self._folder / "log").open("wb") as log:
             # A session of its own: Ctrl-C is for us, and we end it.
