@@ -99,6 +99,7 @@ class ClassBody(Shape):
     tags: Tags = []
     properties: Properties = {}
     property_types: PropertyTypes = {}
+    no_data_after_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
 
 
 class MqttBody(Shape):

@@ -34,6 +34,7 @@ class ClassRow(SQLModel, table=True):
     tags: list[str] = _json()
     properties: dict[str, Any] = _json()
     property_types: dict[str, str] = _json()
+    no_data_after_s: float | None = None
     created_at: int = _ms(nullable=False)
     version: int = 1
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _ELSEWHERE = "/usr/sbin:/sbin:/usr/local/sbin"
+_SERVERS = frozenset({"sshd", "sshd-session", "sshd-auth", "dropbear"})
 _START_WITHIN_S = 10.0
 _STOP_WITHIN_S = 5.0
 
@@ -58,25 +59,46 @@ class SshServer:
 
     def freeze(self) -> None:
         """Stop the server and its connections in their tracks (not the commands they run)."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        self._signal(self._processes(), signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Undo `freeze`."""
-        os.killpg(self.process.pid, signal.SIGCONT)
+        self._signal(self._processes(), signal.SIGCONT)
 
     def stop(self) -> None:
         """End the server and its connections. Calling it twice is safe."""
-        if self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGCONT)
-                os.killpg(self.process.pid, signal.SIGTERM)
+        processes = self._processes()
+        self._signal(processes, signal.SIGCONT)
+        self._signal(processes, signal.SIGTERM)
         try:
             self.process.wait(_STOP_WITHIN_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
-        with suppress(ProcessLookupError):  # connections outlive the listener
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._signal(processes[1:], signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        """The listener and the processes of its connections, which are sessions of their own."""
+        if self.process.poll() is not None:
+            return []
+        children: dict[int, list[int]] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, IndexError, ValueError):
+                parent = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+        found = [self.process.pid]
+        for pid in found:
+            for child in children.get(pid, []):
+                with suppress(OSError):
+                    if os.readlink(f"/proc/{child}/exe").rpartition("/")[2] in _SERVERS:
+                        found.append(child)
+        return found
+
+    @staticmethod
+    def _signal(processes: list[int], number: int) -> None:
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def __enter__(self) -> SshServer:
         return self

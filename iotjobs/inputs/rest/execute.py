@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -12,10 +11,10 @@ from pydantic import Field
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
-from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.rights import EVERYTHING, Caller
 from iotjobs.engine.intake import Execute
 from iotjobs.inputs.job_shapes import JobOut, job_json
+from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import CallerOf, Engine, Services, authenticated
@@ -33,7 +32,7 @@ class ExecuteBody(Shape):
 
     args: dict[str, Any] = Field(default_factory=dict, description="values of {{args.NAME}}")
     ask: dict[str, Any] = Field(default_factory=dict, description="values of {{ask.NAME}}")
-    start_at: datetime | None = Field(None, description="not before this moment, with its zone")
+    start_at: str | None = Field(None, description="not before this moment: RFC 3339 with its zone")
     ttl_s: float | None = Field(None, gt=0, le=90 * 86_400, description="seconds that it may wait")
     timeout_s: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds that it may run")
     priority: int = Field(5, ge=0, le=9, description="9 runs first")
@@ -104,11 +103,6 @@ def _asked(
     path: str, caller: Caller, body: ExecuteBody, key: str | None, what: tuple[OwnerType, str, str]
 ) -> Execute:
     owner_type, owner_id, operation_id = what
-    start_at = None
-    if body.start_at is not None:
-        if body.start_at.tzinfo is None:
-            raise BadRequest("start_at needs its zone, such as 2026-11-22T10:00:00Z", field="start_at")
-        start_at = int(body.start_at.timestamp() * 1000)
     return Execute(
         owner_type=owner_type,
         owner_id=owner_id,
@@ -116,7 +110,7 @@ def _asked(
         caller=caller,
         args=body.args,
         ask=body.ask,
-        start_at=start_at,
+        start_at=None if body.start_at is None else read_moment("start_at", body.start_at),
         ttl_s=body.ttl_s,
         timeout_s=body.timeout_s,
         priority=body.priority,

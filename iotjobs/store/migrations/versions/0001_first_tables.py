@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("tags", JSON, nullable=False),
         sa.Column("properties", JSON, nullable=False),
         sa.Column("property_types", JSON, nullable=False),
+        sa.Column("no_data_after_s", sa.Float(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
