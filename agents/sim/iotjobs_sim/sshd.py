@@ -2,8 +2,8 @@
 
 Each server has its own folder with its keys, its own home directory and its own process group, by
 which it is ended. As root each also has its own mount namespace, so that the login shell and the
-home directory of the login can differ from the machine's; without root only OpenSSH can be had,
-with the user's own shell.
+home directory of the login can differ from the machine's. Without root, or as a root that may not
+mount (in a plain container), only OpenSSH can be had, with the user's own home and shell.
 """
 
 from __future__ import annotations
@@ -235,6 +235,8 @@ def _with_login(command: list[str], folder: Path, home: Path, shell: str | None)
         if shell is not None:
             _root("a login shell of one's own")
         return command
+    if shell is None and not _may_mount():
+        return command
     name = pwd.getpwuid(0).pw_name
     lines = Path("/etc/passwd").read_text().splitlines()
     own = f"{name}:x:0:0:root:{home}:{shell or '/bin/sh'}"
@@ -242,6 +244,21 @@ def _with_login(command: list[str], folder: Path, home: Path, shell: str | None)
     passwd.write_text("\n".join([own, *(line for line in lines if not line.startswith(f"{name}:"))]) + "\n")
     script = f'mount --bind {shlex.quote(str(passwd))} /etc/passwd && exec "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "device", *command]
+
+
+def _may_mount() -> bool:
+    """Whether this root has a namespace of its own to give; in a plain container it has not."""
+    probe = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "mount",
+        "--bind",
+        "/etc/passwd",
+        "/etc/passwd",
+    ]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
 def _start(
