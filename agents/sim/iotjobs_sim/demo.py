@@ -143,7 +143,7 @@ class Demo:
     def invite(self) -> None:
         """What to do next, here or in another terminal."""
         screen, own = self.screen, Path(sys.executable).with_name("iotjobs")
-        command = str(own) if own.exists() else f"{sys.executable} -m iotjobs"
+        command = _near(own) if own.exists() else f"{_near(Path(sys.executable))} -m iotjobs"
         screen.say(f"\nThe server stays up until Ctrl-C. {screen.bold('In another terminal:')}\n")
         screen.say(f"  export IOTJOBS_URL={self.server.url}")
         screen.say(f"  export IOTJOBS_TOKEN={self.server.token}")
@@ -153,6 +153,11 @@ class Demo:
             '  curl -s -H "Authorization: Bearer $IOTJOBS_TOKEN" "$IOTJOBS_URL/api/v1/jobs?outcome=failed"'
         )
         screen.say("\nThe first ten minutes from here: docs/tutorial/first-ten-minutes.md")
+
+
+def _near(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _show(demo: Demo, *, once: bool) -> int:

@@ -85,9 +85,15 @@ class Screen:
                 self.say(self.dim(_cut(f"{indent}└ {note}", self.columns)))
 
     def record(self, job: Mapping[str, Any]) -> None:
-        """A whole job as JSON, one line for each member."""
-        members = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in job.items()]
+        """A whole job as JSON, one line for each member that fits one."""
+        members = [self._member(name, value) for name, value in job.items()]
         self.say("{\n" + ",\n".join(members) + "\n}")
+
+    def _member(self, name: str, value: Any) -> str:
+        line = f"  {json.dumps(name)}: {json.dumps(value)}"
+        if len(line) < self.columns:
+            return line
+        return f"  {json.dumps(name)}: " + json.dumps(value, indent=2).replace("\n", "\n  ")
 
 
 def first_line(job: Mapping[str, Any]) -> str:
