@@ -118,6 +118,11 @@ class Spool:
             return False
         return self._gone or (self.end is not None and (self._eof or self._enough))
 
+    @property
+    def complete(self) -> bool:
+        """The end was told, and all output with it."""
+        return self.end is not None and self._eof
+
     async def news(self, eof_wait_s: float) -> None:
         """Wait until something happens; after the end only so long that late output can come.
 
@@ -135,13 +140,19 @@ class Spool:
                 self._enough = True
                 return
             timer = loop.call_later(eof_wait_s, self._wait_no_more)
-        self._waiting = loop.create_future()
+        try:
+            await self.change()
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def change(self) -> None:
+        """Wait until a callback comes."""
+        self._waiting = asyncio.get_running_loop().create_future()
         try:
             await self._waiting
         finally:
             self._waiting = None
-            if timer is not None:
-                timer.cancel()
 
     def _wait_no_more(self) -> None:
         self._enough = True

@@ -43,9 +43,8 @@ from iotjobs.transports.ssh_trust import (
 
 __all__ = ["CheckStep", "HostKey", "SshCredential", "SshLimits", "SshTarget", "SshTransport"]
 
-_HEADER_EXTRA_S = 10.0
-_KILL_EXTRA_S = 10.0
 _ANSWER_MOST_BYTES = 64 * 1024
+_CLOSE_WITHIN_S = 2.0
 # How long a refused channel is asked for again when nothing else of ours is open there.
 _REFUSED_FIRST_S = 0.02
 _REFUSED_MOST_S = 0.3
@@ -105,42 +104,41 @@ class SshTransport:
         else:
             command, lines = shell.run_command(request.nonce), shell.prologue(request)
         limits = self._limits
+        raw = lines is None
         announced = reconnected = False
         while True:
             async with self._pool.channel(target) as link:
                 warm, link.used = link.used, True
-                session = Session(target.address, None if lines is None else request.nonce)
                 try:
                     if lines is None:
                         await hooks.before_send()
                         announced = True
-                    await self._open(link, session, command)
-                    if lines is not None:
-                        await hooks.before_send()
-                        announced = True
-                        session.send(lines)
-                    return await follow(
-                        session, hooks, limits.connect_timeout_s + _HEADER_EXTRA_S, limits.eof_wait_s
-                    )
-                except DeviceUnreachable as error:
-                    if lines is None and session.requested and not session.refused:
-                        raise LinkLost(error.message) from error
-                    # A pooled connection that turns out to be dead costs one more connection and
-                    # not the job.
+                    session = await self._open(link, command, None if raw else request.nonce, raw=raw)
+                except DeviceUnreachable:
+                    # Nothing has left: a pooled connection that turns out to be dead costs one more
+                    # connection and not the job.
                     if announced or reconnected or not (warm and link.dead):
                         raise
                     reconnected = True
+                    continue
+                try:
+                    if lines is not None:
+                        await hooks.before_send()
+                        session.send(lines)
+                    return await follow(
+                        session, hooks, limits.connect_timeout_s + limits.answer_s, limits.eof_wait_s
+                    )
                 finally:
-                    session.abandon()
+                    await self._leave(link, session)
 
     async def kill(self, target: SshTarget, nonce: str, group: int, kill_after_s: float) -> KillProof:
-        """See `CommandTransport.kill`; takes at most `kill_after_s` and ten seconds."""
+        """See `CommandTransport.kill`; takes at most `kill_after_s` and `answer_s`."""
         command = shell.kill_command(nonce, group, kill_after_s)
-        return await self._prove(target, command, kill_after_s + _KILL_EXTRA_S)
+        return await self._prove(target, command, kill_after_s + self._limits.answer_s)
 
     async def probe(self, target: SshTarget, nonce: str, group: int) -> KillProof:
-        """See `CommandTransport.probe`; takes at most ten seconds."""
-        return await self._prove(target, shell.kill_command(nonce, group, None), _KILL_EXTRA_S)
+        """See `CommandTransport.probe`; takes at most `answer_s`."""
+        return await self._prove(target, shell.kill_command(nonce, group, None), self._limits.answer_s)
 
     async def scan_host_key(self, host: str, port: int = 22, jump: SshTarget | None = None) -> list[HostKey]:
         """The host keys that a host shows now, one of each kind, to be compared and then trusted.
@@ -231,26 +229,37 @@ class SshTransport:
 
     # -- one channel -----------------------------------------------------------------------------
 
-    async def _open(self, link: Link, session: Session, command: str) -> None:
-        """Open a channel and make the exec request.
+    async def _open(self, link: Link, command: str, nonce: str | None, *, raw: bool = False) -> Session:
+        """Open a channel and make the exec request; the caller leaves it.
 
         A refusal is asked again: sshd counts a closed session until it has swept it, and a device
         may allow fewer than we do, so it is a matter of waiting while others of ours are open.
 
         Raises:
             DeviceUnreachable: there is no channel, or the request was refused or not answered.
+            LinkLost: a raw request, which is the command itself, was not answered.
         """
         pause = _REFUSED_FIRST_S
         while True:
+            session = Session(link.target.address, nonce)
             try:
-                return await self._try_open(link, session, command)
-            except _ChannelRefusedError as error:
-                if link.active <= 1 and pause > _REFUSED_MOST_S:
-                    raise DeviceUnreachable(error.message) from error.__cause__
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # jitter
-                pause = min(2 * pause, 2 * _REFUSED_MOST_S)
+                await self._request(link, session, command)
+                return session
+            except DeviceUnreachable as error:
+                session.leave()
+                if raw and session.requested and not session.refused:
+                    raise LinkLost(error.message) from error
+                if not isinstance(error, _ChannelRefusedError) or (
+                    link.active <= 1 and pause > _REFUSED_MOST_S
+                ):
+                    raise
+            except BaseException:
+                session.leave()
+                raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # jitter
+            pause = min(2 * pause, 2 * _REFUSED_MOST_S)
 
-    async def _try_open(self, link: Link, session: Session, command: str) -> None:
+    async def _request(self, link: Link, session: Session, command: str) -> None:
         connection, where = link.connection, link.target.address
         if connection is None:
             raise DeviceUnreachable(f"the connection to {where} is closed")
@@ -269,15 +278,22 @@ class SshTransport:
                 self._pool.forget(link.target.key)
             raise
         except asyncssh.ChannelOpenError as error:
-            message = f"{where} opened no channel: {error.reason}"
             if connection.is_closed():
-                raise DeviceUnreachable(message) from error
-            if session.requested:
-                session.refused = True
+                raise DeviceUnreachable(f"the connection to {where} broke: {error.reason}") from error
+            session.refused = not session.over
+            if session.requested and session.refused:
                 raise DeviceUnreachable(f"{where} refused to run a command") from error
-            raise _ChannelRefusedError(message) from error
+            raise _ChannelRefusedError(f"{where} opened no channel: {error.reason}") from error
         except (asyncssh.Error, OSError) as error:
             raise DeviceUnreachable(f"the connection to {where} broke: {error}") from error
+
+    async def _leave(self, link: Link, session: Session) -> None:
+        session.leave()
+        if not link.single:
+            return
+        # The next channel must not meet this one, see `Link.single`.
+        if not (session.complete and await session.closing(_CLOSE_WITHIN_S)):
+            self._pool.forget(link.target.key)
 
     async def _prove(self, target: SshTarget, command: str, within_s: float) -> KillProof:
         try:
@@ -302,20 +318,18 @@ class SshTransport:
             return await self._prove_on(link, command)
 
     async def _prove_on(self, link: Link, command: str) -> KillProof:
-        session = Session(link.target.address)
+        session = await self._open(link, command, None)
         answer = bytearray()
         try:
-            await self._open(link, session, command)
-            while True:
+            while not session.over:
                 for stream, data in session.take():
                     if stream is Stream.STDOUT:
                         answer += data
                         del answer[:-_ANSWER_MOST_BYTES]
-                if session.over:
-                    break
-                await session.news(self._limits.eof_wait_s)
+                if not session.over:
+                    await session.news(self._limits.eof_wait_s)
         finally:
-            session.abandon()
+            await self._leave(link, session)
         if session.end is None:
             raise LinkLost(f"{link.target.address} closed the channel before it answered")
         return shell.proof(bytes(answer))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncssh
 
 from iotjobs.domain.errors import DeviceUnreachable
@@ -13,6 +15,7 @@ from iotjobs.transports.ssh_trust import delivery_error
 # The window bounds what asyncssh holds while we do not read.
 WINDOW_BYTES = 256 * 1024
 PACKET_BYTES = 32 * 1024
+_CLOSE_WITHIN_S = 5.0
 
 
 class Session(Spool, asyncssh.SSHClientSession[bytes]):
@@ -95,7 +98,29 @@ class Session(Spool, asyncssh.SSHClientSession[bytes]):
         else:
             self.sent = True
 
-    def abandon(self) -> None:
-        """Close the channel, whatever state it is in; what runs on the device is left alone."""
+    def leave(self) -> None:
+        """Be done with the channel, whatever state it is in; what runs on the device is left alone.
+
+        After a complete end the far side closes by itself, and we let it: Dropbear 2022.83 ends the
+        whole connection (assertion in common-channel.c) when our close crosses its own.
+        """
+        if self._channel is None:
+            return
+        if self.complete:
+            asyncio.get_running_loop().call_later(_CLOSE_WITHIN_S, self._abort)
+        else:
+            self._abort()
+
+    async def closing(self, within_s: float) -> bool:
+        """Wait for the far side's close; False when it did not come."""
+        try:
+            async with asyncio.timeout(within_s):
+                while self._channel is not None:
+                    await self.change()
+        except TimeoutError:
+            return False
+        return True
+
+    def _abort(self) -> None:
         if self._channel is not None:
             self._channel.abort()

@@ -43,6 +43,8 @@ class SshLimits:
 
     Attributes:
         connect_timeout_s: for name, TCP, key exchange and login together, and for a channel.
+        answer_s: for the device to tell that a command started, beyond the time for a channel, and
+            for a kill or a probe to be answered.
         idle_s: an unused connection is closed after this time.
         channels: commands at once on one connection; others wait.
         handshakes: key exchanges at once over all devices.
@@ -53,6 +55,7 @@ class SshLimits:
     """
 
     connect_timeout_s: float = 10.0
+    answer_s: float = 10.0
     idle_s: float = 60.0
     channels: int = 8
     handshakes: int = 2 * (os.cpu_count() or 1)
@@ -83,6 +86,17 @@ class Link:
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return None
         return task.result()
+
+    @property
+    def single(self) -> bool:
+        """It can carry one channel at a time only.
+
+        Dropbear 2022.83 with two sessions on one connection closes new ones before they ran and
+        fails an assertion in common-channel.c, which cuts all of them (a third of `echo` was lost
+        with two at a time, whatever the client).
+        """
+        connection = self.connection
+        return connection is not None and "dropbear" in str(connection.get_extra_info("server_version"))
 
     @property
     def dead(self) -> bool:
@@ -121,6 +135,8 @@ class SshPool:
     async def channel(self, target: SshTarget, *, spare: bool = False) -> AsyncIterator[Link]:
         """A link with an open connection and one of its channels, held until the block ends.
 
+        Where a connection carries one channel only, the second has a connection of its own.
+
         Args:
             target: the device.
             spare: one of the two channels beyond the limit, for a kill.
@@ -131,6 +147,10 @@ class SshPool:
         link = await self._join(target)
         try:
             async with link.spare if spare else link.channels:
+                if link.active and link.single:
+                    async with self.alone(target) as other:
+                        yield other
+                    return
                 link.active += 1
                 try:
                     yield link
