@@ -5,5 +5,6 @@ pytest_plugins = [
     "tests.services.mosquitto",
     "tests.services.postgres",
     "tests.services.api",
+    "tests.services.site",
     "tests.services.rows",
 ]

@@ -33,6 +33,8 @@ class Outcome(StrEnum):
     CANCELED = "canceled"  # canceled before or while running
 
 
+# An attempt is under way.
+ACTIVE = frozenset({Status.RUNNING, Status.STOPPING, Status.CANCELING})
 ENDED = frozenset({Status.CANCELED, Status.FINISHED})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {

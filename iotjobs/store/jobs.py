@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Select, Update, bindparam, insert, select, up
 from iotjobs.domain.errors import BadRequest, LeaseLost, NotFound, TransitionRefused
 from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Plan
-from iotjobs.domain.statuses import ENDED, Outcome, Status, may_become
+from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
 from iotjobs.store import tables
 from iotjobs.store.writer import Transaction
 
@@ -238,7 +238,7 @@ def settle(tx: Transaction, job: Job, ending: Ending, at: int, **facts: Any) -> 
     Raises:
         TransitionRefused, LeaseLost: somebody else ended it, or began another attempt.
     """
-    if job.attempt:
+    if job.status in ACTIVE:  # else its last attempt was closed before it waited again
         _close_attempt(tx, job, ending, at)
     _change(
         tx,
@@ -248,7 +248,7 @@ def settle(tx: Transaction, job: Job, ending: Ending, at: int, **facts: Any) -> 
         outcome=ending.outcome,
         exit_code=ending.exit_code,
         error_code=ending.error_code,
-        error_message=ending.error_message,
+        error_message=_storable(ending.error_message),
         ended_at=at,
         deadline_at=None,
         pending_reason=None,
@@ -289,7 +289,7 @@ def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
             "ended_at": at,
             "outcome": ending.outcome,
             "error_code": ending.error_code,
-            "error_message": ending.error_message,
+            "error_message": _storable(ending.error_message),
         },
     )
 
@@ -323,8 +323,21 @@ def log(tx: Transaction, job_id: str, at: int, level: str, message: str, **info:
     """Add a line about a job."""
     tx.append(
         tables.log_entries,
-        {"job_id": job_id, "at": at, "level": level, "message": message, "additional_info": info or None},
+        {
+            "job_id": job_id,
+            "at": at,
+            "level": level,
+            "message": _storable(message),
+            "additional_info": info or None,
+        },
     )
+
+
+def _storable(text: str | None) -> str | None:
+    """Text that every database keeps: in what devices say may be NUL, and halves of characters."""
+    if text is None or text.isascii() and "\x00" not in text:
+        return text
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def ended(job: Job) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ WHOLE_TEXT_BYTES = 1024 * 1024
 LIST_TEXT_BYTES = 4096
 LIST_RESULTS = 100
 
+_CURSOR = re.compile(r"([0-9]{1,18}):([0-9]{1,18})\Z", re.ASCII)
 _GOOD = (Outcome.SUCCEEDED, Outcome.CANCELED)
 _EMPTY = output.Text("", whole=True)
 
@@ -40,6 +42,11 @@ class JobRecord:
     results: list[dict[str, Any]]
     stdout: output.Text
     stderr: output.Text
+
+
+def fresh(job: Job) -> JobRecord:
+    """The record of a job that was inserted a moment ago: nothing came of it yet."""
+    return JobRecord(job, None, [], _EMPTY, _EMPTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,10 @@ def _write_cursor(job: Job) -> str:
 
 def _read_cursor(cursor: str) -> tuple[int, int]:
     try:
-        timestamp, seq = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().split(":")
-        return int(timestamp), int(seq)
-    except (ValueError, binascii.Error) as error:
-        raise BadRequest("the cursor is not one of ours: start again without it", field="cursor") from error
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (ValueError, binascii.Error):
+        text = ""
+    found = _CURSOR.match(text)
+    if found is None:
+        raise BadRequest("the cursor is not one of ours: start again without it", field="cursor")
+    return int(found[1]), int(found[2])
