@@ -19,7 +19,7 @@ from iotjobs import clock
 from iotjobs.domain import operations
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound
-from iotjobs.domain.jobs import Cause, JobType, PendingReason, Transport
+from iotjobs.domain.jobs import Cause, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
 from iotjobs.store import entities, jobs, queue, tables
@@ -59,6 +59,18 @@ class Execute:
 
 
 @dataclass(frozen=True, slots=True)
+class Submitted:
+    """What came of a submit.
+
+    Attributes:
+        job: as it was inserted; None when an earlier call with the same key made it.
+    """
+
+    job_id: str
+    job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Rendered:
     """A job that is ready to be inserted."""
 
@@ -76,7 +88,11 @@ class Intake:
         self._allow_local = allow_local
 
     async def execute(self, request: Execute) -> str:
-        """Submit a job; returns its id once it is on disk.
+        """Submit a job; returns its id once it is on disk, see `submit`."""
+        return (await self.submit(request)).job_id
+
+    async def submit(self, request: Execute) -> Submitted:
+        """Submit a job; returns once it is on disk.
 
         Raises:
             BadRequest: something in the request or the definition does not allow the run.
@@ -88,7 +104,7 @@ class Intake:
             job_id = clock.new_id()
             seen = await self._store.look(lambda conn: _look_up(conn, request))
             if isinstance(seen, str):
-                return seen
+                return Submitted(seen)
             rendered = self._render(request, job_id, seen)
             submitted = await self._store.write(self._item(request, rendered))
             if submitted is not None:
@@ -122,21 +138,22 @@ class Intake:
         }
         return _Rendered(row, plan, secret, operation)
 
-    def _item(self, request: Execute, rendered: _Rendered) -> Callable[[Transaction], str | None]:
+    def _item(self, request: Execute, rendered: _Rendered) -> Callable[[Transaction], Submitted | None]:
         row, now = rendered.row, rendered.row["timestamp"]
 
-        def item(tx: Transaction) -> str | None:
+        def item(tx: Transaction) -> Submitted | None:
+            if not _still_current(tx.conn, rendered.operation):
+                return None  # before the key is taken: this job will never be
             if request.key is not None:
                 earlier = _take_key(tx, request, row["id"], now)
                 if earlier is not None:
-                    return earlier
-            if not _still_current(tx.conn, rendered.operation):
-                return None
+                    return Submitted(earlier)
             seq = jobs.insert_job(tx, row, rendered.plan, rendered.secret)
             if row["start_at"] is None:
                 ticket = Ticket(queue.rank_of(row["priority"], row["low_priority"]), seq, row["id"])
-                queue.offer_if_free(tx, row["lane"], ticket, now, self._offers)
-            return str(row["id"])
+                if not queue.offer_if_free(tx, row["lane"], ticket, now, self._offers):
+                    row["pending_reason"] = PendingReason.LANE
+            return Submitted(row["id"], jobs.inserted(row, seq))
 
         return item
 
