@@ -82,6 +82,11 @@ _DEFAULTS: dict[str, Any] = {name: None for name in _COLUMNS if name != "seq"} |
 }
 
 
+def inserted(row: Mapping[str, Any], seq: int) -> Job:
+    """The job of a row that `insert_job` has just inserted."""
+    return Job(**{**_DEFAULTS, **row, "seq": seq})
+
+
 def _event(tx: Transaction, kind: str, at: int, job_id: str, entity_id: str, **data: Any) -> None:
     tx.append(tables.events, {"kind": kind, "at": at, "job_id": job_id, "entity_id": entity_id, "data": data})
 

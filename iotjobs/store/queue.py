@@ -93,16 +93,17 @@ def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> N
         offers.offer(tx, Ticket.of(job))
 
 
-def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> None:
-    """A job became ready: offer it, or note that it waits for its lane."""
+def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> bool:
+    """A job became ready: offer it, or note that it waits for its lane; whether it was offered."""
     if lane is not None:
         lock_lane(tx.conn, lane)
         if lane_busy(tx.conn, lane, now, but=ticket.job_id):
             tx.conn.execute(
                 update(tables.jobs).where(J.id == ticket.job_id).values(pending_reason=PendingReason.LANE)
             )
-            return
+            return False
     offers.offer(tx, ticket)
+    return True
 
 
 def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:

@@ -31,7 +31,9 @@ def table_of(described: dict[str, Any]) -> str:
     rows = ["| call | meaning |", "|---|---|"]
     for path, item in described["paths"].items():
         for method, operation in item.items():
-            meaning = operation.get("description", operation["summary"]).partition("\n")[0].replace("|", "\\|")
+            meaning = (
+                operation.get("description", operation["summary"]).partition("\n")[0].replace("|", "\\|")
+            )
             rows.append(f"| `{method.upper()} {path}` | {meaning} |")
     return "\n".join(rows) + "\n"
 

@@ -4,7 +4,9 @@ from tests.architecture import openapi
 
 
 def test_the_committed_description_is_the_applications_own() -> None:
-    assert openapi.FILE.read_text(encoding="utf-8") == openapi.text_of(openapi.document()), "run: make openapi"
+    assert openapi.FILE.read_text(encoding="utf-8") == openapi.text_of(openapi.document()), (
+        "run: make openapi"
+    )
 
 
 def test_the_page_lists_the_applications_calls() -> None:

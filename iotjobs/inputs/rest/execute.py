@@ -122,9 +122,12 @@ def _asked(
 
 
 async def _execute(exchange: Exchange, asked: Execute, wait_s: float | None) -> Response:
-    job_id = await exchange.engine.intake.execute(asked)
-    status = 202
+    submitted = await exchange.engine.intake.submit(asked)
+    job_id, status = submitted.job_id, 202
+    where = {"Location": f"{PREFIX}/jobs/{job_id}"}
+    if submitted.job is not None and not wait_s:
+        return json_response(job_json(reads.fresh(submitted.job), clock.now_ms()), status, where)
     if wait_s and await exchange.engine.feed.wait_for_end(job_id, wait_s):
         status = 200
     record = await exchange.services.store.look(lambda conn: reads.job_record(conn, job_id, EVERYTHING))
-    return json_response(job_json(record, clock.now_ms()), status, {"Location": f"{PREFIX}/jobs/{job_id}"})
+    return json_response(job_json(record, clock.now_ms()), status, where)
