@@ -52,6 +52,6 @@ def serve(
 @app.command()
 def doctor(*, data: Data = None) -> None:
     """Check this host, the settings, the database and the broker; say what to do about what is wrong."""
-    from iotjobs import doctor as checks
+    from iotjobs.doctor import run as look_at_everything
 
-    raise typer.Exit(checks.run(data))
+    raise typer.Exit(look_at_everything(data))
