@@ -6,7 +6,6 @@ import asyncio
 
 import asyncssh
 
-from iotjobs.domain.errors import DeviceUnreachable
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, Stream
 from iotjobs.transports.spool import Spool
@@ -82,19 +81,13 @@ class Session(Spool, asyncssh.SSHClientSession[bytes]):
             self._channel.resume_reading()
 
     def send(self, lines: bytes) -> None:
-        """Write what the device waits for.
-
-        Raises:
-            DeviceUnreachable: the channel is closed.
-        """
-        if self._channel is None:
-            raise DeviceUnreachable(f"{self.where} closed the channel before the command had left")
-        try:
-            self._channel.write(lines)
-        except OSError as error:
-            raise DeviceUnreachable(f"{self.where} closed the channel before the command had left") from error
-        if self._channel.get_write_buffer_size():
-            self._channel.set_write_buffer_limits(0)  # resume_writing tells when the last byte went
+        """Write what the device waits for; if it waits no more, `follow` tells why."""
+        channel = self._channel
+        if channel is None or channel.is_closing():
+            return
+        channel.write(lines)
+        if channel.get_write_buffer_size():
+            channel.set_write_buffer_limits(0)  # resume_writing tells when the last byte went
         else:
             self.sent = True
 
