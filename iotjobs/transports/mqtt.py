@@ -73,14 +73,15 @@ class Link:
     @property
     def connected(self) -> bool:
         """Whether there is a usable connection now."""
-        return self._up.is_set()
+        return self._usable() is not None
 
     async def wait_connected(self, timeout_s: float) -> bool:
         """Wait for a usable connection; False when none came in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._up.wait()
-        return self._up.is_set()
+                while self._usable() is None:
+                    await self._up.wait()
+        return self.connected
 
     async def connection(self, within_s: float) -> Connection:
         """The usable connection.
@@ -89,10 +90,19 @@ class Link:
             DeviceUnreachable: none came up in time.
             CredentialsRefused: none came up in time, and last the broker refused our login.
         """
-        if not await self.wait_connected(within_s) or self._connection is None:
+        await self.wait_connected(within_s)
+        if (connection := self._usable()) is None:
             if self._why.refusal is Refusal.CREDENTIALS:
                 raise CredentialsRefused(str(self._why), maybe_executed=False)
             raise DeviceUnreachable(f"no connection to the broker: {self._why}", maybe_executed=False)
+        return connection
+
+    def _usable(self) -> Connection | None:
+        # An ended connection is none at once, not only when `_live` has its turn: who tries again
+        # without giving it one would never stop.
+        if self._connection is not None and self._connection.lost.is_set():
+            self._connection = None
+            self._up.clear()
         return self._connection
 
     async def _run(self) -> None:
@@ -123,8 +133,7 @@ class Link:
                 await self._on_up(connection)
             log.info("mqtt connected", extra={"link": self._name})
             self._connection = connection
-            if not connection.lost.is_set():
-                self._up.set()
+            self._up.set()
             while not connection.lost.is_set():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TICK_S):

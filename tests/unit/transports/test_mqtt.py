@@ -688,6 +688,21 @@ async def test_those_who_wait_for_a_place_go_on_with_the_next_connection(scripte
     await publisher.stop()
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_connection_that_ended_in_this_turn_is_not_used(
+    qos: int, scripted: ScriptedBroker, publisher: MqttPublisher
+) -> None:
+    assert await publisher.wait_connected(3)
+    connection = publisher._link._connection
+    assert connection is not None
+
+    connection._drop(ConnectionEnded("cut"))
+
+    assert not publisher.connected
+    assert (await publisher.publish(MqttMessage("t", qos=qos), nothing)).reason_code == 0
+    assert len(scripted.connects) == 2
+
+
 @pytest.mark.parametrize(
     ("connack", "message", "code"),
     [
