@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from iotjobs_sim.demo_api import Api, ApiError
-from iotjobs_sim.demo_fleet import Valves, end_left_over, start_gateway
+from iotjobs_sim.demo_fleet import Valves, end_left_over, mark_children, start_gateway
 from iotjobs_sim.demo_jobs import Story
 from iotjobs_sim.demo_server import Server, ServerError, missing
 from iotjobs_sim.demo_show import Screen
@@ -76,6 +76,7 @@ class Demo:
             self._folder = Path(tempfile.mkdtemp(prefix="iotjobs-demo-"))
             ending.callback(shutil.rmtree, self._folder, ignore_errors=True)
             ending.callback(end_left_over, self._folder)
+            mark_children(self._folder)
         # The server ends before its devices do, or its last jobs would be lost.
         self._gateways = ending.enter_context(ExitStack())
         self.server = Server(self._folder / "server")

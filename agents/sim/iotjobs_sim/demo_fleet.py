@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from iotjobs_sim.mqtt_devices import PretendDevice
 from iotjobs_sim.sshd import SshServer, start_openssh
 
 _UP_WITHIN_S = 15.0
+_GONE_WITHIN_S = 2.0
+_PAUSE_S = 0.02
 _MARK = "PRETEND_FLEET"
 
 
@@ -37,19 +40,32 @@ def start_gateway(folder: Path, number: int) -> SshServer:
     return server
 
 
-def end_left_over(folder: Path) -> int:
-    """Kill what still runs of all that was ever started on the gateways of this folder; how many.
+def mark_children(folder: Path) -> None:
+    """Whatever this process starts from now on can be found by `end_left_over`."""
+    os.environ[_MARK] = str(folder)
+
+
+def end_left_over(folder: Path) -> None:
+    """Kill what still runs of all that was started for this folder, on the gateways too.
 
     A server that stops leaves jobs that outlive its grace running on their devices, and these
     devices are this machine. What a gateway starts carries the folder's name in its environment.
     """
-    mark, ended = f"{_MARK}={folder}".encode(), 0
+    until = time.monotonic() + _GONE_WITHIN_S
+    while (left := _marked(folder)) and time.monotonic() < until:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_PAUSE_S)
+
+
+def _marked(folder: Path) -> list[int]:
+    mark, found = f"{_MARK}={folder}".encode(), []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGKILL)
-                ended += 1
-    return ended
+                found.append(int(process.name))
+    return found
 
 
 def _can_bind(address: str) -> bool:

@@ -109,7 +109,7 @@ class Story:
         with self._screen.step("a script on five gateways, inherited from their class") as found:
             jobs = []
             for number, hall in enumerate(HALLS, 1):
-                text = f"gw-{number} in hall {hall}, {LINE} line, asked by admin"
+                text = f"gw-{number}, hall {hall}, {LINE}, for admin"
                 jobs.append(self._start("report", f"gw-{number}", text=text))
             outcomes = [self._api.ended_job(job_id)["outcome"] for job_id in jobs]
             found.append(f"{outcomes.count('succeeded')} of {len(jobs)} succeeded")

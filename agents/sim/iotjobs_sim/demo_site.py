@@ -10,7 +10,7 @@ from typing import Any
 from iotjobs_sim.demo_api import Api, ApiError
 from iotjobs_sim.sshd import SshServer
 
-_REPORT = 'echo "{{name}} in hall {{properties.hall}}, {{properties.line}} line, asked by {{user.login}}"'
+_REPORT = 'echo "{{name}}, hall {{properties.hall}}, {{properties.line}}, for {{user.login}}"'
 _SELF_TEST = 'echo "pressure is 2 bar, 4 are needed" >&2; exit 3'
 # Never ends by itself, and has a child that does not either.
 _CALIBRATE = 'sleep 600 & echo "processes $$ and $!"; wait'
