@@ -8,6 +8,7 @@ logged, counted and acknowledged, never raised into the loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -17,11 +18,12 @@ from sqlalchemy import Connection
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import RequestError, StorageFull, StoreUnavailable
-from iotjobs.domain.jobs import Delivery, Ending, Job
+from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.payloads import check_payload
-from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.domain.rights import EVERYTHING
+from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.settle import Settler
-from iotjobs.store import entities, jobs
+from iotjobs.store import entities, jobs, reads
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.mqtt_messages import Received
@@ -75,7 +77,7 @@ class DeviceMessages:
             topic = parse_topic(message.topic)
             if topic is None or topic.job_id is None:
                 raise ValueError("the topic is not one of ours")
-            payload = check_payload(msgspec.json.decode(message.payload))
+            payload = check_payload(read_payload(message.payload))
             await self._store.write(lambda tx: self._apply(tx, topic, payload))
         except (StoreUnavailable, StorageFull):
             log.warning("the store cannot take device messages", extra={"topic": message.topic})
@@ -94,17 +96,37 @@ class DeviceMessages:
 
     def _apply(self, tx: Transaction, topic: DeviceTopic, payload: dict[str, Any]) -> None:
         assert topic.job_id is not None
-        job = jobs.get(tx.conn, topic.job_id)
+        job = reads.job_by_reference(tx.conn, topic.job_id, EVERYTHING)
         object_id = _object_of(tx.conn, topic.thing, job)
         now = clock.now_ms()
         jobs.append_result(tx, job, payload, object_id, now)
-        if topic.kind is TopicKind.ANSWER:
-            if job.delivery is None or jobs.ended(job):
-                jobs.log(tx, job.id, now, "INFO", "an answer came that nobody waits for")
-                return
+        if _awaits_answer(tx.conn, job):
             self._settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
-        elif job.parked and job.status is Status.RUNNING:
-            self._settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
+        elif topic.kind is TopicKind.ANSWER:
+            jobs.log(tx, job.id, now, "INFO", "an answer came that nobody waits for")
+
+
+def _awaits_answer(conn: Connection, job: Job) -> bool:
+    """Whether a device's word ends the job: also before the broker acknowledged, or after a cut."""
+    if job.transport is not Transport.MQTT or not job.attempt or jobs.ended(job):
+        return False
+    return jobs.plan_of(conn, job.id)[0].get("answer_within_s") is not None
+
+
+def read_payload(raw: bytes) -> Any:
+    """The JSON of a device; two values for one name are refused, not guessed at.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON, too deep, or says one name twice.
+    """
+    value = msgspec.json.decode(raw)  # strict: no NaN, no number out of range, no half characters
+    json.loads(raw, object_pairs_hook=_refuse_repeated)
+    return value
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name stands twice in one object")
 
 
 def ending_of_answer(payload: dict[str, Any]) -> Ending:

@@ -340,7 +340,7 @@ def log(tx: Transaction, job_id: str, at: int, level: str, message: str, **info:
 
 def _storable(text: str | None) -> str | None:
     """Text that every database keeps: in what devices say may be NUL, and halves of characters."""
-    if text is None or text.isascii() and "\x00" not in text:
+    if text is None or (text.isascii() and "\x00" not in text):
         return text
     return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 

@@ -337,7 +337,10 @@ class Rest:
         try:
             found: dict[str, Any] = await eventually(look, within_s)
         except AssertionError as error:
-            raise AssertionError(f"the job is {last}") from error
+            shown = {
+                name: last.get(name) for name in ("id", "status", "outcome", "error", "attempt", "delivery")
+            }
+            raise AssertionError(f"the job is {shown}, {len(last['results'])} results") from error
         return found
 
     async def ended(self, job_id: str, within_s: float = 10.0) -> dict[str, Any]:
