@@ -234,7 +234,7 @@ async def test_drops_by_max_startups_are_tried_again(ssh_folder: Path) -> None:
             await transport.close()
         log = server.log
     assert [end.exit_code for end, _ in ends] == [5] * 16
-    assert "MaxStartups" in log
+    assert "MaxStartups" in log, log
 
 
 async def test_dead_devices_do_not_hold_up_the_living(quick_ssh: SshTransport, openssh: SshServer) -> None:

@@ -123,7 +123,7 @@ def start_openssh(
         port: 0 takes a free one.
         shell: login shell, as root only.
         host_keys: kinds (`ed25519`, `rsa`, `ecdsa`), one key each.
-        settings: more lines for its configuration; the first of a name counts.
+        settings: more lines for its configuration; they replace ours of the same name.
         client_key: private key file to accept (its `.pub` beside it), else one is made.
     """
     sshd = _program("sshd")
@@ -132,8 +132,8 @@ def start_openssh(
     client = client_key or _keygen(folder / "client", "ed25519")
     home = _home(folder, client)
     chosen = port or _free_port()
+    named = {line.split()[0] for line in settings}
     lines = [
-        *settings,
         f"Port {chosen}",
         "ListenAddress 127.0.0.1",
         *(f"HostKey {key}" for key in keys),
@@ -149,6 +149,8 @@ def start_openssh(
         "MaxStartups 100",
     ]
     config = folder / "sshd_config"
+    # Not left to the file's order: of most names sshd takes the first line, of MaxStartups the last.
+    lines = [*settings, *(line for line in lines if line.split()[0] not in named)]
     config.write_text("\n".join(lines) + "\n")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd refuses to start without it
