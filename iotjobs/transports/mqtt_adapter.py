@@ -3,9 +3,6 @@
 A `Connection` is used once, with a new paho client each time: paho 2.2 sends everything that was
 unacknowledged again, by itself and with DUP, when a client reconnects. Only the blocking connect
 (DNS, TCP, TLS) runs in a worker thread. `mqtt.Link` makes connections one after another.
-
-Leans on these private members of paho 2.2.0, which no public one stands for: `_handle_publish`,
-`_packet_read`, `_ssl_wrap_socket`, `_out_packet`, `_mid_generate`, `_last_mid`, `_sock_close`.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from typing import cast
 
 import paho.mqtt.client as mqtt
 from paho.mqtt import MQTTException
-from paho.mqtt.enums import CallbackAPIVersion, MessageType, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -37,6 +34,7 @@ from iotjobs.transports.mqtt_messages import (
     pack_properties,
     read_publish,
 )
+from iotjobs.transports.mqtt_paho import PahoClient
 from iotjobs.transports.mqtt_window import Window
 
 _KEEPALIVE_S = 15  # a dead broker is noticed within twice this
@@ -45,38 +43,6 @@ _CONNACK_TIMEOUT_S = 10.0
 _READS_PER_TURN = 64  # packets, then the loop's other tasks have their turn (about 1 ms)
 # Mosquitto 2.0.11 answers with 0x87 where the standard has 0x86.
 _CREDENTIAL_REASONS = frozenset({0x86, 0x87, 0x8C})
-
-
-class _PahoClient(mqtt.Client):
-    """paho's client, but PUBLISH is read by us, and a reader can tell when the socket is empty."""
-
-    drained = False
-    on_publish_packet: Callable[[int, bytes], None]
-    tls_context: ssl.SSLContext
-
-    def _packet_read(self) -> MQTTErrorCode:
-        rc = super()._packet_read()
-        # paho also says so after 100 reads of one large message, which for TLS is not the socket's word.
-        held = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
-        self.drained = rc == MQTTErrorCode.MQTT_ERR_AGAIN and not held
-        return rc
-
-    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
-        # paho 2.2 leaves the socket open when the handshake fails, at each try to connect.
-        sock = self.tls_context.wrap_socket(
-            tcp_sock, server_hostname=self._host, do_handshake_on_connect=False
-        )
-        try:
-            sock.settimeout(_CONNECT_TIMEOUT_S)
-            sock.do_handshake()
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _handle_publish(self) -> MQTTErrorCode:
-        self.on_publish_packet(self._in_packet["command"], bytes(self._in_packet["packet"]))
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class Connection:
@@ -170,7 +136,7 @@ class Connection:
         """
         if self.lost.is_set():
             raise DeviceUnreachable(f"not sent: {self.why}", maybe_executed=False)
-        self._skip_used_ids()
+        self._client.skip_ids(self._acks)
         properties = cast(Properties, PackedProperties(pack_properties(message)))
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -202,9 +168,9 @@ class Connection:
 
     # --- paho's callbacks ---------------------------------------------------------------------
 
-    def _make_client(self) -> _PahoClient:
+    def _make_client(self) -> PahoClient:
         session, address = self._session, self._address
-        client = _PahoClient(
+        client = PahoClient(
             CallbackAPIVersion.VERSION2,
             client_id=session.client_id,
             protocol=MQTTProtocolVersion.MQTTv5,
@@ -373,9 +339,9 @@ class Connection:
     # --- the end ------------------------------------------------------------------------------
 
     def _drop(self, why: ConnectionEnded) -> None:
-        """End it and close the socket: never within a callback of paho's, whose lock would be taken twice."""
+        """End it and close the socket: not within a callback of paho's."""
         self._end(why)
-        self._client._sock_close()
+        self._client.close_socket()
 
     def _end(self, why: ConnectionEnded) -> None:
         """Settle everything that waits, once; the first reason stays. paho closes the socket itself."""
@@ -387,11 +353,7 @@ class Connection:
         if not self._welcome.done():
             self._welcome.set_exception(why)
             self._welcome.exception()  # nobody waits for it when the thread failed first
-        unwritten = {
-            packet["mid"]
-            for packet in self._client._out_packet
-            if packet["command"] & 0xF0 == MessageType.PUBLISH and packet["pos"] == 0
-        }
+        unwritten = self._client.unwritten()
         for mid, (acknowledged, _) in self._acks.items():
             if acknowledged.done():
                 continue
@@ -408,9 +370,4 @@ class Connection:
     def _drop_late(self, connecting: asyncio.Future[MQTTErrorCode]) -> None:
         if not connecting.cancelled():
             connecting.exception()
-        self._client._sock_close()
-
-    def _skip_used_ids(self) -> None:
-        # paho counts packet ids around and takes one for QoS 0 as well, used or not.
-        while self._client._last_mid % 65_535 + 1 in self._acks:
-            self._client._mid_generate()
+        self._client.close_socket()

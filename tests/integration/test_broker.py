@@ -98,29 +98,61 @@ async def test_stopped_twice_it_is_gone_and_can_be_started_again(broker: OurBrok
     assert broker.process.running
 
 
+async def keep_for_an_absent_one(people: People, address: BrokerAddress, count: int) -> MqttConsumer:
+    """A consumer that is away, and messages `t/0` … that wait for it."""
+    consumer, _ = await people.consumer(address, "t/#", client_id="c")
+    await consumer.stop()
+    publisher = await people.publisher(address)
+    for number in range(count):
+        await publisher.publish(MqttMessage(f"t/{number}"), nothing)
+    # Mosquitto saves after the acknowledgements of one turn of its loop: a round trip, and it has.
+    await publisher.publish(MqttMessage("other"), nothing)
+    await publisher.stop()
+    return consumer
+
+
+async def kill(process: BrokerProcess) -> None:
+    """As a crash would; it is back when this returns."""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await until(lambda: not process.running)
+    assert await process.wait_running(10)
+
+
 async def test_a_broker_that_dies_is_started_again_and_forgets_nothing(
-    broker: OurBroker, caplog: pytest.LogCaptureFixture
+    make_broker: Callable[..., BrokerProcess], caplog: pytest.LogCaptureFixture
 ) -> None:
+    process = make_broker(autosave_changes=1)
+    await process.start()
+    pid = process.pid
     async with People() as people:
-        consumer, queue = await people.consumer(broker.address, "t/#", client_id="c")
-        await consumer.stop()
-        publisher = await people.publisher(broker.address)
-        for number in range(100):
-            await publisher.publish(MqttMessage(f"t/{number}"), nothing)
-        # Mosquitto saves after the acknowledgements of one turn of its loop: a round trip, and it has.
-        await publisher.publish(MqttMessage("other"), nothing)
-        pid = broker.process.pid
-        assert pid is not None
+        await keep_for_an_absent_one(people, process.address, 100)
 
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: not broker.process.running)
-        assert await broker.process.wait_running(10)
+        await kill(process)
 
-        assert broker.process.pid != pid
+        assert process.pid != pid
         assert "mosquitto ended and is started again" in caplog.messages
-        await consumer.start()
-        kept = {(await received(queue)).topic for _ in range(100)}
-        assert kept == {f"t/{number}" for number in range(100)}
+        _, queue = await people.consumer(process.address, "t/#", client_id="c")
+        assert {(await received(queue)).topic for _ in range(100)} == {f"t/{number}" for number in range(100)}
+    await process.stop()
+
+
+async def test_what_few_changes_left_unsaved_is_saved_by_the_clock(
+    make_broker: Callable[..., BrokerProcess], tmp_path: Path, mocker
+) -> None:
+    mocker.patch.object(broker_module, "_SAVE_EVERY_S", 0.05)
+    process = make_broker(autosave_changes=1_000_000)
+    await process.start()
+    async with People() as people:
+        await keep_for_an_absent_one(people, process.address, 3)
+        store = tmp_path / "broker" / "mosquitto.db"
+        await until(lambda: store.exists() and b"t/2" in store.read_bytes())
+
+        await kill(process)
+
+        _, queue = await people.consumer(process.address, "t/#", client_id="c")
+        assert {(await received(queue)).topic for _ in range(3)} == {"t/0", "t/1", "t/2"}
+    await process.stop()
 
 
 async def test_a_taken_port_is_told_and_waited_for(tmp_path: Path, mosquitto_path: str, mocker) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,18 +67,30 @@ class OurBroker:
 
 
 @pytest.fixture
-async def broker(tmp_path: Path, mosquitto_path: str) -> AsyncIterator[OurBroker]:
+def make_broker(tmp_path: Path, mosquitto_path: str) -> Callable[..., BrokerProcess]:
+    """Makes our own broker, not yet started; keywords are `BrokerProcess`'s."""
+
+    def make(**more: Any) -> BrokerProcess:
+        return BrokerProcess(
+            tmp_path / "broker",
+            service_username=SERVICE,
+            **{
+                "service_password": secrets.token_hex(16),
+                "port": free_port(),
+                "mosquitto_path": mosquitto_path,
+                **more,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, make_broker: Callable[..., BrokerProcess]) -> AsyncIterator[OurBroker]:
     """Our own broker, up."""
-    directory = tmp_path / "broker"
-    process = BrokerProcess(
-        directory,
-        service_username=SERVICE,
-        service_password=secrets.token_hex(16),
-        port=free_port(),
-        mosquitto_path=mosquitto_path,
-    )
+    process = make_broker()
     await process.start()
-    yield OurBroker(process, directory)
+    yield OurBroker(process, tmp_path / "broker")
     await process.stop()
 
 

@@ -11,6 +11,7 @@ import paho.mqtt.client as paho
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -35,6 +36,7 @@ from iotjobs.transports.mqtt_messages import (
     packet_bytes,
     read_publish,
 )
+from iotjobs.transports.mqtt_paho import PahoClient
 from iotjobs.transports.mqtt_window import Window
 from tests.services.programs import free_port
 
@@ -902,7 +904,7 @@ def test_more_than_256_unacknowledged_are_not_asked_for() -> None:
 
 
 def test_the_private_parts_of_paho_that_we_lean_on_are_there() -> None:
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    theirs = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
 
     names = (
         "_handle_publish",
@@ -914,4 +916,5 @@ def test_the_private_parts_of_paho_that_we_lean_on_are_there() -> None:
         "_sock_close",
         "_in_packet",
     )
-    assert [name for name in names if not hasattr(client, name)] == []
+    assert [name for name in names if not hasattr(theirs, name)] == []
+    assert issubclass(PahoClient, paho.Client)
