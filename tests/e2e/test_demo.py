@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,42 @@ def test_the_demo_stays_up_until_it_is_told_to_end(tmp_path: Path, number: signa
 
     assert process.returncode == 0
     assert left_of(tmp_path) == []
+
+
+def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
+    tutorial = (ROOT / "docs" / "tutorial" / "first-ten-minutes.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^```sh\n(.*?)^```$", tutorial, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^```text\n(.*?)^```$", tutorial, re.MULTILINE | re.DOTALL)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "files").mkdir()
+    iotjobs = tmp_path / "bin" / "iotjobs"
+    iotjobs.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m iotjobs "$@"\n')
+    iotjobs.chmod(0o755)
+
+    with running(tmp_path / "files") as process:
+        said = read_until(process, "docs/tutorial/first-ten-minutes.md")
+        given = re.findall(r"export (IOTJOBS_\w+)=(\S+)", said)
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(commands)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                **dict(given),
+                "PATH": f"{iotjobs.parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+            },
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+
+    lines = [" ".join(line.split()) for line in (said + done.stdout + done.stderr).splitlines()]
+    # The first text is the demo's, with another run's processes in it; an … stands for what differs.
+    told = [" ".join(line.split()).partition("…")[0] for text in shown[1:] for line in text.splitlines()]
+    assert len(commands) > 10
+    assert len(told) > 20
+    assert [line for line in told if not any(found.startswith(line) for found in lines)] == [], done
 
 
 @pytest.mark.parametrize("words", ["starting the server", "a script that fails"])

@@ -32,7 +32,8 @@ def start_gateway(folder: Path, number: int) -> SshServer:
     address = f"127.0.0.{10 + number}"
     settings, has_address = [f"SetEnv {_MARK}={folder}"], _can_bind(address)
     if has_address:
-        settings.append(f"ListenAddress {address}")
+        # Both, as `start_openssh` waits for it on the first.
+        settings += ["ListenAddress 127.0.0.1", f"ListenAddress {address}"]
     key = folder / "gw-1" / "client"
     server = start_openssh(folder / f"gw-{number}", settings=settings, client_key=key if number > 1 else None)
     if has_address:
