@@ -19,6 +19,7 @@ from iotjobs.domain.errors import (
     DeviceUnreachable,
     IotJobsError,
     LeaseLost,
+    RequestError,
     StorageFull,
     StoreUnavailable,
 )
@@ -170,6 +171,10 @@ class _CommandRun:
             return await self._timed_out()
         except DeliveryError as error:
             return await self._undelivered(error)
+        except RequestError as error:
+            # A value that no shell can carry; refused before anything was sent.
+            self._sending.sent_at = None
+            return Ending(Outcome.REJECTED, error_code=error.code, error_message=error.detail)
 
     async def _started(self, _pid: int, group: int) -> None:
         self._group = group
