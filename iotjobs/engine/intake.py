@@ -26,10 +26,13 @@ from iotjobs.store import entities, jobs, queue, tables
 from iotjobs.store.queue import Offers, Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 RENDER_TRIES = 3
 IDEMPOTENCY_KEPT_MS = 24 * 3600 * 1000
+# One job at the end of the calendar would make every list that shows it fail.
+START_WITHIN_MS = 10 * 366 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,8 @@ def _job_row(
     request: Execute, job_id: str, operation: Operation, owner: Entity, transport: Transport
 ) -> dict[str, Any]:
     now = clock.now_ms()
+    if request.start_at is not None and request.start_at > now + START_WITHIN_MS:
+        raise BadRequest("start_at is more than ten years ahead", field="start_at")
     start_at = request.start_at if request.start_at is not None and request.start_at > now else None
     on_device = transport in (Transport.SSH, Transport.LOCAL)
     target_id = owner.end(operation.run_on).id
@@ -221,10 +226,10 @@ def _job_row(
 
 
 def _still_current(conn: Connection, operation: Operation) -> bool:
-    return bool(conn.execute(_version, {"wanted": operation.id}).scalar() == operation.version)
+    return bool(_version.scalar(conn, {"wanted": operation.id}) == operation.version)
 
 
-_version = select(tables.operations.c.version).where(tables.operations.c.id == bindparam("wanted"))
+_version = Prepared(select(tables.operations.c.version).where(tables.operations.c.id == bindparam("wanted")))
 
 
 def _key_scope(request: Execute) -> str:

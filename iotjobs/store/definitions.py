@@ -69,7 +69,9 @@ class _Subject:
 
 _ENTITY = ("name", "class_id", "tags", "properties", "property_types")
 _SUBJECTS = {
-    Kind.CLASS: _Subject(tables.classes, ("name", "tags", "properties", "property_types", "no_data_after_s"), ("name",)),
+    Kind.CLASS: _Subject(
+        tables.classes, ("name", "tags", "properties", "property_types", "no_data_after_s"), ("name",)
+    ),
     Kind.OBJECT: _Subject(
         tables.objects,
         (*_ENTITY, "thing", "external_id", "no_data_after_s", "mqtt", "ssh"),

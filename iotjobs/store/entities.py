@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Select, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from iotjobs.domain.entities import Entity, OwnerType, SshAddress
 from iotjobs.domain.errors import BadRequest, NotFound
@@ -21,17 +21,18 @@ from iotjobs.domain.retries import RetryPolicy
 from iotjobs.store import tables
 from iotjobs.store.references import JUMPS
 from iotjobs.store.secrets import Secrets
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 C, O, L = tables.classes.c, tables.objects.c, tables.links.c  # noqa: E741 - as in the queries
 S, P, K = tables.scripts.c, tables.operations.c, tables.credentials.c
 
-_object: Select[Any] = (
+_object = Prepared(
     select(O.id, O.name, O.class_id, O.properties, O.thing, O.ssh, C.properties.label("defaults"))
     .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
     .where(O.id == bindparam("wanted"))
 )
-_link: Select[Any] = (
+_link = Prepared(
     select(L.id, L.name, L.class_id, L.properties, L.source, L.target, C.properties.label("defaults"))
     .join_from(tables.links, tables.classes, L.class_id == C.id, isouter=True)
     .where(L.id == bindparam("wanted"))
@@ -41,9 +42,9 @@ _link: Select[Any] = (
 def load_entity(conn: Connection, owner_type: OwnerType, entity_id: str) -> Entity | None:
     """An object or a link with its class's properties merged under its own; a link with both ends."""
     if owner_type is OwnerType.OBJECT:
-        row = conn.execute(_object, {"wanted": entity_id}).first()
+        row = _object.first(conn, {"wanted": entity_id})
         return None if row is None else _of_object(row)
-    row = conn.execute(_link, {"wanted": entity_id}).first()
+    row = _link.first(conn, {"wanted": entity_id})
     if row is None:
         return None
     return Entity(
@@ -71,11 +72,11 @@ def _of_object(row: Any) -> Entity:
 
 def find_by_thing(conn: Connection, thing: str) -> str | None:
     """The id of the object that has a name on the broker."""
-    found: str | None = conn.execute(_by_thing, {"thing": thing}).scalar_one_or_none()
+    found: str | None = _by_thing.scalar(conn, {"thing": thing})
     return found
 
 
-_by_thing = select(O.id).where(O.thing == bindparam("thing"))
+_by_thing = Prepared(select(O.id).where(O.thing == bindparam("thing")))
 
 
 # Members of `operation.settings` that a run does not need: they are for people and for triggers.
@@ -108,8 +109,10 @@ def operation_of(
     )
 
 
-_operation = select(P.id, P.name, P.type, P.settings, P.version, P.owner_kind, P.owner_id).where(
-    P.id == bindparam("wanted")
+_operation = Prepared(
+    select(P.id, P.name, P.type, P.settings, P.version, P.owner_kind, P.owner_id).where(
+        P.id == bindparam("wanted")
+    )
 )
 
 
@@ -118,7 +121,7 @@ def load_operation(conn: Connection, operation_id: str) -> OwnedOperation | None
 
     One that takes its text from the script repository and names no interpreter has the script's.
     """
-    row = conn.execute(_operation, {"wanted": operation_id}).first()
+    row = _operation.first(conn, {"wanted": operation_id})
     if row is None:
         return None
     operation = operation_of(row.id, row.name, row.type, row.settings, row.version)
@@ -152,12 +155,12 @@ def operation_for(conn: Connection, entity: Entity, operation_id: str) -> Operat
     return found.operation
 
 
-_script = select(S.text, S.interpreter).where(S.id == bindparam("wanted"))
+_script = Prepared(select(S.text, S.interpreter).where(S.id == bindparam("wanted")))
 
 
 def script_text(conn: Connection, script_id: str) -> tuple[str, str] | None:
     """The text and the interpreter of a script of the repository."""
-    row = conn.execute(_script, {"wanted": script_id}).first()
+    row = _script.first(conn, {"wanted": script_id})
     return None if row is None else (row.text, row.interpreter)
 
 
@@ -195,8 +198,10 @@ class SshAccess:
     jump: SshAccess | None
 
 
-_access = select(O.id, O.name, O.ssh).where(O.id == bindparam("wanted"))
-_credential = select(K.id, K.version, K.kind, K.username, K.secret).where(K.id == bindparam("wanted"))
+_access = Prepared(select(O.id, O.name, O.ssh).where(O.id == bindparam("wanted")))
+_credential = Prepared(
+    select(K.id, K.version, K.kind, K.username, K.secret).where(K.id == bindparam("wanted"))
+)
 
 
 def ssh_access(conn: Connection, object_id: str, secrets: Secrets) -> SshAccess:
@@ -211,7 +216,7 @@ def ssh_access(conn: Connection, object_id: str, secrets: Secrets) -> SshAccess:
 
 
 def _ssh_access(conn: Connection, object_id: str, secrets: Secrets, *, jumps_left: int) -> SshAccess:
-    row = conn.execute(_access, {"wanted": object_id}).first()
+    row = _access.first(conn, {"wanted": object_id})
     if row is None:
         raise NotFound(f"there is no object {object_id}")
     if row.ssh is None:
@@ -227,7 +232,7 @@ def _ssh_access(conn: Connection, object_id: str, secrets: Secrets, *, jumps_lef
 
 def open_credential(conn: Connection, credential_id: str, secrets: Secrets) -> CredentialSecret | None:
     """A credential with its secrets."""
-    row = conn.execute(_credential, {"wanted": credential_id}).first()
+    row = _credential.first(conn, {"wanted": credential_id})
     if row is None:
         return None
     opened = msgspec.json.decode(secrets.open(row.secret, credential_context(row.id)))

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Select, Update, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from iotjobs.domain.errors import BadRequest, LeaseLost, NotFound, TransitionRefused
 from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
 from iotjobs.store import tables
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 J = tables.jobs.c
@@ -35,7 +36,6 @@ _ENUMS: dict[str, Any] = {
 }
 _ENUM_AT = tuple((_COLUMNS.index(name), enum) for name, enum in _ENUMS.items())
 job_columns = [J[name] for name in _COLUMNS]
-_insert_job = insert(tables.jobs)
 
 
 def job_of(row: Any) -> Job:
@@ -59,12 +59,11 @@ def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secre
     Returns:
         The job's `seq`.
     """
-    key = tx.conn.execute(_insert_job, {**_DEFAULTS, **row}).inserted_primary_key
-    assert key is not None
+    seq = _insert_job.insert(tx.conn, {**_DEFAULTS, **row})
     if plan is not None:
         tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": secret})
     _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=Status.PENDING, outcome=None)
-    return int(key[0])
+    return seq
 
 
 _DEFAULTS: dict[str, Any] = {name: None for name in _COLUMNS if name != "seq"} | {
@@ -80,6 +79,7 @@ _DEFAULTS: dict[str, Any] = {name: None for name in _COLUMNS if name != "seq"} |
     "abortable": True,
     "data": {},
 }
+_insert_job = Prepared(insert(tables.jobs), tuple(_DEFAULTS))
 
 
 def inserted(row: Mapping[str, Any], seq: int) -> Job:
@@ -91,14 +91,12 @@ def _event(tx: Transaction, kind: str, at: int, job_id: str, entity_id: str, **d
     tx.append(tables.events, {"kind": kind, "at": at, "job_id": job_id, "entity_id": entity_id, "data": data})
 
 
-@cache
-def _by_id() -> Select[Any]:
-    return select(*job_columns).where(J.id == bindparam("job_id"))
+_by_id = Prepared(select(*job_columns).where(J.id == bindparam("job_id")))
 
 
 def find(conn: Connection, job_id: str) -> Job | None:
     """The job of an id, whoever asks: for the engine's own use."""
-    row = conn.execute(_by_id(), {"job_id": job_id}).first()
+    row = _by_id.first(conn, {"job_id": job_id})
     return None if row is None else job_of(row)
 
 
@@ -114,16 +112,18 @@ def get(conn: Connection, job_id: str) -> Job:
     return job
 
 
-_plan = select(tables.plans.c.plan, tables.plans.c.secret).where(tables.plans.c.job_id == bindparam("job_id"))
+_plan = Prepared(
+    select(tables.plans.c.plan, tables.plans.c.secret).where(tables.plans.c.job_id == bindparam("job_id"))
+)
 
 
 def plan_of(conn: Connection, job_id: str) -> tuple[dict[str, Any], bytes | None]:
     """The masked plan of a job, and the whole one, encrypted, if it holds secrets and the job lives."""
-    row = conn.execute(_plan, {"job_id": job_id}).one()
+    row = _plan.first(conn, {"job_id": job_id})
     return row.plan, row.secret
 
 
-_status = select(J.status).where(J.id == bindparam("job_id"))
+_status = Prepared(select(J.status).where(J.id == bindparam("job_id")))
 
 
 def has_ended(conn: Connection, job_id: str) -> bool:
@@ -132,18 +132,18 @@ def has_ended(conn: Connection, job_id: str) -> bool:
     Raises:
         NotFound: there is no such job.
     """
-    status = conn.execute(_status, {"job_id": job_id}).scalar()
+    status = _status.scalar(conn, {"job_id": job_id})
     if status is None:
         raise NotFound(f"there is no job {job_id}")
     return status in ENDED
 
 
 @cache
-def _update(names: tuple[str, ...], fenced: bool) -> Update:
+def _update(names: tuple[str, ...], fenced: bool) -> Prepared:
     statement = update(tables.jobs).where(J.id == bindparam("is_id"), J.status == bindparam("is_status"))
     if fenced:
         statement = statement.where(J.attempt == bindparam("is_attempt"))
-    return statement.values({name: bindparam(name) for name in names})
+    return Prepared(statement.values({name: bindparam(name) for name in names}))
 
 
 def _change(
@@ -175,7 +175,7 @@ def _change(
     expected = {"is_id": job.id, "is_status": job.status, "status": to, **values}
     if fenced:
         expected["is_attempt"] = job.attempt
-    if tx.conn.execute(_update(names, fenced), expected).rowcount != 1:
+    if _update(names, fenced).run(tx.conn, expected) != 1:
         actual = get(tx.conn, job.id)
         if actual.attempt != job.attempt:
             raise LeaseLost(f"job {job.id} is at attempt {actual.attempt}, not {job.attempt}")
@@ -216,8 +216,8 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
 
 
 @cache
-def _note(names: tuple[str, ...]) -> Update:
-    return (
+def _note(names: tuple[str, ...]) -> Prepared:
+    return Prepared(
         update(tables.jobs)
         .where(J.id == bindparam("is_id"), J.attempt == bindparam("is_attempt"), J.ended_at.is_(None))
         .values({name: bindparam(name) for name in names})
@@ -231,7 +231,7 @@ def note(tx: Transaction, job_id: str, attempt: int, **values: Any) -> None:
         LeaseLost: the attempt is not the newest, or the job has ended.
     """
     given = {"is_id": job_id, "is_attempt": attempt, **values}
-    if tx.conn.execute(_note(tuple(sorted(values))), given).rowcount != 1:
+    if _note(tuple(sorted(values))).run(tx.conn, given) != 1:
         raise LeaseLost(f"attempt {attempt} of job {job_id} is not under way")
 
 

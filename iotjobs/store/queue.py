@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Select, and_, bindparam, exists, literal_column, or_, select, text, update
+from sqlalchemy import Connection, and_, bindparam, exists, literal_column, or_, select, text, update
 
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.domain.statuses import Status
 from iotjobs.store import tables
 from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 _ACTIVE = (Status.RUNNING, Status.STOPPING, Status.CANCELING)
@@ -54,28 +55,33 @@ def lock_lane(conn: Connection, lane: str) -> None:
 
 
 _ready = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
-_lane_busy = (
-    select(J.seq)
-    .where(J.lane == bindparam("lane"), or_(J.status.in_(_ACTIVE), _ready), J.id != bindparam("but"))
-    .limit(1)
+# Not IN: see `Prepared`.
+_active = or_(*(J.status == status for status in _ACTIVE))
+_lane_busy = Prepared(
+    select(J.seq).where(J.lane == bindparam("lane"), or_(_active, _ready), J.id != bindparam("but")).limit(1)
 )
-_next_in_lane = (
+_next_in_lane = Prepared(
     select(*job_columns)
     .where(J.lane == bindparam("lane"), _ready)
     .order_by(J.low_priority, J.priority.desc(), J.seq)
     .limit(1)
 )
-_lane_active = select(J.seq).where(J.lane == bindparam("lane"), J.status.in_(_ACTIVE)).limit(1)
+_lane_active = Prepared(select(J.seq).where(J.lane == bindparam("lane"), _active).limit(1))
+
+
+_wait_for = Prepared(
+    update(tables.jobs).where(J.id == bindparam("is_id")).values(pending_reason=bindparam("reason"))
+)
 
 
 def lane_busy(conn: Connection, lane: str, now: int, *, but: str = "") -> bool:
     """Whether another job of the lane runs or stands ready before a new one."""
-    return conn.execute(_lane_busy, {"lane": lane, "now": now, "but": but}).first() is not None
+    return _lane_busy.first(conn, {"lane": lane, "now": now, "but": but}) is not None
 
 
 def lane_active(conn: Connection, lane: str) -> bool:
     """Whether an attempt is under way in the lane."""
-    return conn.execute(_lane_active, {"lane": lane}).first() is not None
+    return _lane_active.first(conn, {"lane": lane}) is not None
 
 
 def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> None:
@@ -85,11 +91,11 @@ def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> N
     lock_lane(tx.conn, lane)
     if lane_active(tx.conn, lane):
         return
-    row = tx.conn.execute(_next_in_lane, {"lane": lane, "now": now}).first()
+    row = _next_in_lane.first(tx.conn, {"lane": lane, "now": now})
     if row is not None:
         job = job_of(row)
         if job.pending_reason is not None:
-            tx.conn.execute(update(tables.jobs).where(J.id == job.id).values(pending_reason=None))
+            _wait_for.run(tx.conn, {"is_id": job.id, "reason": None})
         offers.offer(tx, Ticket.of(job))
 
 
@@ -98,9 +104,7 @@ def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, o
     if lane is not None:
         lock_lane(tx.conn, lane)
         if lane_busy(tx.conn, lane, now, but=ticket.job_id):
-            tx.conn.execute(
-                update(tables.jobs).where(J.id == ticket.job_id).values(pending_reason=PendingReason.LANE)
-            )
+            _wait_for.run(tx.conn, {"is_id": ticket.job_id, "reason": PendingReason.LANE})
             return False
     offers.offer(tx, ticket)
     return True
@@ -140,8 +144,8 @@ def _before(a: Any, b: Any) -> Any:
 
 
 @cache
-def _due(moment: str) -> Select[Any]:
-    return (
+def _due(moment: str) -> Prepared:
+    return Prepared(
         select(*job_columns)
         .where(literal_column(tables.DUE[moment]), J[moment] <= bindparam("now"))
         .order_by(J[moment])
@@ -158,7 +162,7 @@ def due(conn: Connection, moment: str, now: int, limit: int = 200) -> list[Job]:
         now: milliseconds.
         limit: at most so many.
     """
-    return [job_of(row) for row in conn.execute(_due(moment), {"now": now, "limit": limit})]
+    return [job_of(row) for row in _due(moment).all(conn, {"now": now, "limit": limit})]
 
 
 def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:

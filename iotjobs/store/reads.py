@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select
 
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Job
@@ -18,6 +18,7 @@ from iotjobs.domain.rights import Scope
 from iotjobs.domain.statuses import Outcome
 from iotjobs.store import output, tables
 from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.statements import Prepared
 
 WHOLE_TEXT_BYTES = 1024 * 1024
 LIST_TEXT_BYTES = 4096
@@ -78,15 +79,19 @@ def job_by_reference(conn: Connection, reference: str, scope: Scope) -> Job:
         NotFound: there is none, or none that the scope admits.
     """
     if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
-        query = select(*job_columns).where(J.id == reference)
+        row = _by_id.first(conn, {"wanted": reference})
     elif reference.isascii() and reference.isdigit() and len(reference) <= 18:
-        query = select(*job_columns).where(J.seq == int(reference))
+        row = _by_seq.first(conn, {"wanted": int(reference)})
     else:
         raise BadRequest("a job's id is 32 hex digits, or its seq in digits", field="id")
-    row = conn.execute(_scoped(query, scope)).first()
-    if row is None:
+    job = None if row is None else job_of(row)
+    if job is None or scope.jobs_of not in (None, job.run_by_id):
         raise NotFound(f"there is no job {reference}")
-    return job_of(row)
+    return job
+
+
+_by_id = Prepared(select(*job_columns).where(J.id == bindparam("wanted")))
+_by_seq = Prepared(select(*job_columns).where(J.seq == bindparam("wanted")))
 
 
 def job_record(conn: Connection, reference: str, scope: Scope) -> JobRecord:
@@ -154,8 +159,13 @@ def _records(conn: Connection, jobs: list[Job], text_bytes: int, results: int | 
 def _plans(conn: Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
     if not ids:
         return {}
-    P = tables.plans.c
+    if len(ids) == 1:
+        return {row.job_id: row.plan for row in _plan.all(conn, {"wanted": ids[0]})}
     return dict(conn.execute(select(P.job_id, P.plan).where(P.job_id.in_(ids))).all())
+
+
+P = tables.plans.c
+_plan = Prepared(select(P.job_id, P.plan).where(P.job_id == bindparam("wanted")))
 
 
 def _results(conn: Connection, ids: list[str], limit: int | None) -> dict[str, list[dict[str, Any]]]:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Insert, Table, insert
+from sqlalchemy import Connection, Engine, Table, insert
 from sqlalchemy.exc import DBAPIError
 
 from iotjobs.domain.errors import IotJobsError, StorageFull, StoreUnavailable
+from iotjobs.store.statements import Prepared, command
 
 T = TypeVar("T")
 
@@ -81,12 +82,12 @@ def insert_rows(conn: Connection, rows: list[tuple[Table, dict[str, Any]]]) -> N
     for table, row in rows:
         by_table.setdefault(table, []).append(row)
     for table, members in by_table.items():
-        conn.execute(_insert(table), members)
+        _insert(table, tuple(members[0])).insert_all(conn, members)
 
 
 @cache
-def _insert(table: Table) -> Insert:
-    return insert(table).inline()
+def _insert(table: Table, columns: tuple[str, ...]) -> Prepared:
+    return Prepared(insert(table).inline(), columns)
 
 
 class GroupWriter:
@@ -181,15 +182,15 @@ class GroupWriter:
     @staticmethod
     def _apply(conn: Connection, pending: _Pending) -> None:
         tx = Transaction(conn)
-        conn.exec_driver_sql("SAVEPOINT item")
+        command(conn, "SAVEPOINT item")
         try:
             pending.result = pending.item(tx)
         except Exception as error:  # noqa: BLE001 - the edge of one item: handed to its caller
-            conn.exec_driver_sql("ROLLBACK TO item")
+            command(conn, "ROLLBACK TO item")
             pending.error = map_store_error(error) if isinstance(error, DBAPIError) else error
         else:
             pending.callbacks, pending.rows = tx.callbacks, tx.rows
-        conn.exec_driver_sql("RELEASE item")
+        command(conn, "RELEASE item")
 
 
 def _answer(batch: list[_Pending]) -> None:

@@ -760,17 +760,26 @@ async def explained(store: Store, query: Any) -> str:
     statements: list[tuple[str, Any]] = []
 
     def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.lstrip().upper().startswith("SELECT"):
-            statements.append((statement, parameters))
+        statements.append((statement, parameters))
 
     def run(conn: Connection) -> str:
+        # `Prepared` goes past SQLAlchemy's events on SQLite, and SQLite itself tells the values too.
+        sqlite = conn.connection.dbapi_connection if conn.dialect.name == "sqlite" else None
+        if sqlite is not None:
+            sqlite.set_trace_callback(lambda statement: statements.append((statement, ())))
         event.listen(conn, "before_cursor_execute", note)
         try:
             query(conn)
         finally:
             event.remove(conn, "before_cursor_execute", note)
-        statement, parameters = statements[0]
-        how = "EXPLAIN QUERY PLAN " if conn.dialect.name == "sqlite" else "EXPLAIN "
+            if sqlite is not None:
+                sqlite.set_trace_callback(None)
+        statement, parameters = next(
+            told
+            for told in statements
+            if told[0].lstrip().upper().startswith("SELECT") and (sqlite is None or "?" not in told[0])
+        )
+        how = "EXPLAIN QUERY PLAN " if sqlite is not None else "EXPLAIN "
         return "\n".join(str(row) for row in conn.exec_driver_sql(how + statement, parameters))
 
     return await store.read(run)
