@@ -49,8 +49,8 @@ from iotjobs.transports.ssh_pool import SshLimits
 
 log = logging.getLogger(__name__)
 
-# Contains a dot, so that no thing name can be equal to it.
-BROKER_USER = "iotjobs.service"
+# No thing's login has an @, see `broker_username`.
+BROKER_USER = "iotjobs@service"
 
 
 class AlreadyRunning(ConfigurationError):

@@ -62,6 +62,7 @@ class JobFilter:
     outcome: Sequence[str] = ()
     type: Sequence[str] = ()
     owner_id: str | None = None
+    owner_type: int | None = None
     operation_id: str | None = None
     has_errors: bool | None = None
     ranges: Sequence[tuple[str, str, int]] = field(default_factory=tuple)
@@ -125,6 +126,8 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
             conditions.append(column.in_(allowed))
     if wanted.owner_id is not None:
         conditions.append(J.owner_id == wanted.owner_id)
+    if wanted.owner_type is not None:
+        conditions.append(J.owner_type == wanted.owner_type)
     if wanted.operation_id is not None:
         conditions.append(J.operation_id == wanted.operation_id)
     if wanted.has_errors is True:

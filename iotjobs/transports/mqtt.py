@@ -90,7 +90,8 @@ class Link:
             DeviceUnreachable: none came up in time.
             CredentialsRefused: none came up in time, and last the broker refused our login.
         """
-        await self.wait_connected(within_s)
+        if self._usable() is None:
+            await self.wait_connected(within_s)
         if (connection := self._usable()) is None:
             if self._why.refusal is Refusal.CREDENTIALS:
                 raise CredentialsRefused(str(self._why), maybe_executed=False)
@@ -216,11 +217,12 @@ class MqttPublisher:
             LinkLost: sent, wholly or in part, and the connection ended before the PUBACK.
             OperationFailed: `brokerRefused`, `messageTooLarge`; nobody got it.
         """
-        connection = await self._place(message)
+        packed = pack_properties(message)
+        connection = await self._place(message, packet_bytes(message, packed))
         handed_over = False
         try:
             await before_send()
-            acknowledged = connection.send(message)
+            acknowledged = connection.send(message, packed)
             handed_over = True
         finally:
             if message.qos and not handed_over:
@@ -230,11 +232,11 @@ class MqttPublisher:
             raise refused(reason)
         return PublishEnd(reason.value, reason.getName())
 
-    async def _place(self, message: MqttMessage) -> Connection:
+    async def _place(self, message: MqttMessage, size: int) -> Connection:
         """A connection that takes this message, with a place in its window for QoS 1."""
         while True:
             connection = await self._link.connection(self._connect_wait_s)
-            _check_limits(connection, message)
+            _check_limits(connection, message, size)
             if not message.qos:
                 return connection
             try:
@@ -248,9 +250,8 @@ class MqttPublisher:
         return Connection(self._address, session, window=self._window)
 
 
-def _check_limits(connection: Connection, message: MqttMessage) -> None:
+def _check_limits(connection: Connection, message: MqttMessage, size: int) -> None:
     """Refuse what the broker would end the whole connection over (MQTT 5 §3.2.2.3)."""
-    size = packet_bytes(message, pack_properties(message))
     if size > connection.maximum_packet_bytes:
         limit = connection.maximum_packet_bytes
         raise OperationFailed("messageTooLarge", f"the message has {size} bytes, the broker takes {limit}")

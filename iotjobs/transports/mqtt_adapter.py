@@ -123,8 +123,12 @@ class Connection:
 
     # --- use ----------------------------------------------------------------------------------
 
-    def send(self, message: MqttMessage) -> asyncio.Future[ReasonCode]:
+    def send(self, message: MqttMessage, packed: bytes | None = None) -> asyncio.Future[ReasonCode]:
         """Hand one message over. For QoS 1 the caller has entered `window`; the PUBACK leaves it.
+
+        Args:
+            message: what to send.
+            packed: its properties, if they are packed already.
 
         Returns:
             PUBACK's reason; for QoS 0 a success as soon as the kernel has the whole packet. It
@@ -137,7 +141,7 @@ class Connection:
         if self.lost.is_set():
             raise DeviceUnreachable(f"not sent: {self.why}", maybe_executed=False)
         self._client.skip_ids(self._acks)
-        properties = cast(Properties, PackedProperties(pack_properties(message)))
+        properties = cast(Properties, PackedProperties(packed or pack_properties(message)))
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise DeviceUnreachable(f"not sent: {mqtt.error_string(info.rc)}", maybe_executed=False)

@@ -19,7 +19,7 @@ from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.inputs.job_shapes import JobOut, ResultOut, job_json
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import json_response
-from iotjobs.inputs.rest.body import body_of
+from iotjobs.inputs.rest.body import MOST, body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, authenticated
 from iotjobs.inputs.shapes import Listed
 from iotjobs.store import entities, jobs, output, reads
@@ -123,7 +123,9 @@ async def _owned(
     services: ApiServices, owner: tuple[OwnerType, str], caller: Caller, limit: int, cursor: str | None
 ) -> dict[str, Any]:
     owner_type, owner_id = owner
-    page = await _page(services, caller, JobFilter(owner_id=owner_id), limit, cursor)
+    page = await _page(
+        services, caller, JobFilter(owner_id=owner_id, owner_type=int(owner_type)), limit, cursor
+    )
     if not page["items"]:
         # The jobs of a deleted owner stay; without any, an unknown owner is an error.
         known = await services.store.read(lambda conn: entities.load_entity(conn, owner_type, owner_id))
@@ -175,8 +177,8 @@ async def get_output(
     job_id: str,
     stream: Annotated[Stream, Query()] = Stream.STDOUT,
     *,
-    attempt: Annotated[int | None, Query(ge=1)] = None,
-    from_: Annotated[int, Query(alias="from", ge=0, description="first byte of the stream")] = 0,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+    from_: Annotated[int, Query(alias="from", ge=0, le=MOST, description="first byte of the stream")] = 0,
 ) -> StreamingResponse:
     """The exact bytes of one stream, as octet-stream.
 
