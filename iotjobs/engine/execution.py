@@ -42,6 +42,7 @@ SEND_WITHIN_S = 4.0
 # The process group's number is written this long after the start, so that short runs save the
 # write; the nonce, known before, finds the processes as well.
 NOTE_GROUP_AFTER_S = 0.25
+STOPPED_CODE = "serverStopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,12 @@ class Executor:
     ) -> None:
         self.store, self.settler, self.reach, self._publishing = store, settler, reach, publishing
         self.output_cap_bytes = output_cap_bytes
+        self.command_runs: set[_CommandRun] = set()
+
+    def interrupt(self) -> None:
+        """The server stops: end every command under way, on the device too, and settle it."""
+        for run in self.command_runs:
+            run.interrupt()
 
     def ready_to_send(self, job: Job) -> bool:
         """Whether the way to the device is open, so that sending follows the begin at once."""
@@ -144,31 +151,50 @@ class _CommandRun:
         self._recorder = Recorder(self._store, self._job.id, self._job.attempt, executor.output_cap_bytes)
         self._sending = Sending(self._store, self._job)
         self._group = 0
+        self._deadline = asyncio.timeout(begun.plan.timeout_s)
+        self._under_way = self._interrupted = False
+        self._runs = executor.command_runs
         self._note_group: asyncio.TimerHandle | None = None
         self._noting: asyncio.Task[None] | None = None
 
+    def interrupt(self) -> None:
+        """End it now, as if its deadline had passed; one that is ending already goes on with that."""
+        if self._under_way:
+            self._interrupted = True
+            self._deadline.reschedule(asyncio.get_running_loop().time())
+
     async def run(self) -> None:
+        self._runs.add(self)
         try:
             ending = await self._attempt()
             chunks = await self._recorder.close()
         finally:
+            self._runs.discard(self)
             if self._note_group is not None:
                 self._note_group.cancel()
             if self._noting is not None:
                 await self._noting
         end = OutputEnd(tuple(chunks), self._recorder.total_bytes, self._recorder.truncated)
         job = replace(self._job, sent_at=self._sending.sent_at)
-        await self._settler.end_attempt(job, self._plan, ending, end=end)
+        if self._interrupted and ending.error_code == STOPPED_CODE:
+            await self._settler.hand_over(job, self._plan, ending, end)
+        else:
+            await self._settler.end_attempt(job, self._plan, ending, end=end)
 
     async def _attempt(self) -> Ending:
         assert self._job.nonce is not None, "a begun attempt has its nonce"
         request = command_request(self._job.id, self._job.nonce, self._plan)
         hooks = CommandHooks(self._sending.before_send, self._started, self._output)
         try:
-            async with asyncio.timeout(self._plan.timeout_s):
-                return ending_of_exit(await self._reach.run(self._job, request, hooks))
+            async with self._deadline:
+                self._under_way = True
+                try:
+                    end = await self._reach.run(self._job, request, hooks)
+                finally:
+                    self._under_way = False
+            return ending_of_exit(end)
         except TimeoutError:
-            return await self._timed_out()
+            return await (self._stopped() if self._interrupted else self._timed_out())
         except DeliveryError as error:
             return await self._undelivered(error)
         except RequestError as error:
@@ -196,19 +222,25 @@ class _CommandRun:
         await self._recorder.write(stream.value, data)
 
     async def _timed_out(self) -> Ending:
-        limit = f"not ended after {self._plan.timeout_s:g} s"
+        said = f"not ended after {self._plan.timeout_s:g} s; {await self._killed()}"
+        return Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=said)
+
+    async def _stopped(self) -> Ending:
+        said = f"the server was stopped while it ran; {await self._killed()}"
+        return Ending(Outcome.LOST, error_code=STOPPED_CODE, error_message=said)
+
+    async def _killed(self) -> str:
+        """End what runs on the device, and say what is known of it."""
         if self._sending.sent_at is None:
-            return Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=f"{limit}; nothing was sent")
+            return "nothing was sent"
         if self._plan.interpreter == "raw":
-            told = "a raw run has no process group: what it started may still run"
-        else:
-            proof = await self._reach.kill(self._job, self._group, self._plan.kill_after_s)
-            told = {
-                Gone.GONE: "its processes were killed and are gone",
-                Gone.LEFT: f"its processes were signalled and some are left ({proof.detail})",
-                Gone.UNCONFIRMED: f"could not confirm that its processes are gone ({proof.detail})",
-            }[proof.verdict]
-        return Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=f"{limit}; {told}")
+            return "a raw run has no process group: what it started may still run"
+        proof = await self._reach.kill(self._job, self._group, self._plan.kill_after_s)
+        return {
+            Gone.GONE: "its processes were killed and are gone",
+            Gone.LEFT: f"its processes were signalled and some are left ({proof.detail})",
+            Gone.UNCONFIRMED: f"could not confirm that its processes are gone ({proof.detail})",
+        }[proof.verdict]
 
     async def _undelivered(self, error: DeliveryError) -> Ending:
         if not error.maybe_executed:

@@ -21,7 +21,7 @@ from iotjobs.store import jobs, output, queue
 from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Offers, Ticket
 from iotjobs.store.session import Store
-from iotjobs.store.writer import Transaction
+from iotjobs.store.writer import Item, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,14 @@ class OutputEnd:
     chunks: tuple[Chunk, ...] = ()
     total_bytes: int = 0
     truncated: bool = False
+
+
+def _keep_output(tx: Transaction, job: Job, end: OutputEnd | None) -> dict[str, Any]:
+    """Append the last output; the columns of the job that tell about all of it."""
+    if end is None:
+        return {}
+    output.append(tx, job.id, job.attempt, end.chunks)
+    return {"output_bytes": end.total_bytes, "output_truncated": end.truncated}
 
 
 class Settler:
@@ -56,10 +64,7 @@ class Settler:
 
         def item(tx: Transaction) -> None:
             now = clock.now_ms()
-            if end is not None and end.chunks:
-                output.append(tx, job.id, job.attempt, end.chunks)
-            if end is not None:
-                facts.update(output_bytes=end.total_bytes, output_truncated=end.truncated)
+            facts.update(_keep_output(tx, job, end))
             if again is not None:
                 jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
                 jobs.log(
@@ -69,6 +74,22 @@ class Settler:
             else:
                 self.finish(tx, job, ending, now, **facts)
 
+        await self._write(job, ending, item, end)
+
+    async def hand_over(self, job: Job, plan: Plan, ending: Ending, end: OutputEnd) -> None:
+        """End an attempt that our own stop cut short: the next process repeats what may be repeated."""
+        decision = retries.redelivery(sent=job.sent_at is not None, idempotent=plan.idempotent)
+
+        def item(tx: Transaction) -> None:
+            facts = _keep_output(tx, job, end)
+            if decision is retries.Redelivery.NEXT_ATTEMPT:
+                self.again_now(tx, job, ending, clock.now_ms())
+            else:
+                self.finish(tx, job, ending, clock.now_ms(), **facts)
+
+        await self._write(job, ending, item, end)
+
+    async def _write(self, job: Job, ending: Ending, item: Item[None], end: OutputEnd | None) -> None:
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
         while True:
             try:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
+INTERRUPT_S = 12.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
+
 
 class Worker(LoopService):
     """Runs attempts.
@@ -82,13 +84,16 @@ class Worker(LoopService):
         self._places.release()
 
     async def drain(self, within_s: float = DRAIN_S) -> list[str]:
-        """Stop taking, let what runs end; the ids of the jobs that did not end in time.
+        """Stop taking, let what runs end, then end it; the ids of the jobs that are left all the same.
 
-        Those are left as they are in the store: the next start gives them their definite end.
+        Those are as they were in the store: the next start gives them their definite end.
         """
         await self.stop()
         if self._running:
             await asyncio.wait(list(self._running), timeout=within_s)
+        if self._running:
+            self._executor.interrupt()
+            await asyncio.wait(list(self._running), timeout=INTERRUPT_S)
         left = dict(self._running)
         for task in left:
             task.cancel()
