@@ -76,14 +76,20 @@ def open_store(url: str) -> Store:
     raise ConfigurationError(f"IOTJOBS_DATABASE_URL: {kind} is not supported; use sqlite or postgresql")
 
 
-def sqlite_engine(path: str, *, read_only: bool) -> Engine:
-    """An engine on one SQLite file: WAL, FULL, foreign keys, BEGIN IMMEDIATE for the writer."""
+def sqlite_engine(path: str, *, read_only: bool, busy_ms: int = 5000) -> Engine:
+    """An engine on one SQLite file: WAL, FULL, foreign keys, BEGIN IMMEDIATE for the writer.
+
+    Args:
+        path: the file; made if there is none.
+        read_only: refuse writes.
+        busy_ms: how long a statement waits, blocking its thread, while another process writes.
+    """
     engine = create_engine(
         f"sqlite:///{path}",
         json_serializer=_encode,
         json_deserializer=_decode,
         poolclass=QueuePool if read_only else NullPool,
-        connect_args={"check_same_thread": False, "timeout": 5.0},
+        connect_args={"check_same_thread": False},
         **({"pool_size": READERS} if read_only else {}),
     )
 
@@ -94,7 +100,7 @@ def sqlite_engine(path: str, *, read_only: bool) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
-            "busy_timeout = 5000",
+            f"busy_timeout = {busy_ms}",
         ):
             raw.execute(f"PRAGMA {pragma}").close()
         if read_only:
@@ -113,7 +119,7 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._write_engine = sqlite_engine(path, read_only=False)
+        self._write_engine = sqlite_engine(path, read_only=False, busy_ms=0)  # it waits in the loop
         self._read_engine = sqlite_engine(path, read_only=True)
         self._writer = GroupWriter(self._write_engine)
         self._readers: ThreadPoolExecutor | None = None

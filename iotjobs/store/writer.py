@@ -9,6 +9,7 @@ for some hundred items, alone it is one fsync for one.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, insert
+from sqlalchemy import Connection, Engine, RootTransaction, Table, insert
 from sqlalchemy.exc import DBAPIError
 
 from iotjobs.domain.errors import IotJobsError, StorageFull, StoreUnavailable
 from iotjobs.store.statements import Prepared, command
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -31,6 +34,9 @@ BATCH_ITEMS = 256
 BATCH_BYTES = 1024 * 1024
 # Other work of the loop waits at most about so long for the items of a batch.
 SLICE_S = 0.003
+# How long somebody else may hold SQLite's write lock, and how often we ask.
+BUSY_S = 5.0
+BUSY_POLL_S = 0.02
 
 
 @dataclass(slots=True)
@@ -151,21 +157,39 @@ class GroupWriter:
                     return
 
     async def _commit(self, conn: Connection) -> None:
+        """One transaction; whatever goes wrong is answered to its items, never raised."""
         batch: list[_Pending] = []
         try:
-            transaction = conn.begin()
-            try:
-                await self._gather(conn, batch)
-                insert_rows(conn, [row for pending in batch for row in pending.rows])
-                # Waits for the disk, and gives the GIL away while it does.
-                await asyncio.get_running_loop().run_in_executor(self._committing, transaction.commit)
-            except BaseException:
-                transaction.rollback()
-                raise
+            transaction = await self._begin(conn)
         except DBAPIError as error:
-            for pending in batch:
-                pending.error = map_store_error(error)
-        _answer(batch)
+            batch.extend(self._queue)
+            self._queue.clear()
+            _refuse(batch, error)
+            return
+        try:
+            await self._gather(conn, batch)
+            insert_rows(conn, [row for pending in batch for row in pending.rows])
+            # Waits for the disk, and gives the GIL away while it does.
+            await asyncio.get_running_loop().run_in_executor(self._committing, transaction.commit)
+        except Exception as error:  # noqa: BLE001 - the edge of one transaction: handed to its callers
+            _roll_back(transaction)
+            _refuse(batch, error)
+        except BaseException:
+            _roll_back(transaction)
+            raise
+        else:
+            _answer(batch)
+
+    async def _begin(self, conn: Connection) -> RootTransaction:
+        """BEGIN, once nobody else writes: a backup tool may, for a moment."""
+        until = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return conn.begin()
+            except DBAPIError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(BUSY_POLL_S)
 
     async def _gather(self, conn: Connection, batch: list[_Pending]) -> None:
         """Apply items until the batch is full or nothing waits; let the loop breathe meanwhile."""
@@ -193,14 +217,40 @@ class GroupWriter:
         command(conn, "RELEASE item")
 
 
+def _roll_back(transaction: RootTransaction) -> None:
+    try:
+        transaction.rollback()
+    except DBAPIError as error:
+        log.warning("a transaction could not be rolled back", extra={"why": str(error.orig)})
+
+
+def _refuse(batch: list[_Pending], error: Exception) -> None:
+    """Nothing of the batch is on disk; items that were refused before keep their own reason."""
+    if isinstance(error, DBAPIError):
+        refusal: Exception = map_store_error(error)
+    else:
+        log.error("a transaction failed in us", exc_info=error)
+        refusal = StoreUnavailable(f"a row could not be written: {type(error).__name__}")
+    for pending in batch:
+        pending.error = pending.error or refusal
+    _answer(batch)
+
+
 def _answer(batch: list[_Pending]) -> None:
     for pending in batch:
         if pending.error is None:
             for callback in pending.callbacks:
-                callback()
+                _call(callback)
         if pending.future.cancelled():
             continue
         if pending.error is not None:
             pending.future.set_exception(pending.error)
         else:
             pending.future.set_result(pending.result)
+
+
+def _call(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except Exception:
+        log.exception("what follows a commit failed")
