@@ -76,6 +76,7 @@ class Site:
     _lock: int | None = None
     _store: Store | None = None
     _ssh: SshTransport | None = None
+    _feed: Feed | None = None
     _services: list[Service] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -119,6 +120,7 @@ class Site:
         publisher = None if address is None else MqttPublisher(address)
 
         dispatcher, feed = InProcessDispatcher(), Feed(store)
+        self._feed = feed
         settler = Settler(store, dispatcher, feed)
         self._ssh = SshTransport(
             limits=SshLimits(
@@ -200,6 +202,11 @@ class Site:
     async def _run(self, service: Service) -> None:
         self._services.append(service)
         await service.start()
+
+    def let_go(self) -> None:
+        """Answer those who wait for a job, so that they do not hold up the end."""
+        if self._feed is not None:
+            self._feed.let_go()
 
     async def stop(self) -> None:
         """Let running jobs end within the grace, then take everything down in the opposite order."""

@@ -68,6 +68,7 @@ async def _serve(settings: Settings) -> int:
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         _announce(site, listener)
         await _first(serving, stopping)
+        site.let_go()
         server.should_exit = True
         await serving
     finally:

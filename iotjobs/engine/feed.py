@@ -23,6 +23,13 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._over = False
+
+    def let_go(self) -> None:
+        """The site stops: whoever waits, now or later, is told at once how things stand."""
+        self._over = True
+        for job_id in self._waiters:
+            self._wake(job_id)
 
     def ended(self, tx: Transaction, job_id: str) -> None:
         """The job ends with this transaction."""
@@ -33,7 +40,7 @@ class Feed:
             waiter.set()
 
     async def wait_for_end(self, job_id: str, within_s: float) -> bool:
-        """Whether the job ended within `within_s` seconds.
+        """Whether the job ended within `within_s` seconds, or before the site stopped.
 
         Raises:
             NotFound: there is no such job, or it was deleted meanwhile.
@@ -46,7 +53,7 @@ class Feed:
                 if await self._store.look(lambda conn: jobs.has_ended(conn, job_id)):
                     return True
                 left = deadline - clock.monotonic()
-                if left <= 0:
+                if left <= 0 or self._over:
                     return False
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(left, POLL_S)):

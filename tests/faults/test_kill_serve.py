@@ -1,0 +1,124 @@
+"""kill -9 of serve with jobs of every kind in flight: none is gone, none is stuck, none ran twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
+from iotjobs_sim.sshd import SshServer
+
+from tests.services.mosquitto import Mosquitto
+from tests.services.site import Rest, StartServe, ended, eventually
+
+JOBS = 50
+KILLS = 2
+DEVICES = 5
+
+
+class Fleet:
+    """What is asked of the site, and what came to pass on the devices."""
+
+    def __init__(self, rest: Rest, folder: Path, valve: PretendDevice) -> None:
+        self.rest, self.runs, self.valve = rest, folder / "runs", valve
+        self.accepted: dict[str, dict[str, Any]] = {}
+        self._ways: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    async def define(self, server: SshServer) -> None:
+        """Five SSH devices and a valve, each with operations that may be repeated and that may not."""
+        count = f"echo $IOTJOBS_JOB_ID >> {self.runs}; sleep 0.3; echo done"
+        valve = await self.rest.thing(thing="valve")
+        for idempotent in (False, True):
+            for number in range(DEVICES):
+                owner = await self.rest.device(server)
+                given = {"idempotent": idempotent, "concurrent": number % 2 == 0}
+                self._ways.append((owner, await self.rest.script(owner, count, **given)))
+                program = await self.rest.operation(owner, "program", path="sh", args=["-c", count], **given)
+                self._ways.append((owner, program))
+            for answer in (None, {"within_s": 5}):
+                for _ in range(DEVICES):
+                    message = {"topic": "iotjobs/valve/cmd", "message": "{{jobId}}", "answer": answer}
+                    operation = await self.rest.operation(
+                        valve, "mqtt", idempotent=idempotent, parameters=message
+                    )
+                    self._ways.append((valve, operation))
+
+    async def submit(self, chance: random.Random) -> None:
+        """Ask for one job; only one that was accepted counts."""
+        owner, operation = chance.choice(self._ways)
+        job = await self.rest.execute(owner, operation)
+        self.accepted[job["id"]] = operation
+
+    def counted(self) -> Counter[str]:
+        """How often each job ran, by what devices counted; without what the broker itself repeated."""
+        runs = Counter(self.runs.read_text().split() if self.runs.exists() else [])
+        return runs + (self.valve.received - self.valve.redelivered)
+
+
+async def test_after_kills_at_random_moments_every_job_has_its_end_and_none_ran_twice(
+    make_serve: StartServe,
+    start_mosquitto: Callable[..., Mosquitto],
+    openssh: SshServer,
+    tmp_path: Path,
+    database: str,
+) -> None:
+    seed = int(os.environ.get("IOTJOBS_TEST_SEED") or random.randrange(10**6))
+    print(f"seed {seed}: IOTJOBS_TEST_SEED={seed} repeats it")  # noqa: T201 - shown when it fails
+    chance = random.Random(seed)
+    broker = start_mosquitto()
+    serve = make_serve(database, mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+    valve = PretendDevice("valve", "127.0.0.1", broker.port, behaviour=Behaviour.SLOW, answer_after_s=0.2)
+    await valve.start()
+    try:
+        async with Rest(serve) as rest:
+            fleet = Fleet(rest, tmp_path, valve)
+            await fleet.define(openssh)
+            for kill in range(1, KILLS + 1):
+                wanted = JOBS * kill // KILLS - len(fleet.accepted)
+                await asyncio.gather(*(fleet.submit(chance) for _ in range(wanted)))
+                seen = chance.randrange(1, wanted)
+                before = fleet.counted().total()
+                await eventually(lambda: fleet.counted().total() - before >= seen, 20, 0.002)  # noqa: B023
+                await serve.restart()
+            await eventually(lambda: nothing_waits(rest), 30)
+            jobs = {job["id"]: job for job in await rest.all_jobs()}
+    finally:
+        await valve.stop()
+
+    assert set(jobs) == set(fleet.accepted), "accepted jobs and the list differ"
+    counts = fleet.counted()
+    outcomes = Counter(job["outcome"] for job in jobs.values())
+    print(f"outcomes {dict(outcomes)}, kills {KILLS}")  # noqa: T201
+    assert set(outcomes) <= {"succeeded", "lost", "timed_out"}
+    for job_id, operation in fleet.accepted.items():
+        job = jobs[job_id]
+        assert ended(job), job
+        if not operation["idempotent"]:
+            assert counts[job_id] <= 1, job
+            assert job["attempt"] == 1 or counts[job_id] == 1, job
+        if job["outcome"] == "succeeded":
+            assert counts[job_id] >= 1, job
+        if job["outcome"] == "lost":
+            assert not operation["idempotent"], job
+            assert job["error"] == {
+                "code": "workerDied",
+                "message": "the process that ran it ended after it was sent; it may have run",
+            }
+    assert "Traceback" not in serve.log
+
+
+async def nothing_waits(rest: Rest) -> bool:
+    return not (await rest.get("/jobs", status="PENDING,RUNNING"))["items"]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen

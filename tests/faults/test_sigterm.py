@@ -1,0 +1,191 @@
+"""How serve ends: by SIGTERM, by a second one, and why it does not start twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import pytest
+from iotjobs_sim.sshd import SshServer
+
+from tests.services.programs import free_port
+from tests.services.site import Rest, Serve, StartServe, eventually
+
+
+@pytest.fixture
+async def serve(make_serve: StartServe, request: pytest.FixtureRequest) -> Serve:
+    """A site that is up; a parameter is its grace in seconds."""
+    made = make_serve(stop_grace_s=str(getattr(request, "param", 30)))
+    await made.start()
+    return made
+
+
+async def running(rest: Rest, openssh: SshServer, text: str) -> str:
+    """The id of a job that runs this script now."""
+    owner = await rest.device(openssh)
+    job = await rest.execute(owner, await rest.script(owner, text))
+    await rest.job_that(job["id"], lambda job: job["status"] == "RUNNING" and job["output"]["bytes"])
+    return str(job["id"])
+
+
+@pytest.mark.check(13)
+async def test_it_ends_within_five_seconds_when_nothing_runs(serve: Serve) -> None:
+    async with httpx2.AsyncClient(base_url=serve.url) as client:
+        assert (await client.get("/healthz")).status_code == 200  # a connection that is kept open
+        began = time.monotonic()
+
+        code = await serve.stop()
+
+        assert time.monotonic() - began < 5
+    assert code == 0
+    assert "Traceback" not in serve.log
+    assert "stopping" in serve.log
+
+
+@pytest.mark.check(13)
+async def test_a_running_job_ends_within_the_grace_and_its_end_is_kept(
+    serve: Serve, openssh: SshServer
+) -> None:
+    async with Rest(serve) as rest:
+        job_id = await running(rest, openssh, "echo begun; sleep 2; echo whole")
+
+    assert await serve.stop() == 0
+    await serve.start()
+
+    async with Rest(serve) as rest:
+        job = await rest.job(job_id)
+    assert (job["status"], job["outcome"], job["attempt"]) == ("FINISHED", "succeeded", 1)
+    assert job["description"]["stdout"] == "begun\nwhole\n"
+
+
+@pytest.mark.check(13)
+@pytest.mark.parametrize("serve", [1], indirect=True)
+async def test_what_the_grace_is_too_short_for_is_killed_on_the_device_and_says_so(
+    serve: Serve, openssh: SshServer
+) -> None:
+    async with Rest(serve) as rest:
+        owner = await rest.device(openssh)
+        operation = await rest.script(owner, "echo begun; sleep 20", timeout_s=25)
+        under_way = await rest.execute(owner, operation)
+        behind = await rest.execute(owner, await rest.script(owner, "echo next"))
+        await rest.job_that(under_way["id"], lambda job: job["output"]["bytes"])
+        began = time.monotonic()
+
+        assert await serve.stop() == 0
+
+    assert time.monotonic() - began < 1 + 5
+    assert processes_of(under_way["id"]) == []
+    await serve.start()
+    async with Rest(serve) as rest:
+        lost = await rest.job(under_way["id"])
+        after = await rest.ended(behind["id"])
+    assert (lost["status"], lost["outcome"]) == ("FINISHED", "lost")
+    assert lost["error"] == {
+        "code": "serverStopped",
+        "message": "the server was stopped while it ran; its processes were killed and are gone",
+    }
+    assert lost["description"]["stdout"] == "begun\n"
+    assert (after["outcome"], after["description"]["stdout"]) == ("succeeded", "next\n")
+
+
+@pytest.mark.check(13)
+@pytest.mark.parametrize("serve", [1], indirect=True)
+async def test_what_may_be_repeated_is_handed_over_to_the_next_start(
+    serve: Serve, openssh: SshServer, tmp_path: Path
+) -> None:
+    async with Rest(serve) as rest:
+        owner = await rest.device(openssh)
+        text = f"echo run; if mkdir {tmp_path}/first; then sleep 20; fi"
+        job = await rest.execute(owner, await rest.script(owner, text, idempotent=True))
+        await rest.job_that(job["id"], lambda job: job["output"]["bytes"])
+
+        assert await serve.stop() == 0
+
+    assert processes_of(job["id"]) == []
+    await serve.start()
+    async with Rest(serve) as rest:
+        job = await rest.ended(job["id"])
+    assert (job["outcome"], job["attempt"], job["description"]["stdout"]) == ("succeeded", 2, "run\n")
+
+
+def processes_of(job_id: str) -> list[Path]:
+    """Live processes of this machine, which every device is on, that belong to a job."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"IOTJOBS_JOB_ID={job_id}".encode() in path.read_bytes():
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
+async def test_a_second_sigterm_leaves_at_once(serve: Serve, openssh: SshServer) -> None:
+    async with Rest(serve) as rest:
+        job_id = await running(rest, openssh, "echo begun; sleep 20")
+        assert serve.process is not None
+        serve.process.send_signal(signal.SIGTERM)
+        await eventually(lambda: "stopping" in serve.log)
+        began = time.monotonic()
+
+        code = await serve.stop()
+
+    assert time.monotonic() - began < 1
+    assert code == 130
+    await serve.start()
+    async with Rest(serve) as rest:
+        assert (await rest.job(job_id))["outcome"] == "lost"
+
+
+async def test_who_waits_for_a_job_does_not_hold_the_end_up(serve: Serve, openssh: SshServer) -> None:
+    async with Rest(serve) as rest:
+        owner = await rest.device(openssh)
+        later = await rest.script(owner, "true")
+        waits = asyncio.create_task(
+            rest.call(
+                "POST",
+                f"/objects/{owner['id']}/operations/{later['id']}/execute",
+                {"start_at": "2030-01-01T00:00:00Z"},
+                query={"wait": 60},
+            )
+        )
+        [job] = await eventually(rest.all_jobs)
+        began = time.monotonic()
+
+        assert await serve.stop() == 0
+
+        assert time.monotonic() - began < 5
+        answer = await waits
+    assert (answer.status, answer.body["id"], answer.body["status"]) == (202, job["id"], "PENDING")
+    await serve.start()
+    async with Rest(serve) as rest:
+        assert (await rest.job(job["id"]))["status"] == "PENDING"
+
+
+async def test_the_same_data_is_served_once_and_the_second_names_the_first(serve: Serve) -> None:
+    second = replace(serve, port=free_port(), mqtt_port=free_port(), process=None)
+    second.process = second.launch()
+
+    code = await eventually(lambda: second.process is not None and second.process.poll(), 20)
+
+    assert code == 5
+    assert f"is served by process {serve.pid}" in serve.log
+    async with Rest(serve) as rest:
+        assert (await rest.call("GET", "/readyz")).body["status"] == "ready"
+    await serve.kill()
+    await serve.start()  # the lock ended with its holder
+
+
+async def test_a_port_that_is_taken_is_said_and_nothing_is_left(serve: Serve) -> None:
+    second = replace(serve, folder=serve.folder / "second", mqtt_port=free_port(), process=None)
+    second.process = second.launch()
+
+    code = await eventually(lambda: second.process is not None and second.process.poll(), 20)
+
+    assert code == 2
+    assert f"cannot bind 127.0.0.1:{serve.port}" in second.log
+    assert "Traceback" not in second.log
