@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from iotjobs import clock
 from iotjobs.domain.errors import ConfigurationError
+from iotjobs.engine.claim import ClaimWatch
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import FILTERS, DeviceMessages
 from iotjobs.engine.dispatch import InProcessDispatcher
@@ -62,12 +63,14 @@ class Site:
     """One running iotjobs. `start` once, `stop` once.
 
     Attributes:
+        claim_lost: another process serves the database now; this one has to go.
         api: the HTTP application, after `start`.
         admin_token: the administrator's token if this start made one: to be shown once.
         mqtt_url: where devices connect, without a login; None without a broker.
     """
 
     settings: Settings
+    claim_lost: asyncio.Event = field(default_factory=asyncio.Event)
     api: FastAPI | None = None
     admin_token: str | None = None
     mqtt_url: str | None = None
@@ -91,15 +94,16 @@ class Site:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = take_lock(settings.data_dir / "lock")
         vault = self._open_secrets()
-        await asyncio.to_thread(migrate, settings.store_url)
         store = self._store = open_store(settings.store_url)
-        await store.start()
         if not await store.claim():
             raise AlreadyRunning("another iotjobs serves this database: stop it first")
+        await asyncio.to_thread(migrate, settings.store_url)
+        await store.start()
         await store.write(lambda tx: secrets.check_canary(tx, vault))
         given = settings.admin_token.get_secret_value() if settings.admin_token else None
         self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))
         self.readiness.up("store")
+        await self._run(ClaimWatch(store, self.claim_lost.set))
         await self._start_engine(store, vault)
 
     def _open_secrets(self) -> Secrets:

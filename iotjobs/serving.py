@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 # What an open HTTP exchange may still take after SIGTERM before it is cut.
 HTTP_GRACE_S = 2
 INTERRUPTED = 130
+ALREADY_SERVED = 5
 
 
 class _Server(uvicorn.Server):
@@ -67,20 +68,21 @@ async def _serve(settings: Settings) -> int:
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         _announce(site, listener)
-        await _first(serving, stopping)
+        await _first(serving, stopping, site.claim_lost)
         site.let_go()
         server.should_exit = True
         await serving
     finally:
         log.info("stopping")
         await site.stop()
-    return 0
+    return ALREADY_SERVED if site.claim_lost.is_set() else 0
 
 
-async def _first(serving: asyncio.Task[None], stopping: asyncio.Event) -> None:
-    stop = asyncio.create_task(stopping.wait(), name="stop signal")
-    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
+async def _first(serving: asyncio.Task[None], *reasons: asyncio.Event) -> None:
+    waits = {asyncio.create_task(reason.wait(), name="reason to stop") for reason in reasons}
+    await asyncio.wait({serving, *waits}, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 def _on_signal(stopping: asyncio.Event) -> None:

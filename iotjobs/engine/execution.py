@@ -110,12 +110,18 @@ class Executor:
 
 
 class Sending:
-    """The step right before the first byte leaves; knows whether it was taken."""
+    """The step right before the first byte leaves; knows whether it was taken.
+
+    Attributes:
+        sent_at: what the row says; set None when it is known that nothing left.
+        announced: the transport came to the point of sending.
+    """
 
     def __init__(self, store: Store, job: Job) -> None:
         self._store, self._job = store, job
         self._committed = clock.monotonic()
         self.sent_at = job.sent_at
+        self.announced = False
 
     async def before_send(self) -> None:
         """Commit `sent_at`, unless the begin did.
@@ -140,6 +146,7 @@ class Sending:
                 raise LeaseLost(
                     f"attempt {self._job.attempt} of job {self._job.id} was given to another worker"
                 )
+        self.announced = True
 
 
 class _CommandRun:

@@ -22,12 +22,14 @@ from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, Not
 from iotjobs.domain.jobs import Cause, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
+from iotjobs.engine.execution import command_request
 from iotjobs.store import entities, jobs, queue, tables
 from iotjobs.store.queue import Offers, Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
+from iotjobs.transports import shell, topics
 
 RENDER_TRIES = 3
 IDEMPOTENCY_KEPT_MS = 24 * 3600 * 1000
@@ -122,6 +124,7 @@ class Intake:
         shown_args = operations.masked_args(request.args, operation.secret_args)
         values = operations.values_for(owner, asked, job_id=job_id, user=user)
         plan = operations.render(operation, owner, values, asked, seen.script)
+        _refuse_unfit(plan)
         secret = None
         hidden = [name for name in operation.secret_args if name in request.args]
         if hidden:
@@ -159,6 +162,18 @@ class Intake:
             return Submitted(row["id"], jobs.inserted(row, seq))
 
         return item
+
+
+def _refuse_unfit(plan: Plan) -> None:
+    """Refuse a filled plan that its transport could not carry, before a job exists.
+
+    Raises:
+        BadRequest: names the field.
+    """
+    if plan.topic is not None:
+        topics.check_topic(plan.topic, field="parameters.topic")
+    elif plan.interpreter != "raw":
+        shell.check(command_request("", "", plan))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class BeforeSend(Protocol):
     """The step right before the first byte leaves."""
 
     sent_at: int | None
+    announced: bool
 
     async def before_send(self) -> None:
         """Commit that from now on the device may have been reached."""
@@ -67,6 +68,8 @@ class Publishing:
         else:
             await self._acknowledged(job, plan, end, sending.sent_at)
             return
+        if not sending.announced:
+            sending.sent_at = None
         await self._settler.end_attempt(replace(job, sent_at=sending.sent_at), plan, ending)
 
     async def _send(self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]) -> PublishEnd:

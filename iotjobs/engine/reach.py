@@ -26,7 +26,8 @@ from iotjobs.transports.ssh_trust import CredentialKind, HostKey, SshCredential,
 log = logging.getLogger(__name__)
 
 KEPT_S = 5.0  # another node's change of a definition is seen after this long
-PROBE_WITHIN_S = 15.0
+# A device that was lost a moment ago mostly stays lost: its jobs must not wait for that.
+PROBE_WITHIN_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from datetime import datetime
 
 from iotjobs.domain.errors import BadRequest
 
-
 # The year 9000: beyond it there is nothing to run, and no calendar of ours goes far beyond it.
 LATEST_MS = 221_845_392_000_000
 

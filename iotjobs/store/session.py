@@ -46,7 +46,13 @@ class Store(Protocol):
         """Finish what was submitted, close every connection."""
 
     async def claim(self) -> bool:
-        """Be the one process that serves this database, until `stop`; False when another is."""
+        """Be the one process that serves this database, until `stop`; False when another is.
+
+        Needs no schema. To be called again now and then: what held the claim may have been cut off.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached, so nobody knows.
+        """
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:
         """Run `item` in a transaction; return its result once it is committed.
@@ -209,15 +215,27 @@ class PostgresStore:
 
     async def claim(self) -> bool:
         """See `Store`; a session lock on a connection that is kept for it."""
-        if self._claim is None:
+        held = self._claim
+        if held is not None:
+            try:
+                await held.execute(text("SELECT 1"))
+            except (DBAPIError, OSError):
+                self._claim = None
+                await held.invalidate()
+                await held.close()
+            else:
+                return True
+        try:
             conn = await self._engine.connect()
             await conn.execution_options(isolation_level="AUTOCOMMIT")
             taken = (await conn.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _CLAIM})).scalar()
-            if not taken:
-                await conn.close()
-                return False
+        except (DBAPIError, OSError) as error:
+            raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+        if taken:
             self._claim = conn
-        return True
+        else:
+            await conn.close()
+        return bool(taken)
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:  # noqa: ARG002 - no batches here
         """See `Store`."""

@@ -19,9 +19,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, RootTransaction, Table, insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
-from iotjobs.domain.errors import IotJobsError, StorageFull, StoreUnavailable
+from iotjobs.domain.errors import EngineError, IotJobsError, StorageFull, StoreUnavailable
 from iotjobs.store.statements import Prepared, command
 
 log = logging.getLogger(__name__)
@@ -74,12 +74,24 @@ class _Pending:
     error: BaseException | None = None
 
 
+# Classes of PostgreSQL's errors that another try does not mend: data, integrity, syntax.
+_FAULTS = ("22", "23", "42")
+
+
 def map_store_error(error: DBAPIError) -> IotJobsError:
-    """What a database's own error means to us."""
+    """What a database's own error means to us: full, away for a moment, or a fault of ours."""
     text = str(error.orig).lower()
-    if "full" in text or "no space" in text:
+    if "is full" in text or "no space" in text:
         return StorageFull("the store cannot take more: free disk space")
-    return StoreUnavailable(f"the store refused: {error.orig}")
+    state = getattr(error.orig, "sqlstate", None) or ""
+    of_value = isinstance(getattr(error.orig, "__cause__", None), ValueError | TypeError)
+    if (
+        of_value
+        or state.startswith(_FAULTS)
+        or isinstance(error, DataError | IntegrityError | ProgrammingError)
+    ):
+        return EngineError(f"the store refused a statement: {error.orig}")
+    return StoreUnavailable(f"the store does not answer: {error.orig}")
 
 
 def insert_rows(conn: Connection, rows: list[tuple[Table, dict[str, Any]]]) -> None:
@@ -171,7 +183,8 @@ class GroupWriter:
             insert_rows(conn, [row for pending in batch for row in pending.rows])
             # Waits for the disk, and gives the GIL away while it does.
             await asyncio.get_running_loop().run_in_executor(self._committing, transaction.commit)
-        except Exception as error:  # noqa: BLE001 - the edge of one transaction: handed to its callers
+        except Exception as error:
+            log.warning("a transaction was undone", extra={"items": len(batch), "why": repr(error)})
             _roll_back(transaction)
             _refuse(batch, error)
         except BaseException:
@@ -229,8 +242,7 @@ def _refuse(batch: list[_Pending], error: Exception) -> None:
     if isinstance(error, DBAPIError):
         refusal: Exception = map_store_error(error)
     else:
-        log.error("a transaction failed in us", exc_info=error)
-        refusal = StoreUnavailable(f"a row could not be written: {type(error).__name__}")
+        refusal = EngineError(f"a row could not be written: {error!r}")
     for pending in batch:
         pending.error = pending.error or refusal
     _answer(batch)
@@ -253,4 +265,4 @@ def _call(callback: Callable[[], object]) -> None:
     try:
         callback()
     except Exception:
-        log.exception("what follows a commit failed")
+        log.exception("what follows a commit failed", extra={"callback": repr(callback)})

@@ -210,6 +210,10 @@ def _encode(lines: list[tuple[bytes, bytes]]) -> bytes:
     return b"\n".join(out)
 
 
+# MAX_ARG_STRLEN: 32 pages, with `=` and the NUL at the end.
+ENV_LIMIT_BYTES = 128 * 1024 - 2
+
+
 def check(request: CommandRequest) -> None:
     """Refuse what cannot be run as asked.
 
@@ -225,6 +229,10 @@ def check(request: CommandRequest) -> None:
     for name in request.env:
         if not _NAME.match(name) or name in _RESERVED or name.startswith("_ij_"):
             raise BadRequest(f"{name!r} cannot be the name of an environment variable", field="env")
+        if len(name) + len(request.env[name].encode(errors="replace")) > ENV_LIMIT_BYTES:
+            raise BadRequest(
+                f"{name} is longer than the {ENV_LIMIT_BYTES} bytes that Linux takes", field="env"
+            )
     if request.run_as is not None and not _USER.match(request.run_as):
         raise BadRequest(f"{request.run_as!r} is not a user name", field="run_as")
     if request.cwd is not None and not request.cwd:

@@ -46,11 +46,11 @@ class Spool:
 
     def pause(self) -> None:
         """Take nothing more from the far side for now."""
-        raise NotImplementedError
+        raise AssertionError("a subclass pauses its far side")
 
     def resume(self) -> None:
         """Undo `pause`; may call `receive` at once."""
-        raise NotImplementedError
+        raise AssertionError("a subclass resumes its far side")
 
     # -- filling ---------------------------------------------------------------------------------
 

@@ -79,6 +79,12 @@ def writes_status(node: ast.AST, bound: frozenset[str] = frozenset()) -> str:
             and any(map(gives, parameters))
         ):
             return "execute(statement, {'status': …})"
+        case ast.Call(func=ast.Attribute(value=statement), args=[_, *parameters]) if (
+            called(node) in ("run", "insert", "insert_all", "first", "all")  # `Prepared`
+            and is_statement(statement)
+            and any(map(gives, parameters))
+        ):
+            return "statement.run(conn, {'status': …})"
         case ast.Call(args=[table, *rows]) if (
             called(node) == "append" and word_of(table) == "jobs" and any(map(gives, rows))
         ):
@@ -153,6 +159,7 @@ def test_a_second_function_that_changes_a_status_is_found() -> None:
         "tx.append(tables.jobs, {'id': x, 'status': wanted})",
         "db.execute(_update(names), {'status': wanted})",
         "jobs.note(tx, x, 1, status=wanted)",
+        "_update(names).run(conn, {'status': wanted})",
         "setattr(job, 'status', wanted)",
         "db.execute(text('UPDATE job SET attempt = 2, status = :wanted'))",
     ],

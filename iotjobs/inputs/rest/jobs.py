@@ -18,7 +18,7 @@ from iotjobs.domain.rights import Caller, scope_of
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.inputs.job_shapes import JobOut, ResultOut, job_json
 from iotjobs.inputs.moments import read_moment
-from iotjobs.inputs.rest.answers import json_response
+from iotjobs.inputs.rest.answers import Id, json_response
 from iotjobs.inputs.rest.body import MOST, body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, authenticated
 from iotjobs.inputs.shapes import Listed
@@ -30,6 +30,7 @@ from iotjobs.transports.base import Stream
 router = APIRouter(tags=["jobs"], dependencies=[authenticated])
 
 Payload = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
+OptionalId = Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
@@ -63,8 +64,8 @@ def job_filter(
     status: Annotated[str | None, Query(description="one or more, comma-separated")] = None,
     outcome: Annotated[str | None, Query(description="one or more, comma-separated")] = None,
     type: Annotated[str | None, Query(description="one or more, comma-separated")] = None,
-    owner_id: str | None = None,
-    operation_id: str | None = None,
+    owner_id: OptionalId = None,
+    operation_id: OptionalId = None,
     has_errors: bool | None = None,
     created_from: str | None = _MOMENT,  # noqa: ARG001 - these six are read by name below
     created_to: str | None = _MOMENT,  # noqa: ARG001
@@ -136,7 +137,7 @@ async def _owned(
 
 @router.get("/objects/{owner_id}/jobs", responses=LISTED)
 async def list_object_jobs(
-    services: Services, caller: CallerOf, owner_id: str, limit: Limit = 50, cursor: Cursor = None
+    services: Services, caller: CallerOf, owner_id: Id, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The jobs of an object, newest first."""
     return json_response(await _owned(services, (OwnerType.OBJECT, owner_id), caller, limit, cursor))
@@ -144,21 +145,21 @@ async def list_object_jobs(
 
 @router.get("/links/{owner_id}/jobs", responses=LISTED)
 async def list_link_jobs(
-    services: Services, caller: CallerOf, owner_id: str, limit: Limit = 50, cursor: Cursor = None
+    services: Services, caller: CallerOf, owner_id: Id, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The jobs of a link, newest first."""
     return json_response(await _owned(services, (OwnerType.LINK, owner_id), caller, limit, cursor))
 
 
 @router.get("/jobs/{job_id}", responses={200: {"model": JobOut}})
-async def get_job(services: Services, caller: CallerOf, job_id: str) -> Response:
+async def get_job(services: Services, caller: CallerOf, job_id: Id) -> Response:
     """One job, whole: by its id, or by its seq."""
     record = await services.store.read(lambda conn: reads.job_record(conn, job_id, scope_of(caller)))
     return json_response(job_json(record, clock.now_ms()))
 
 
 @router.patch("/jobs/{job_id}/results", responses={200: {"model": ResultOut}})
-async def append_result(services: Services, caller: CallerOf, payload: Payload, job_id: str) -> Response:
+async def append_result(services: Services, caller: CallerOf, payload: Payload, job_id: Id) -> Response:
     """Append a custom result; answers with the entry."""
     check_payload(payload)
     scope = scope_of(caller)
@@ -174,7 +175,7 @@ async def append_result(services: Services, caller: CallerOf, payload: Payload, 
 async def get_output(
     services: Services,
     caller: CallerOf,
-    job_id: str,
+    job_id: Id,
     stream: Annotated[Stream, Query()] = Stream.STDOUT,
     *,
     attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iotjobs.domain.errors import Conflict, StoreUnavailable
+from iotjobs.domain.errors import Conflict, EngineError, StoreUnavailable
 from iotjobs.store import tables
 from iotjobs.store import writer as writer_module
 from iotjobs.store.session import SqliteStore, sqlite_engine
@@ -38,7 +38,7 @@ async def test_a_row_that_cannot_be_written_refuses_its_batch_and_not_the_next(s
     def unfit(tx: Transaction) -> None:
         tx.append(*fact("unfit", object()))
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(EngineError, match="not supported"):
         await store.write(unfit)
 
     await store.write(lambda tx: tx.append(*fact("fit", "1")))
