@@ -153,6 +153,21 @@ class Offered:
         return [ticket.job_id for ticket in self.tickets]
 
 
+class Failing:
+    """A store that cannot write so many times, and then can."""
+
+    def __init__(self, store: Store, errors: list[Exception]) -> None:
+        self._store, self.errors = store, errors
+
+    async def write(self, item: Any, *, size: int = 0) -> Any:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await self._store.write(item, size=size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
 class Engine:
     """The engine as `app` wires it, around a store; nothing of it is started."""
 

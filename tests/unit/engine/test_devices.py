@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import StorageFull, StoreUnavailable
+from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
+from iotjobs.domain.operations import OperationType
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.devices import DeviceMessages, ending_of_answer, read_payload
+from iotjobs.store import jobs, tables
+from iotjobs.store.session import Store
+from iotjobs.transports.mqtt_messages import Received
+from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job
+from tests.services.site import eventually
+
+Say = Callable[..., Awaitable[list[int]]]
+
+
+@pytest.mark.parametrize(
+    ("payload", "ending"),
+    [
+        ({}, Ending(Outcome.SUCCEEDED)),
+        ({"ok": True}, Ending(Outcome.SUCCEEDED)),
+        ({"ok": 0}, Ending(Outcome.SUCCEEDED)),
+        ({"ok": False}, Ending(Outcome.FAILED, None, "deviceSaidNo", "the device said no")),
+        ({"ok": False, "error": "stuck"}, Ending(Outcome.FAILED, None, "deviceSaidNo", "stuck")),
+        ({"ok": False, "error": {"a": 1}}, Ending(Outcome.FAILED, None, "deviceSaidNo", "{'a': 1}")),
+        ({"ok": False, "error": "x" * 9000}, Ending(Outcome.FAILED, None, "deviceSaidNo", "x" * 1000)),
+    ],
+)
+def test_what_a_devices_word_means(payload: dict[str, Any], ending: Ending) -> None:
+    assert ending_of_answer(payload) == ending
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b'{"a":NaN}', b'{"a":1e999}', b'{"a":1,"a":2}', b'"\\ud800"', b"\xff"]
+)
+def test_what_is_no_strict_json_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError):
+        read_payload(raw)
+
+
+def test_json_without_end_is_refused_and_overflows_nothing() -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        read_payload(b"[" * 100_000)
+
+
+def received(topic: str, payload: Any, acknowledged: list[int]) -> Received:
+    raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    return Received(topic, raw, 1, False, False, len(raw), _acknowledge=acknowledged.append)
+
+
+@pytest.fixture
+async def said(sqlite_store: Store, make_engine: MakeEngine) -> Any:
+    """Lets a thing say something; gives back what was acknowledged."""
+    engine = make_engine()
+    devices = DeviceMessages(sqlite_store, engine.settler)
+    await devices.start()
+
+    async def say(thing: str, job_id: Any, kind: str, payload: Any) -> list[int]:
+        acknowledged: list[int] = []
+        devices.receive(received(f"iotjobs/{thing}/jobs/{job_id}/{kind}", payload, acknowledged))
+        return await eventually(lambda: acknowledged, 3)
+
+    say.engine, say.devices = engine, devices  # type: ignore[attr-defined]
+    yield say
+    await devices.stop()
+
+
+async def message_job(store: Store, owner_id: str, *, answer: float | None, **columns: Any) -> Job:
+    given = {
+        "owner_id": owner_id,
+        "transport": Transport.MQTT,
+        "operation_type": OperationType.MQTT,
+        **columns,
+    }
+    of = plan(type=OperationType.MQTT, script=None, topic="t", message="m", answer_within_s=answer)
+    return await running_job(store, of=of, sent=True, **given)
+
+
+async def test_a_result_is_kept_before_it_is_acknowledged(sqlite_store: Store, said: Any) -> None:
+    owner_id = await said.engine.thing(thing="press")
+    job = await message_job(sqlite_store, owner_id, answer=None)
+
+    for reference in (job.id, job.seq):
+        assert await said("press", reference, "results", {"at": "once"})
+
+    rows = await rows_of(sqlite_store, tables.results, job.id)
+    assert [(row["by"], row["payload"]) for row in rows] == [(owner_id, {"at": "once"})] * 2
+    assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
+    assert said.devices.dropped == 0
+
+
+@pytest.mark.parametrize("kind", ["answer", "results"])
+@pytest.mark.parametrize("parked", [False, True])
+async def test_a_devices_word_ends_what_waits_for_it_also_before_it_is_parked(
+    sqlite_store: Store, said: Any, kind: str, parked: bool
+) -> None:
+    job = await message_job(sqlite_store, await said.engine.thing(thing="press"), answer=30.0)
+    if parked:
+        await sqlite_store.write(lambda tx: jobs.note(tx, job.id, 1, deadline_at=clock.now_ms() + 30_000))
+
+    await said("press", job.id, kind, {"ok": False, "error": "stuck"})
+
+    done = await job_of(sqlite_store, job.id)
+    assert (done.outcome, done.error_message, done.delivery) == (Outcome.FAILED, "stuck", Delivery.ENDED)
+    assert done.results_count == 1
+
+
+async def test_an_answer_that_nobody_waits_for_is_kept_with_a_line_about_it(
+    sqlite_store: Store, said: Any
+) -> None:
+    owner_id = await said.engine.thing(thing="press")
+    ended = await message_job(sqlite_store, owner_id, answer=30.0)
+    await sqlite_store.write(lambda tx: jobs.settle(tx, ended, Ending(Outcome.TIMED_OUT), 5))
+    plain = await message_job(sqlite_store, owner_id, answer=None)
+
+    for job in (ended, plain):
+        before = await job_of(sqlite_store, job.id)
+        await said("press", job.id, "answer", {"ok": True})
+
+        after = await job_of(sqlite_store, job.id)
+        assert (after.status, after.outcome, after.results_count) == (before.status, before.outcome, 1)
+        [line] = await rows_of(sqlite_store, tables.log_entries, job.id)
+        assert line["message"] == "an answer came that nobody waits for"
+
+
+async def test_only_the_owner_and_the_ends_of_an_owning_link_are_heard(
+    sqlite_store: Store, said: Any
+) -> None:
+    engine = said.engine
+    one, two = await engine.thing(thing="one"), await engine.thing(thing="two")
+    await engine.thing(thing="three")
+    link = await engine.link(one, two)
+    of_link = await message_job(sqlite_store, link, answer=None, owner_type=int(OwnerType.LINK))
+    of_gone_link = await message_job(sqlite_store, "f" * 32, answer=None, owner_type=int(OwnerType.LINK))
+    of_one = await message_job(sqlite_store, one, answer=None)
+
+    for thing in ("one", "two", "three", "nobody"):
+        for job in (of_link, of_gone_link, of_one):
+            assert await said(thing, job.id, "results", {"from": thing})
+    await said("one", "0" * 32, "results", {})
+
+    async def heard(job: Job) -> list[str]:
+        return [row["payload"]["from"] for row in await rows_of(sqlite_store, tables.results, job.id)]
+
+    assert [await heard(job) for job in (of_link, of_gone_link, of_one)] == [["one", "two"], [], ["one"]]
+    assert said.devices.dropped == 12 - 3 + 1
+
+
+async def test_what_has_no_effect_is_counted_acknowledged_and_stops_nobody(
+    sqlite_store: Store, said: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await message_job(sqlite_store, await said.engine.thing(thing="press"), answer=30.0)
+    hostile = [
+        b"",
+        b"[]",
+        b"\xff",
+        b'{"a":NaN}',
+        b"[" * 100_000,
+        b'{"a":"\\u0000"}',
+        b'{"a":"' + b"x" * 65_536,
+    ]
+
+    for payload in hostile:
+        assert await said("press", job.id, "answer", payload)
+    acknowledged: list[int] = []
+    said.devices.receive(received("somewhere/else", {}, acknowledged))
+    await eventually(lambda: acknowledged, 3)
+
+    assert said.devices.dropped == len(hostile) + 1
+    assert (await job_of(sqlite_store, job.id)) == job
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("error", [StorageFull("full"), StoreUnavailable("away")])
+async def test_while_the_store_cannot_take_it_a_message_is_kept_and_not_acknowledged(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    engine, seen = make_engine(), []
+    job = await message_job(sqlite_store, await engine.thing(thing="press"), answer=None)
+    acknowledged: list[int] = []
+
+    async def sleep(_seconds: float) -> None:
+        seen.append(list(acknowledged))
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    devices = DeviceMessages(Failing(sqlite_store, [error, error]), engine.settler)
+    await devices.start()
+    devices.receive(received(f"iotjobs/press/jobs/{job.id}/results", {"n": 1}, acknowledged))
+    await eventually(lambda: acknowledged, 3)
+    await devices.stop()
+
+    assert seen == [[], []]
+    assert devices.dropped == 0
+    assert (await job_of(sqlite_store, job.id)).results_count == 1

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from iotjobs import clock
+from iotjobs.domain.errors import LeaseLost
+from iotjobs.domain.jobs import Ending
+from iotjobs.domain.operations import OperationType, Plan
+from iotjobs.domain.retries import RetryPolicy
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.execution import SEND_WITHIN_S, Begun, Sending, command_request, ending_of_exit, new_nonce
+from iotjobs.store import jobs, reads, tables
+from iotjobs.store.session import Store
+from iotjobs.transports.base import CommandEnd
+from tests.services.rows import Engine, MakeEngine, begin, job_of, plan, rows_of, running_job
+
+
+@pytest.mark.parametrize(
+    ("end", "ending"),
+    [
+        (CommandEnd(0), Ending(Outcome.SUCCEEDED, exit_code=0)),
+        (CommandEnd(1), Ending(Outcome.FAILED, 1, "exitCode", "exit code 1")),
+        (CommandEnd(255), Ending(Outcome.FAILED, 255, "exitCode", "exit code 255")),
+        (CommandEnd(137, "KILL"), Ending(Outcome.FAILED, 137, "signal", "ended by signal KILL")),
+    ],
+)
+def test_what_an_exit_means(end: CommandEnd, ending: Ending) -> None:
+    assert ending_of_exit(end) == ending
+
+
+def test_the_job_id_travels_in_the_environment_and_wins() -> None:
+    made = Plan(
+        OperationType.PROGRAM, 5.0, argv=("a", "b"), env={"X": "1", "IOTJOBS_JOB_ID": "no"}, cwd="/tmp"
+    )
+
+    request = command_request("j" * 32, "n" * 16, made)
+
+    assert request.env == {"X": "1", "IOTJOBS_JOB_ID": "j" * 32}
+    assert (request.nonce, request.argv, request.cwd, request.script) == ("n" * 16, ("a", "b"), "/tmp", None)
+
+
+def test_no_two_attempts_have_the_same_mark() -> None:
+    marks = {new_nonce() for _ in range(1000)}
+
+    assert len(marks) == 1000
+    assert all(mark.isalnum() and len(mark) == 16 for mark in marks)
+
+
+async def run(engine: Engine, store: Store, made: Plan) -> tuple[str, Begun]:
+    job = await running_job(store, of=made)
+    begun = Begun(job, made)
+    await engine.executor.run(begun)
+    return job.id, begun
+
+
+async def test_a_run_is_recorded_with_its_output_and_what_it_was(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    job_id, _ = await run(make_engine(), sqlite_store, plan(script="echo out; echo err >&2; exit 4"))
+    job = await job_of(sqlite_store, job_id)
+    record = await sqlite_store.read(lambda conn: reads.job_record(conn, job_id, reads.Scope()))
+
+    assert (job.outcome, job.exit_code, job.error_code) == (Outcome.FAILED, 4, "exitCode")
+    assert (record.stdout.text, record.stderr.text, job.output_bytes) == ("out\n", "err\n", 8)
+    assert job.started_at <= job.sent_at <= job.ended_at
+    [attempt] = await rows_of(sqlite_store, tables.attempts, job_id)
+    assert (attempt["number"], attempt["outcome"], attempt["sent_at"]) == (1, "failed", job.sent_at)
+
+
+async def test_a_timeout_kills_it_and_says_so(sqlite_store: Store, make_engine: MakeEngine) -> None:
+    job_id, _ = await run(
+        make_engine(), sqlite_store, plan(script="echo begun; sleep 77", timeout_s=0.3, kill_after_s=0.2)
+    )
+    job = await job_of(sqlite_store, job_id)
+
+    assert (job.outcome, job.error_code) == (Outcome.TIMED_OUT, "timeOut")
+    assert job.error_message == "not ended after 0.3 s; its processes were killed and are gone"
+    assert job.output_bytes == 6
+
+
+async def test_what_may_be_repeated_after_a_failure_waits_for_its_next_try(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    policy = RetryPolicy(2, ("failed",), backoff_s=30)
+    engine = make_engine()
+    job_id, begun = await run(engine, sqlite_store, plan(script="exit 1", idempotent=True, retry=policy))
+    job = await job_of(sqlite_store, job_id)
+
+    assert (job.status, job.outcome, job.pending_reason) == (Status.PENDING, None, "retry")
+    assert 14_000 < job.start_at - clock.now_ms() <= 30_000
+    again = await begin(sqlite_store, job)
+    await engine.executor.run(Begun(again, begun.plan))
+    job = await job_of(sqlite_store, job_id)
+    assert (job.outcome, job.attempt) == (Outcome.FAILED, 2)
+    assert len(await rows_of(sqlite_store, tables.attempts, job_id)) == 2
+
+
+async def test_a_fault_of_ours_ends_the_job_as_lost_and_is_logged(
+    sqlite_store: Store,
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = make_engine()
+
+    async def broken(*_: object) -> CommandEnd:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine.reach, "run", broken)
+    job_id, _ = await run(engine, sqlite_store, plan())
+    job = await job_of(sqlite_store, job_id)
+
+    assert (job.outcome, job.error_code) == (Outcome.LOST, "internalError")
+    assert job.error_message == "ZeroDivisionError in iotjobs, see the log"
+    assert "an attempt failed in us" in [record.message for record in caplog.records]
+
+
+# --- the step before the first byte ---------------------------------------------------------------
+
+
+async def test_the_moment_of_sending_is_on_disk_before_it_happens(sqlite_store: Store) -> None:
+    job = await running_job(sqlite_store)
+    sending = Sending(sqlite_store, job)
+
+    await sending.before_send()
+
+    assert (await job_of(sqlite_store, job.id)).sent_at == sending.sent_at is not None
+
+
+async def test_an_attempt_that_is_not_ours_any_more_sends_nothing(sqlite_store: Store) -> None:
+    job = await running_job(sqlite_store)
+    late = Sending(sqlite_store, replace(job, attempt=0))
+
+    with pytest.raises(LeaseLost):
+        await late.before_send()
+    assert (await job_of(sqlite_store, job.id)).sent_at is None
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "ended", "another attempt"])
+async def test_who_was_frozen_before_sending_looks_whether_it_still_may(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    job = await running_job(sqlite_store, sent=True)
+    sending = Sending(sqlite_store, job)
+    if meanwhile == "ended":
+        await sqlite_store.write(lambda tx: jobs.settle(tx, job, Ending(Outcome.LOST), 5))
+    if meanwhile == "another attempt":
+        await sqlite_store.write(lambda tx: jobs.try_again(tx, job, Ending(Outcome.LOST), 5, 5))
+        await begin(sqlite_store, await job_of(sqlite_store, job.id))
+    await sending.before_send()  # within the time nobody asks again
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now + SEND_WITHIN_S + 1)
+
+    if meanwhile == "nothing":
+        await sending.before_send()
+    else:
+        with pytest.raises(LeaseLost):
+            await sending.before_send()

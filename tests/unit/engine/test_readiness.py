@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from iotjobs.engine.readiness import Readiness
+
+
+def test_a_site_is_ready_once_every_part_was_up_and_degraded_when_one_is_down_later() -> None:
+    readiness, up = Readiness(), {"broker": False}
+    readiness.up("store")
+    readiness.watch("broker", lambda: up["broker"])
+
+    assert readiness.report() == (False, {"broker": "the broker was not up yet"})
+    up["broker"] = True
+    assert readiness.report() == (True, {})
+    up["broker"] = False
+    assert readiness.report() == (True, {"broker": "the broker is down"})
+
+
+def test_a_part_that_the_site_does_not_have_is_told_and_holds_nothing_up() -> None:
+    readiness = Readiness()
+    readiness.up("store")
+    readiness.absent("broker", "mosquitto is not installed")
+
+    assert readiness.report() == (True, {"broker": "mosquitto is not installed"})
