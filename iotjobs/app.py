@@ -102,7 +102,7 @@ class Site:
         await store.write(lambda tx: secrets.check_canary(tx, vault))
         given = settings.admin_token.get_secret_value() if settings.admin_token else None
         self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))
-        self.readiness.up("store")
+        self.readiness.watch("store", lambda: store.up)
         await self._run(ClaimWatch(store, self.claim_lost.set))
         await self._start_engine(store, vault)
 

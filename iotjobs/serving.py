@@ -43,6 +43,7 @@ def run_server(settings: Settings) -> int:
     Raises:
         ConfigurationError: it could not be started; the message says why.
     """
+    os.umask(0o077)  # what is in the data directory is nobody else's
     logs.configure(settings.log_level, settings.log_style)
     return asyncio.run(_serve(settings))
 

@@ -19,7 +19,7 @@ from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import RequestError, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
-from iotjobs.domain.payloads import check_payload
+from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.settle import Settler
@@ -33,24 +33,48 @@ log = logging.getLogger(__name__)
 
 FILTERS = ("iotjobs/+/jobs/+/results", "iotjobs/+/jobs/+/answer")
 STORE_RETRY_S = 1.0
+# What may wait here: 64 MB at most, of a device that floods us.
+INBOX_MESSAGES = 1000
+LINES_A_SECOND = 50
 
 
 class DeviceMessages:
     """Takes what devices send, in order, one at a time.
 
     `receive` is the consumer's handler; `start` begins the loop that works through what came.
-    The consumer's Receive Maximum bounds what can pile up here.
+    The consumer's Receive Maximum and our own bound for QoS 0 limit what can pile up here.
     """
 
     def __init__(self, store: Store, settler: Settler) -> None:
         self._store, self._settler = store, settler
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._second, self._told = 0.0, 0
         self.dropped = 0
 
     def receive(self, message: Received) -> None:
-        """Take a message from the consumer; it is acknowledged once its effect is on disk."""
-        self._inbox.put_nowait(message)
+        """Take a message from the consumer; it is acknowledged once its effect is on disk.
+
+        What is too large has no effect, and neither has QoS 0 beyond what we hold: the broker's
+        Receive Maximum bounds QoS 1 only.
+        """
+        if len(message.payload) > RESULT_LIMIT_BYTES:
+            self._drop(message, f"more than {RESULT_LIMIT_BYTES} bytes")
+            message.ack()
+        elif message.qos == 0 and self._inbox.qsize() >= INBOX_MESSAGES:
+            self._drop(message, "too many at once with QoS 0")
+        else:
+            self._inbox.put_nowait(message)
+
+    def _drop(self, message: Received, why: str) -> None:
+        """Count what has no effect, and tell the log, but not as often as a flood comes."""
+        self.dropped += 1
+        if clock.monotonic() >= self._second + 1:
+            self._second, self._told = clock.monotonic(), 0
+        self._told += 1
+        if self._told <= LINES_A_SECOND:
+            facts = {"topic": message.topic[:200], "why": why[:200], "dropped": self.dropped}
+            log.warning("a device message has no effect", extra=facts)
 
     async def start(self) -> None:
         """Begin; a second call does nothing."""
@@ -84,11 +108,7 @@ class DeviceMessages:
             return False
         except (ValueError, RecursionError, RequestError) as error:
             # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
-            self.dropped += 1
-            log.warning(
-                "a device message has no effect",
-                extra={"topic": message.topic[:200], "why": str(error)[:200]},
-            )
+            self._drop(message, str(error))
         except Exception:
             self.dropped += 1
             log.exception("a device message failed in us", extra={"topic": message.topic[:200]})
@@ -100,6 +120,7 @@ class DeviceMessages:
         object_id = _object_of(tx.conn, topic.thing, job)
         now = clock.now_ms()
         jobs.append_result(tx, job, payload, object_id, now)
+        job = jobs.get(tx.conn, job.id)  # again: the append has locked its row
         if _awaits_answer(tx.conn, job):
             self._settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
         elif topic.kind is TopicKind.ANSWER:

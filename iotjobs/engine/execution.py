@@ -95,9 +95,7 @@ class Executor:
         except LeaseLost as error:
             log.warning("an attempt was taken over", extra={"job_id": begun.job.id, "why": str(error)})
         except IotJobsError as error:
-            await self._end(
-                begun, Ending(Outcome.FAILED, error_code="internalError", error_message=str(error))
-            )
+            await self._end(begun, Ending(Outcome.LOST, error_code="internalError", error_message=str(error)))
         except Exception as error:
             log.exception(
                 "an attempt failed in us", extra={"job_id": begun.job.id, "attempt": begun.job.attempt}
@@ -166,7 +164,7 @@ class _CommandRun:
 
     def interrupt(self) -> None:
         """End it now, as if its deadline had passed; one that is ending already goes on with that."""
-        if self._under_way:
+        if self._under_way and not self._deadline.expired():
             self._interrupted = True
             self._deadline.reschedule(asyncio.get_running_loop().time())
 

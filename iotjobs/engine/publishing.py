@@ -13,7 +13,7 @@ from iotjobs.domain.errors import DeliveryError, DeviceUnreachable, LeaseLost, O
 from iotjobs.domain.jobs import Delivery, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
-from iotjobs.engine.settle import Settler
+from iotjobs.engine.settle import Settler, until_taken
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -81,7 +81,9 @@ class Publishing:
         job = replace(job, sent_at=sent_at)
         if end.no_subscriber:
             said = "the broker took the message and nobody has subscribed to its topic"
-            await self._store.write(lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said))
+            await until_taken(
+                self._store, lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said), job.id
+            )
         if plan.answer_within_s is None:
             delivery = Delivery.ACKNOWLEDGED if plan.qos else Delivery.SENT
             await self._settler.end_attempt(job, plan, Ending(Outcome.SUCCEEDED), delivery=delivery)
@@ -92,7 +94,7 @@ class Publishing:
             jobs.note(tx, job.id, job.attempt, deadline_at=deadline, delivery=Delivery.ACKNOWLEDGED)
 
         try:
-            await self._store.write(park)
+            await until_taken(self._store, park, job.id)
         except LeaseLost:
             return  # the answer was quicker than the broker's acknowledgement
 

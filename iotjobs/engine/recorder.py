@@ -49,6 +49,7 @@ class Recorder:
         self._pending = 0
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self.total_bytes = 0
         self.truncated = False
@@ -84,25 +85,28 @@ class Recorder:
             chunks, dropped = self._take()
             if not chunks:
                 return
-            total, size = self.total_bytes, sum(len(chunk.data) for chunk in chunks)
+            # A deadline that cancels us must not take these bytes along: they are on their way.
+            self._keeping = asyncio.create_task(self._keep(chunks, dropped), name=f"chunks of {self._job_id}")
+            await asyncio.shield(self._keeping)
 
-            def item(tx: Transaction) -> None:
-                jobs.note(
-                    tx, self._job_id, self._attempt, output_bytes=total, output_truncated=self.truncated
-                )
-                output.append(tx, self._job_id, self._attempt, chunks)
-                output.drop(tx, self._job_id, self._attempt, dropped)
+    async def _keep(self, chunks: list[Chunk], dropped: list[int]) -> None:
+        total, size = self.total_bytes, sum(len(chunk.data) for chunk in chunks)
 
-            while True:
-                try:
-                    await self._store.write(item, size=size)
-                except StoreUnavailable:
-                    await clock.sleep(STORE_RETRY_S)  # the device waits: that is the back-pressure
-                    continue
-                except StorageFull:
-                    self.truncated = True  # how the run ends is worth more than what it says
-                    log.warning("no room for output", extra={"job_id": self._job_id, "bytes": size})
-                return
+        def item(tx: Transaction) -> None:
+            jobs.note(tx, self._job_id, self._attempt, output_bytes=total, output_truncated=self.truncated)
+            output.append(tx, self._job_id, self._attempt, chunks)
+            output.drop(tx, self._job_id, self._attempt, dropped)
+
+        while True:
+            try:
+                await self._store.write(item, size=size)
+            except StoreUnavailable:
+                await clock.sleep(STORE_RETRY_S)  # the device waits: that is the back-pressure
+                continue
+            except StorageFull:
+                self.truncated = True  # how the run ends is worth more than what it says
+                log.warning("no room for output", extra={"job_id": self._job_id, "bytes": size})
+            return
 
     async def close(self) -> list[Chunk]:
         """End the timer and hand over what is still buffered, for the settling transaction."""
@@ -111,6 +115,8 @@ class Recorder:
             self._timer = None
         if self._flushing is not None:
             await self._flushing
+        if self._keeping is not None:
+            await self._keeping
         if self._head_bytes + self._pending > self._half:
             await self.flush()  # chunks may fall out of the window: a write of its own
             return []

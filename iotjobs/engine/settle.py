@@ -45,6 +45,20 @@ def _keep_output(tx: Transaction, job: Job, end: OutputEnd | None) -> dict[str, 
     return {"output_bytes": end.total_bytes, "output_truncated": end.truncated}
 
 
+async def until_taken(store: Store, item: Item[None], job_id: str, *, size: int = 0) -> None:
+    """Write what must not be lost: an end that nobody wrote down leaves its job running for ever.
+
+    Raises:
+        Whatever the item raises; a store that is away or full is waited for.
+    """
+    while True:
+        try:
+            return await store.write(item, size=size)
+        except (StoreUnavailable, StorageFull) as error:
+            log.warning("the store cannot take this yet", extra={"job_id": job_id, "why": str(error)})
+            await clock.sleep(STORE_RETRY_S)
+
+
 class Settler:
     """Writes the ends of attempts. Safe for concurrent use; a second end is refused by the store."""
 
@@ -91,17 +105,10 @@ class Settler:
 
     async def _write(self, job: Job, ending: Ending, item: Item[None], end: OutputEnd | None) -> None:
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
-        while True:
-            try:
-                await self._store.write(item, size=size)
-            except (LeaseLost, TransitionRefused) as error:
-                await self._refused(job, ending, error)
-            except (StoreUnavailable, StorageFull) as error:
-                # An end that nobody could write down would leave the job running for ever.
-                log.warning("the store cannot take an end yet", extra={"job_id": job.id, "why": str(error)})
-                await clock.sleep(STORE_RETRY_S)
-                continue
-            return
+        try:
+            await until_taken(self._store, item, job.id, size=size)
+        except (LeaseLost, TransitionRefused) as error:
+            await self._refused(job, ending, error)
 
     def finish(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """End a job for good inside a transaction.
@@ -124,4 +131,4 @@ class Settler:
             "a late end was refused", extra={"job_id": job.id, "attempt": job.attempt, "why": str(error)}
         )
         said = f"attempt {job.attempt} ended {ending.outcome} after it was no longer the newest: {error}"
-        await self._store.write(lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said))
+        await until_taken(self._store, lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said), job.id)

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from iotjobs.domain.errors import ConfigurationError, StoreUnavailable
+from iotjobs.domain.errors import ConfigurationError, IotJobsError, StoreUnavailable
 from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, map_store_error
 
 T = TypeVar("T")
@@ -37,7 +38,13 @@ def _encode(value: Any) -> str:
 
 
 class Store(Protocol):
-    """A database that is open. `start` and `stop` may be called twice."""
+    """A database that is open. `start` and `stop` may be called twice.
+
+    Attributes:
+        up: it answered when it was last asked.
+    """
+
+    up: bool
 
     async def start(self) -> None:
         """Begin to take writes and reads."""
@@ -77,9 +84,31 @@ def open_store(url: str) -> Store:
     kind, _, rest = url.partition("://")
     if kind == "sqlite":
         return SqliteStore(rest.removeprefix("/"))
-    if kind.split("+")[0] in ("postgresql", "postgres"):
-        return PostgresStore(f"postgresql+asyncpg://{rest}")
-    raise ConfigurationError(f"IOTJOBS_DATABASE_URL: {kind} is not supported; use sqlite or postgresql")
+    return PostgresStore(postgres_url(url))
+
+
+def postgres_url(url: str) -> URL:
+    """A PostgreSQL URL in the form that asyncpg takes; libpq's `sslmode` becomes its `ssl`.
+
+    Raises:
+        ConfigurationError: another kind of database, or a URL that cannot be read.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            "IOTJOBS_DATABASE_URL: not a URL such as postgresql://USER:PASSWORD@HOST/DB"
+        ) from error
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            f"IOTJOBS_DATABASE_URL: {parsed.get_backend_name()} is not supported; use sqlite or postgresql"
+        )
+    query = dict(parsed.query)
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    if unknown := sorted(set(query) - {"ssl"}):
+        raise ConfigurationError(f"IOTJOBS_DATABASE_URL: unknown option {', '.join(unknown)}; ssl is known")
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
 def sqlite_engine(path: str, *, read_only: bool, busy_ms: int = 5000) -> Engine:
@@ -125,6 +154,7 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.up = True
         self._write_engine = sqlite_engine(path, read_only=False, busy_ms=0)  # it waits in the loop
         self._read_engine = sqlite_engine(path, read_only=True)
         self._writer = GroupWriter(self._write_engine)
@@ -156,7 +186,13 @@ class SqliteStore:
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:
         """See `Store`."""
-        return await self._writer.write(item, size=size)
+        try:
+            result = await self._writer.write(item, size=size)
+        except StoreUnavailable:
+            self.up = False
+            raise
+        self.up = True
+        return result
 
     async def look(self, query: Callable[[Connection], T]) -> T:
         """See `Store`; runs in the loop, as the writer's statements do, and for the same reason."""
@@ -184,7 +220,8 @@ class SqliteStore:
 class PostgresStore:
     """The scaled-out store."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: URL) -> None:
+        self.up = True
         self._claim: AsyncConnection | None = None
         self._engine: AsyncEngine = create_async_engine(
             url,
@@ -229,7 +266,7 @@ class PostgresStore:
             conn = await self._engine.connect()
             await conn.execution_options(isolation_level="AUTOCOMMIT")
             taken = (await conn.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _CLAIM})).scalar()
-        except (DBAPIError, OSError) as error:
+        except (DBAPIError, OSError, PoolTimeout) as error:
             raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
         if taken:
             self._claim = conn
@@ -247,9 +284,11 @@ class PostgresStore:
             except DBAPIError as error:
                 if tried < RACES and getattr(error.orig, "sqlstate", None) in _LOST_RACE:
                     continue
-                raise map_store_error(error) from error
-            except OSError as error:
-                raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+                raise self._refusal(map_store_error(error)) from error
+            except (OSError, PoolTimeout) as error:
+                refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
+                raise self._refusal(refusal) from error
+            self.up = True
             for callback in callbacks:
                 callback()
             return result
@@ -265,9 +304,14 @@ class PostgresStore:
             async with self._engine.connect() as conn:
                 return await conn.run_sync(query)
         except DBAPIError as error:
-            raise map_store_error(error) from error
-        except OSError as error:
-            raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+            raise self._refusal(map_store_error(error)) from error
+        except (OSError, PoolTimeout) as error:
+            refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
+            raise self._refusal(refusal) from error
+
+    def _refusal(self, refusal: IotJobsError) -> IotJobsError:
+        self.up = not isinstance(refusal, StoreUnavailable)
+        return refusal
 
 
 def _run_item(conn: Connection, item: Item[T], callbacks: list[Callable[[], object]]) -> T:

@@ -183,7 +183,7 @@ class GroupWriter:
             insert_rows(conn, [row for pending in batch for row in pending.rows])
             # Waits for the disk, and gives the GIL away while it does.
             await asyncio.get_running_loop().run_in_executor(self._committing, transaction.commit)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the edge of one transaction: handed to its callers
             log.warning("a transaction was undone", extra={"items": len(batch), "why": repr(error)})
             _roll_back(transaction)
             _refuse(batch, error)
@@ -223,8 +223,11 @@ class GroupWriter:
         try:
             pending.result = pending.item(tx)
         except Exception as error:  # noqa: BLE001 - the edge of one item: handed to its caller
-            command(conn, "ROLLBACK TO item")
             pending.error = map_store_error(error) if isinstance(error, DBAPIError) else error
+            try:
+                command(conn, "ROLLBACK TO item")
+            except DBAPIError:
+                raise error from None  # SQLite has undone the whole transaction: the disk is full
         else:
             pending.callbacks, pending.rows = tx.callbacks, tx.rows
         command(conn, "RELEASE item")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import URL, Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from iotjobs.domain.errors import ConfigurationError, MigrationNeeded, StoreUnavailable
-from iotjobs.store.session import sqlite_engine
+from iotjobs.domain.errors import MigrationNeeded, StoreUnavailable
+from iotjobs.store.session import postgres_url, sqlite_engine
 
 # In their order; a test holds them equal to `versions/`.
 REVISIONS = ("0001",)
@@ -39,12 +39,8 @@ def migrate(url: str) -> None:
     try:
         if kind == "sqlite":
             _migrate_sqlite(rest.removeprefix("/"))
-        elif kind.split("+")[0] in ("postgresql", "postgres"):
-            asyncio.run(_migrate_postgres(f"postgresql+asyncpg://{rest}"))
         else:
-            raise ConfigurationError(
-                f"IOTJOBS_DATABASE_URL: {kind} is not supported; use sqlite or postgresql"
-            )
+            asyncio.run(_migrate_postgres(postgres_url(url)))
     except (DBAPIError, OSError) as error:
         raise StoreUnavailable(
             f"the database cannot be reached: {getattr(error, 'orig', None) or error}"
@@ -60,7 +56,7 @@ def _migrate_sqlite(path: str) -> None:
         engine.dispose()
 
 
-async def _migrate_postgres(url: str) -> None:
+async def _migrate_postgres(url: URL) -> None:
     engine = create_async_engine(url, poolclass=NullPool)
     try:
         async with engine.connect() as conn:
