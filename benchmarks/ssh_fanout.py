@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from benchmarks.harness.figures import QUICK, finish, median, ratio, table
 from benchmarks.harness.fleet import Fleet, fleet_of
 from benchmarks.harness.http import Client
+from benchmarks.harness.peer import PEERS, ROOT, Peer, Took
 from benchmarks.harness.server import JobTable, Server, cpu_s, define_fleet, rss_mb
 
-ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "benchmarks" / "peers"
 PEER_PYTHON = ROOT / ".benchmark-env" / "bin" / "python"
 
 DEVICES = (20,) if QUICK else (100, 500)
@@ -42,44 +39,12 @@ FAN_OUT_WITHIN_S = 300.0
 ALL_WITHIN_S = 3000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
-    """One fan-out: seconds, and processor seconds of the contender's own process."""
-
-    seconds: float
-    cpu_s: float
-
-
-class Contender(Protocol):
-    """Runs fan-outs; one process from `start` to `stop`."""
-
-    name: str
-    warm_fan_outs: int
-
-    async def start(self) -> None:
-        """Bring the process up; no connection is open."""
-
-    async def fan_out(self) -> Took:
-        """Run the command on every device.
-
-        Raises:
-            RuntimeError: a job failed.
-        """
-
-    async def stop(self) -> None:
-        """End the process, and with it its connections."""
-
-    def rss_mb(self) -> float:
-        """Resident memory now."""
-
-
 class Served:
     """`iotjobs serve` and REST."""
 
     name = "iotjobs serve (REST)"
 
-    def __init__(self, folder: Path, paths: list[str], warm_fan_outs: int) -> None:
-        self.warm_fan_outs = warm_fan_outs
+    def __init__(self, folder: Path, paths: list[str]) -> None:
         self._folder, self._paths = folder, paths
         self._requests: list[bytes] = []
         self._server: Server | None = None
@@ -87,7 +52,7 @@ class Served:
         self._table: JobTable | None = None
 
     async def start(self) -> None:
-        """See `Contender`."""
+        """See `Peer`."""
         self._server = Server(self._folder).start()
         self._client = self._server.client()
         await self._client.open()
@@ -95,7 +60,7 @@ class Served:
         self._table = JobTable(self._server.data)
 
     async def fan_out(self) -> Took:
-        """See `Contender`."""
+        """See `Peer`."""
         assert self._server
         assert self._client
         assert self._table
@@ -109,79 +74,26 @@ class Served:
         return Took(time.monotonic() - began, cpu_s(self._server.pid) - cpu)
 
     def rss_mb(self) -> float:
-        """See `Contender`."""
+        """See `Peer`."""
         assert self._server
         return rss_mb(self._server.pid)
 
     async def stop(self) -> None:
-        """See `Contender`."""
-        assert self._server
-        assert self._client
-        assert self._table
-        self._client.close()
-        self._table.close()
-        self._server.stop()
+        """See `Peer`."""
+        if self._client is not None:
+            self._client.close()
+        if self._table is not None:
+            self._table.close()
+        if self._server is not None:
+            self._server.stop()
 
 
 @dataclass(slots=True)
-class Peer:
-    """A process that speaks the protocol of `peers/fan_out.py`."""
+class Entry:
+    """A contender, how many warm fan-outs it gets in a run, and what its runs told."""
 
-    name: str
-    command: list[str]
+    contender: Served | Peer
     warm_fan_outs: int
-    settings: dict[str, str] = field(default_factory=dict)
-    devices: int = 0
-    _process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """See `Contender`."""
-        self._process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"BENCH_COMMAND": COMMAND} | self.settings,
-            cwd=ROOT,
-        )
-        await self._line()
-
-    async def _line(self) -> dict[str, Any]:
-        assert self._process
-        assert self._process.stdout
-        async with asyncio.timeout(FAN_OUT_WITHIN_S):
-            line = await self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended: its complaint is above")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    async def fan_out(self) -> Took:
-        """See `Contender`."""
-        assert self._process
-        assert self._process.stdin
-        self._process.stdin.write(b"go\n")
-        took = await self._line()
-        if took["failed"]:
-            raise RuntimeError(f"{self.name}: {took['failed']} of {self.devices} failed")
-        return Took(took["seconds"], took["cpu_s"])
-
-    def rss_mb(self) -> float:
-        """See `Contender`."""
-        assert self._process
-        return rss_mb(self._process.pid)
-
-    async def stop(self) -> None:
-        """See `Contender`."""
-        assert self._process
-        assert self._process.stdin
-        self._process.stdin.close()
-        async with asyncio.timeout(60):
-            await self._process.wait()
-
-
-@dataclass(slots=True)
-class Measured:
-    """What the runs of one contender told."""
 
     cold: list[float] = field(default_factory=list)  # jobs/s
     warm: list[float] = field(default_factory=list)
@@ -199,18 +111,19 @@ async def define(folder: Path, fleet: Fleet) -> list[str]:
     return paths
 
 
-async def contenders_of(folder: Path, fleet: Fleet) -> list[Contender]:
+async def entries_of(folder: Path, fleet: Fleet) -> list[Entry]:
     """All that can run here; who is not installed is left out, with a word."""
     paths = await define(folder / "site", fleet)
     shutil.copytree(folder / "site" / "data", folder / "engine")
     (folder / "paths.json").write_text(json.dumps(paths))
     saved = str(fleet.save(folder / "fleet.json"))
-    warm, count = max(1, WARM_JOBS // len(fleet.devices)), len(fleet.devices)
-    here = [sys.executable, "-m", "benchmarks.harness.in_process", str(folder / "engine")]
-    found: list[Contender] = [
-        Served(folder / "site", paths, warm),
-        Peer("iotjobs, in process", [*here, str(folder / "paths.json")], warm, devices=count),
-        Peer("bare asyncssh", [sys.executable, str(PEERS / "bare_asyncssh.py"), saved], warm, devices=count),
+    many = max(1, WARM_JOBS // len(fleet.devices))
+    same = {"BENCH_COMMAND": COMMAND}
+    in_process = ["-m", "benchmarks.harness.in_process", str(folder / "engine"), str(folder / "paths.json")]
+    found = [
+        Entry(Served(folder / "site", paths), many),
+        Entry(Peer("iotjobs, in process", [sys.executable, *in_process]), many),
+        Entry(Peer("bare asyncssh", [sys.executable, str(PEERS / "bare_asyncssh.py"), saved], same), many),
     ]
     if not PEER_PYTHON.exists():
         print("parallel-ssh and Ansible are left out: run `sh benchmarks/setup.sh`", file=sys.stderr)
@@ -219,42 +132,43 @@ async def contenders_of(folder: Path, fleet: Fleet) -> list[Contender]:
     ansible = [python, str(PEERS / "ansible_raw.py"), saved]
     return [
         *found,
-        Peer("parallel-ssh", [python, str(PEERS / "parallel_ssh.py"), saved], warm, devices=count),
-        Peer("Ansible raw, ControlPersist", ansible, 1, {"BENCH_PERSIST": "1"}, devices=count),
-        Peer("Ansible raw", ansible, 0, {"BENCH_PERSIST": "0"}, devices=count),
+        Entry(Peer("parallel-ssh", [python, str(PEERS / "parallel_ssh.py"), saved], same), many),
+        Entry(Peer("Ansible raw, ControlPersist", ansible, same | {"BENCH_PERSIST": "1"}), 1),
+        Entry(Peer("Ansible raw", ansible, same | {"BENCH_PERSIST": "0"}), 0),
     ]
 
 
-async def run_once(contender: Contender, into: Measured, devices: int) -> None:
+async def run_once(entry: Entry, devices: int) -> None:
     """One run: a fresh process, one cold fan-out, then warm ones."""
-    await contender.start()
+    contender = entry.contender
     try:
+        await contender.start()
         first = await contender.fan_out()
-        into.cold.append(devices / first.seconds)
-        into.cold_cpu_ms.append(1000 * first.cpu_s / devices)
-        took = [await contender.fan_out() for _ in range(contender.warm_fan_outs)]
+        entry.cold.append(devices / first.seconds)
+        entry.cold_cpu_ms.append(1000 * first.cpu_s / devices)
+        took = [await contender.fan_out() for _ in range(entry.warm_fan_outs)]
         if took:
             jobs = devices * len(took)
-            into.warm.append(jobs / sum(one.seconds for one in took))
-            into.warm_cpu_ms.append(1000 * sum(one.cpu_s for one in took) / jobs)
-        into.rss_mb.append(contender.rss_mb())
+            entry.warm.append(jobs / sum(one.seconds for one in took))
+            entry.warm_cpu_ms.append(1000 * sum(one.cpu_s for one in took) / jobs)
+        entry.rss_mb.append(contender.rss_mb())
     finally:
         await contender.stop()
 
 
-async def measure(devices: int, folder: Path) -> dict[str, Measured]:
+async def measure(devices: int, folder: Path) -> dict[str, Entry]:
     """All contenders, by turns."""
     with fleet_of(devices, folder / "fleet") as fleet:
-        contenders = await contenders_of(folder, fleet)
-        measured = {contender.name: Measured() for contender in contenders}
+        entries = await entries_of(folder, fleet)
         for number in range(RUNS):
-            for contender in contenders[number:] + contenders[:number]:
-                await run_once(contender, measured[contender.name], devices)
-                print(f"  {devices} devices, run {number + 1}: {contender.name}", file=sys.stderr, flush=True)
-    return measured
+            for entry in entries[number:] + entries[:number]:
+                await run_once(entry, devices)
+                name = entry.contender.name
+                print(f"  {devices} devices, run {number + 1}: {name}", file=sys.stderr, flush=True)
+    return {entry.contender.name: entry for entry in entries}
 
 
-def report(devices: int, measured: dict[str, Measured]) -> dict[str, Any]:
+def report(devices: int, measured: dict[str, Entry]) -> dict[str, Any]:
     """Print the tables of one size; its figures."""
     rows = [
         [
