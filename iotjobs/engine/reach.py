@@ -93,8 +93,9 @@ class Reach:
             NotFound, BadRequest: no such object, or it has no SSH address.
             DeliveryError: the host cannot be reached.
         """
-        target = await self._looked_up(object_id)
-        return await self._ssh.scan_host_key(target.host, target.port, target.jump)
+        access = await self._store.look(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
+        jump = None if access.jump is None else _target_of(access.jump)  # a scan itself needs no login
+        return await self._ssh.scan_host_key(access.address.host, access.address.port, jump)
 
     async def _target(self, job: Job) -> SshTarget:
         assert job.target_id is not None, "an ssh job has an object that it executes on"

@@ -258,6 +258,7 @@ def settle(tx: Transaction, job: Job, ending: Ending, at: int, **facts: Any) -> 
         deadline_at=None,
         pending_reason=None,
         worker_id=None,
+        sent_at=job.sent_at,  # None when it turned out that nothing left
         **facts,
     )
     if job.data.get("secret_args"):

@@ -25,6 +25,7 @@ from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, ma
 T = TypeVar("T")
 
 READERS = 4
+CLAIM_ANSWER_S = 4.0
 RACES = 5  # tries of a PostgreSQL transaction that lost a race
 _CLAIM = 0x696F746A6F6273  # "iotjobs"; the key of the lock that one serving process holds
 _LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
@@ -106,8 +107,10 @@ def postgres_url(url: str) -> URL:
     query = dict(parsed.query)
     if "sslmode" in query:
         query["ssl"] = query.pop("sslmode")
-    if unknown := sorted(set(query) - {"ssl"}):
-        raise ConfigurationError(f"IOTJOBS_DATABASE_URL: unknown option {', '.join(unknown)}; ssl is known")
+    if unknown := sorted(set(query) - {"ssl", "host", "port"}):
+        raise ConfigurationError(
+            f"IOTJOBS_DATABASE_URL: unknown option {', '.join(unknown)}; ssl, host and port are known"
+        )
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
@@ -255,12 +258,14 @@ class PostgresStore:
         held = self._claim
         if held is not None:
             try:
-                await held.execute(text("SELECT 1"))
-            except (DBAPIError, OSError):
+                async with asyncio.timeout(CLAIM_ANSWER_S):
+                    await held.execute(text("SELECT 1"))
+            except (DBAPIError, OSError, TimeoutError):  # a half-open connection answers nothing
                 self._claim = None
                 await held.invalidate()
                 await held.close()
             else:
+                self.up = True
                 return True
         try:
             conn = await self._engine.connect()
@@ -302,7 +307,9 @@ class PostgresStore:
         """See `Store`."""
         try:
             async with self._engine.connect() as conn:
-                return await conn.run_sync(query)
+                result = await conn.run_sync(query)
+            self.up = True
+            return result
         except DBAPIError as error:
             raise self._refusal(map_store_error(error)) from error
         except (OSError, PoolTimeout) as error:

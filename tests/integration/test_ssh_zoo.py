@@ -13,6 +13,7 @@ from iotjobs.domain.errors import BadAnswer, CredentialsRefused, DeliveryError, 
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone
 from iotjobs.transports.ssh import SshCredential, SshLimits, SshTarget, SshTransport
 from tests.services import zoo
+from tests.services.programs import steady
 from tests.services.ssh import QUICK, Told, marked, nonce, resident_bytes, run, target_of, until
 from tests.services.zoo import raw_server, ssh_server
 
@@ -183,12 +184,7 @@ async def test_a_gigabyte_waits_for_its_reader_and_passes_in_flat_memory(
 
 async def stalled(mark: str) -> int:
     """Bytes that the run has written once it writes no more: it waits for us."""
-    last, deadline = -1, time.monotonic() + 10
-    while (now := _written(mark)) != last or now <= 0:
-        assert time.monotonic() < deadline, f"still writing after {now} bytes"
-        last = now
-        await asyncio.sleep(0.2)
-    return last
+    return await steady(lambda: _written(mark), within_s=10)
 
 
 def _written(mark: str) -> int:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,3 +37,13 @@ def free_port(address: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+async def steady(measure: Callable[[], int], *, within_s: float) -> int:
+    """A figure above 0 once it has stopped to change: the same twice, a fifth of a second apart."""
+    last, deadline = -1, time.monotonic() + within_s
+    while (now := measure()) != last or now <= 0:
+        assert time.monotonic() < deadline, f"still changing, at {now}"
+        last = now
+        await asyncio.sleep(0.2)
+    return last

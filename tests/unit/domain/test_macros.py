@@ -90,7 +90,7 @@ def test_the_ends_exist_on_links_only(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "ID", "nmae", "properties", "properties.", "user", "user.name", "args.", "source.state", "source.properties.",
+    ["", "ID", "title", "properties", "properties.", "user", "user.name", "args.", "source.state", "source.properties.",
      "target.user.id", "id.x", ".Names", "source.source.id"],
 )  # fmt: skip
 def test_an_unknown_macro_is_named_with_its_place_and_what_exists(name: str) -> None:
