@@ -133,8 +133,8 @@ async def entries_of(folder: Path, fleet: Fleet) -> list[Entry]:
     return [
         *found,
         Entry(Peer("parallel-ssh", [python, str(PEERS / "parallel_ssh.py"), saved], same), many),
-        Entry(Peer("Ansible raw, ControlPersist", ansible, same | {"BENCH_PERSIST": "1"}), 1),
-        Entry(Peer("Ansible raw", ansible, same | {"BENCH_PERSIST": "0"}), 0),
+        Entry(Peer("Ansible raw, ControlPersist", ansible, same | {"BENCH_PERSIST": "1"}, is_whole=False), 1),
+        Entry(Peer("Ansible raw", ansible, same | {"BENCH_PERSIST": "0"}, is_whole=False), 0),
     ]
 
 
@@ -177,7 +177,7 @@ def report(devices: int, measured: dict[str, Entry]) -> dict[str, Any]:
             median(one.warm) or None,
             median(one.cold_cpu_ms),
             median(one.warm_cpu_ms) or None,
-            median(one.rss_mb),
+            median(one.rss_mb) or None,
         ]
         for name, one in measured.items()
     ]

@@ -33,6 +33,7 @@ class Peer:
     name: str
     command: Sequence[str]
     settings: dict[str, str] = field(default_factory=dict)
+    is_whole: bool = True  # no: it starts processes of its own, so that its memory says nothing
     _process: asyncio.subprocess.Process | None = None
 
     @property
@@ -74,8 +75,8 @@ class Peer:
         return Took(took["seconds"], took["cpu_s"])
 
     def rss_mb(self) -> float:
-        """Resident memory now."""
-        return rss_mb(self._running.pid)
+        """Resident memory now; 0 where that says nothing."""
+        return rss_mb(self._running.pid) if self.is_whole else 0.0
 
     async def stop(self) -> None:
         """End the process, and with it its connections. Calling it twice is safe."""
