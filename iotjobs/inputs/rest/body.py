@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import BadRequest, TooLarge
 from iotjobs.inputs.problems import dotted
-from iotjobs.inputs.rest.services import CallerOf
+from iotjobs.inputs.rest.services import caller_of
 from iotjobs.inputs.validation import validated
 
 BODY_BYTES = 1024 * 1024
@@ -40,8 +40,9 @@ class Body:
     def __init__(self, shape: TypeAdapter[Any], *, patch: bool = False, optional: bool = False) -> None:
         self.shape, self.patch, self.optional = shape, patch, optional
 
-    async def __call__(self, request: Request, _: CallerOf) -> Any:
+    async def __call__(self, request: Request) -> Any:
         """The validated body, for a known caller; for a patch the object as it came."""
+        await caller_of(request)
         value = await read_json(request, optional=self.optional)
         if not isinstance(value, dict):
             raise BadRequest("the body must be a JSON object")

@@ -17,11 +17,17 @@ from iotjobs.inputs.job_shapes import JobOut, job_json
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
 from iotjobs.inputs.rest.body import body_of
-from iotjobs.inputs.rest.services import CallerOf, Engine, Services, authenticated
+from iotjobs.inputs.rest.services import (
+    ApiServices,
+    CallerOf,
+    EngineServices,
+    engine_of,
+    services_of,
+)
 from iotjobs.inputs.shapes import Shape
 from iotjobs.store import reads
 
-router = APIRouter(tags=["jobs"], dependencies=[authenticated])
+router = APIRouter(tags=["jobs"])  # `build_api` puts the authentication before every route
 
 WAIT_LIMIT_S = 60.0
 _WEEK_S = 7 * 86_400.0
@@ -50,8 +56,8 @@ class Exchange:
     """What every execute needs beside its own parameters."""
 
     path: str
-    services: Services
-    engine: Engine
+    services: ApiServices
+    engine: EngineServices
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -60,8 +66,8 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def _exchange(request: Request, services: Services, engine: Engine) -> Exchange:
-    return Exchange(request.url.path, services, engine)
+async def _exchange(request: Request) -> Exchange:
+    return Exchange(request.url.path, await services_of(request), await engine_of(request))
 
 
 ExchangeOf = Annotated[Exchange, Depends(_exchange)]

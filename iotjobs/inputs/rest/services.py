@@ -59,32 +59,52 @@ class ApiServices:
     engine: EngineServices | None = None
 
 
-async def _services(request: Request) -> ApiServices:
+# These take the request and no dependencies of their own: the framework solves the whole tree below
+# a dependency before it looks whether it has its value already, at 20 µs for each node.
+
+
+async def services_of(request: Request) -> ApiServices:
+    """The parts of the server."""
     services = request.app.state.services
     assert isinstance(services, ApiServices)
     return services
 
 
-Services = Annotated[ApiServices, Depends(_services)]
+Services = Annotated[ApiServices, Depends(services_of)]
 
 
-async def _engine(services: Services) -> EngineServices:
-    if services.engine is None:
+async def engine_of(request: Request) -> EngineServices:
+    """The running engine.
+
+    Raises:
+        NotReady: only definitions are served.
+    """
+    engine = (await services_of(request)).engine
+    if engine is None:
         raise NotReady("the engine is not running")
-    return services.engine
+    return engine
 
 
-Engine = Annotated[EngineServices, Depends(_engine)]
+Engine = Annotated[EngineServices, Depends(engine_of)]
 
 
-async def _caller(request: Request, services: Services) -> Caller:
+async def caller_of(request: Request) -> Caller:
+    """Who calls; found once a request.
+
+    Raises:
+        NotAuthenticated: nobody whom we know.
+    """
+    known = request.scope["state"].get("caller")
+    if isinstance(known, Caller):
+        return known
+    services = await services_of(request)
     caller = await services.authenticator.caller(request.headers.get("authorization"))
     request.scope["state"]["caller"] = caller
     return caller
 
 
-CallerOf = Annotated[Caller, Depends(_caller)]
-authenticated = Depends(_caller)
+CallerOf = Annotated[Caller, Depends(caller_of)]
+authenticated = Depends(caller_of)
 
 
 def admin_for(what: str) -> Any:
