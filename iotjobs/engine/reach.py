@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 KEPT_S = 5.0  # another node's change of a definition is seen after this long
 # A device that was lost a moment ago mostly stays lost: its jobs must not wait for that.
-PROBE_WITHIN_S = 1.5
+PROBE_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)

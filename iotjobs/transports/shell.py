@@ -165,10 +165,13 @@ def run_command(nonce: str) -> str:
 
 
 def kill_command(nonce: str, group: int, kill_after_s: float | None) -> str:
-    """The exec request that ends a run and proves it gone; with None it only looks."""
+    """The exec request that ends a run and proves it gone; with None it only looks.
+
+    It says a word at once, so that a device which does not answer is told from one that is at work.
+    """
     _check_nonce(nonce)
     polls = "''" if kill_after_s is None else str(max(0, math.ceil(kill_after_s / _POLL_S)))
-    return f"IOTJOBS_K={_KILL_QUOTED} exec sh -c 'eval \"$IOTJOBS_K\"' iotkill {max(0, int(group))} {nonce} {polls}"
+    return f"echo asked; IOTJOBS_K={_KILL_QUOTED} exec sh -c 'eval \"$IOTJOBS_K\"' iotkill {max(0, int(group))} {nonce} {polls}"
 
 
 def prologue(request: CommandRequest) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -198,7 +199,7 @@ class SshTransport:
                 used = link.connection.get_server_host_key() if link.connection else None
                 steps.done("host key", host_key(used).fingerprint if used else "", key_ms)
                 steps.done("auth", f"logged in as {target.username}")
-                await self._prove_on(link, shell.kill_command("check", 0, None))
+                await self._prove_on(link, shell.kill_command("check", 0, None), lambda: None)
                 steps.done("exec", "a POSIX shell answers")
         except (HostKeyUnknown, HostKeyChanged) as error:
             steps.failed("host key", error.message)
@@ -296,33 +297,41 @@ class SshTransport:
             self._pool.forget(link.target.key)
 
     async def _prove(self, target: SshTarget, command: str, within_s: float) -> KillProof:
+        started, first_word_s = asyncio.get_running_loop().time(), min(self._limits.first_word_s, within_s)
+        deadline = asyncio.timeout(first_word_s)
+
+        def heard() -> None:
+            if not deadline.expired():
+                deadline.reschedule(started + within_s)
+
         try:
-            async with asyncio.timeout(within_s):
-                return await self._ask(target, command)
+            async with deadline:
+                return await self._ask(target, command, heard)
         except TimeoutError:
-            return KillProof(Gone.UNCONFIRMED, f"{target.address} did not answer within {within_s:g} s")
+            return KillProof(Gone.UNCONFIRMED, f"{target.address} did not answer in time")
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
 
-    async def _ask(self, target: SshTarget, command: str) -> KillProof:
+    async def _ask(self, target: SshTarget, command: str, heard: Callable[[], None]) -> KillProof:
         """Ask on the pooled connection, then, where that failed, on a fresh one."""
         warm = False
         try:
             async with self._pool.channel(target, spare=True) as link:
                 warm, link.used = link.used, True
-                return await self._prove_on(link, command)
+                return await self._prove_on(link, command, heard)
         except (DeviceUnreachable, LinkLost):
             if not warm:
                 raise
         async with self._pool.alone(target) as link:
-            return await self._prove_on(link, command)
+            return await self._prove_on(link, command, heard)
 
-    async def _prove_on(self, link: Link, command: str) -> KillProof:
+    async def _prove_on(self, link: Link, command: str, heard: Callable[[], None]) -> KillProof:
         session = await self._open(link, command, None)
         answer = bytearray()
         try:
             while not session.over:
                 for stream, data in session.take():
+                    heard()
                     if stream is Stream.STDOUT:
                         answer += data
                         del answer[:-_ANSWER_MOST_BYTES]

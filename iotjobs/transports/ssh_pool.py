@@ -45,6 +45,7 @@ class SshLimits:
         connect_timeout_s: for name, TCP, key exchange and login together, and for a channel.
         answer_s: for the device to tell that a command started, beyond the time for a channel, and
             for a kill or a probe to be answered.
+        first_word_s: for the first word of that answer: a device that hangs is not waited for.
         idle_s: an unused connection is closed after this time.
         channels: commands at once on one connection; others wait.
         handshakes: key exchanges at once over all devices.
@@ -56,6 +57,7 @@ class SshLimits:
 
     connect_timeout_s: float = 10.0
     answer_s: float = 10.0
+    first_word_s: float = 1.5
     idle_s: float = 60.0
     channels: int = 8
     handshakes: int = 2 * (os.cpu_count() or 1)
