@@ -68,9 +68,10 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "iotjobs", "serve", "--data", str(self.data)]
         command += ["--port", str(self.port), "--mqtt-port", str(self.mqtt_port)]
-        environment = (
-            os.environ | {"IOTJOBS_ADMIN_TOKEN": TOKEN, "IOTJOBS_LOG_LEVEL": "warning"} | self._settings
-        )
+        given = {"IOTJOBS_ADMIN_TOKEN": TOKEN, "IOTJOBS_LOG_LEVEL": "warning"}
+        environment = os.environ | given | self._settings
+        # An installed server has its byte code; with this every start compiles all of it again.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         started = time.monotonic()
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
