@@ -20,6 +20,7 @@ from iotjobs.transports.broker_files import Credential, broker_username, hash_pa
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 1.0
 GATHER_S = 0.2  # an import of a thousand objects is told once
 
 
@@ -44,23 +45,31 @@ class Enrolment:
     def __init__(self, store: Store, broker: BrokerProcess | None) -> None:
         self._store, self._broker = store, broker
         self._telling: asyncio.Task[None] | None = None
+        self._changed = False
+        self._publishing = asyncio.Lock()  # the newest list is written last
 
     async def publish_all(self) -> None:
         """Tell the broker about every enrolled object: at start, and after objects changed."""
         if self._broker is not None:
-            self._broker.write_credentials(await self._store.look(_credentials))
+            async with self._publishing:
+                self._broker.write_credentials(await self._store.look(_credentials))
 
     def changed(self) -> None:
         """Objects changed: tell the broker soon, once for many changes."""
+        self._changed = True
         if self._broker is not None and (self._telling is None or self._telling.done()):
             self._telling = asyncio.create_task(self._tell(), name="broker logins")
 
     async def _tell(self) -> None:
-        await clock.sleep(GATHER_S)
-        try:
-            await self.publish_all()
-        except IotJobsError as error:
-            log.warning("the broker was not told about changed objects", extra={"why": str(error)})
+        while self._changed:
+            self._changed = False
+            await clock.sleep(GATHER_S)
+            try:
+                await self.publish_all()
+            except (IotJobsError, OSError) as error:
+                log.warning("the broker was not told about changed objects", extra={"why": str(error)})
+                self._changed = True  # a device that lost its rights must not keep them
+                await clock.sleep(RETRY_S)
 
     async def enrol(self, object_id: str) -> Enrolled:
         """Make a new password for an object's thing; an earlier one ends.

@@ -195,9 +195,11 @@ class SshPool:
             link.idle = loop.call_later(self._limits.idle_s, self._drop, link)
 
     def is_warm(self, key: str) -> bool:
-        """Whether this key's connection is open now; may be asked from another thread."""
+        """Whether this key's connection is open now and has a channel to spare."""
         link = self._links.get(key)
-        return link is not None and link.connection is not None and not link.dead
+        return (
+            link is not None and link.connection is not None and not link.dead and not link.channels.locked()
+        )
 
     def forget(self, key: str) -> None:
         """Use this connection no more; what runs on it goes on."""

@@ -88,6 +88,17 @@ class NamedQuery(ListQuery):
     name: Name | None = None
 
 
+def only(*names: str) -> Any:
+    """The dependency that refuses every other parameter of a query: a misspelt one must not be ignored."""
+
+    async def check(request: Request) -> None:
+        unknown = sorted(set(request.query_params) - set(names))
+        if unknown:
+            raise BadRequest(f"unknown parameter {', '.join(unknown)}", field=unknown[0])
+
+    return Depends(check)
+
+
 Listing = Annotated[ListQuery, Query()]
 NamedListing = Annotated[NamedQuery, Query()]
 

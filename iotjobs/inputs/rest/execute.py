@@ -15,7 +15,7 @@ from iotjobs.domain.rights import EVERYTHING, Caller
 from iotjobs.engine.intake import Execute
 from iotjobs.inputs.job_shapes import JobOut, job_json
 from iotjobs.inputs.moments import read_moment
-from iotjobs.inputs.rest.answers import PREFIX, Id, json_response
+from iotjobs.inputs.rest.answers import PREFIX, Id, json_response, only
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import (
     ApiServices,
@@ -73,7 +73,12 @@ async def _exchange(request: Request) -> Exchange:
 ExchangeOf = Annotated[Exchange, Depends(_exchange)]
 
 
-@router.post("/objects/{owner_id}/operations/{operation_id}/execute", status_code=202, responses=ANSWERS)
+@router.post(
+    "/objects/{owner_id}/operations/{operation_id}/execute",
+    status_code=202,
+    responses=ANSWERS,
+    dependencies=[only("wait")],
+)
 async def execute_on_object(
     exchange: ExchangeOf,
     caller: CallerOf,
@@ -89,7 +94,12 @@ async def execute_on_object(
     return await _execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
 
 
-@router.post("/links/{owner_id}/operations/{operation_id}/execute", status_code=202, responses=ANSWERS)
+@router.post(
+    "/links/{owner_id}/operations/{operation_id}/execute",
+    status_code=202,
+    responses=ANSWERS,
+    dependencies=[only("wait")],
+)
 async def execute_on_link(
     exchange: ExchangeOf,
     caller: CallerOf,

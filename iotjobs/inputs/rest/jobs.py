@@ -18,7 +18,7 @@ from iotjobs.domain.rights import Caller, scope_of
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.inputs.job_shapes import JobOut, ResultOut, job_json
 from iotjobs.inputs.moments import read_moment
-from iotjobs.inputs.rest.answers import Id, json_response
+from iotjobs.inputs.rest.answers import Id, json_response, only
 from iotjobs.inputs.rest.body import MOST, body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, authenticated
 from iotjobs.inputs.shapes import Listed
@@ -98,6 +98,8 @@ OCTETS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
+_PAGED = [only("limit", "cursor")]
+
 Filter = Annotated[JobFilter, Depends(job_filter)]
 
 
@@ -135,7 +137,7 @@ async def _owned(
     return page
 
 
-@router.get("/objects/{owner_id}/jobs", responses=LISTED)
+@router.get("/objects/{owner_id}/jobs", responses=LISTED, dependencies=_PAGED)
 async def list_object_jobs(
     services: Services, caller: CallerOf, owner_id: Id, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -143,7 +145,7 @@ async def list_object_jobs(
     return json_response(await _owned(services, (OwnerType.OBJECT, owner_id), caller, limit, cursor))
 
 
-@router.get("/links/{owner_id}/jobs", responses=LISTED)
+@router.get("/links/{owner_id}/jobs", responses=LISTED, dependencies=_PAGED)
 async def list_link_jobs(
     services: Services, caller: CallerOf, owner_id: Id, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
@@ -171,7 +173,12 @@ async def append_result(services: Services, caller: CallerOf, payload: Payload, 
     return json_response(await services.store.write(item))
 
 
-@router.get("/jobs/{job_id}/output", response_class=StreamingResponse, responses=OCTETS)
+@router.get(
+    "/jobs/{job_id}/output",
+    response_class=StreamingResponse,
+    responses=OCTETS,
+    dependencies=[only("stream", "attempt", "from")],
+)
 async def get_output(
     services: Services,
     caller: CallerOf,
