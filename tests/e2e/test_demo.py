@@ -130,7 +130,7 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
             },
             capture_output=True,
             text=True,
-            timeout=40,
+            timeout=100,
             check=False,
         )
 
