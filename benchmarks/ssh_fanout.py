@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from benchmarks.harness.server import JobTable, Server, cpu_s, define_fleet, rss
 
 PEER_PYTHON = ROOT / ".benchmark-env" / "bin" / "python"
 
-DEVICES = (20,) if QUICK else (100, 500)
+DEVICES = [int(count) for count in os.environ.get("DEVICES", "20" if QUICK else "100 500").split()]
 RUNS = 1 if QUICK else 3
 WARM_JOBS = 60 if QUICK else 2000
 COMMAND = "true"
