@@ -168,8 +168,8 @@ def _show(demo: Demo, *, once: bool) -> int:
     story.run()
     broken = demo.tell(story, site)
     if not once:
-        demo.invite()
         try:
+            demo.invite()  # from here on being told to end is the good end
             code = demo.server.wait()
         except Interrupted:
             demo.screen.say("\nending …")
