@@ -102,7 +102,8 @@ async def test_after_kills_at_random_moments_every_job_has_its_end_and_none_ran_
         assert ended(job), job
         if not operation["idempotent"]:
             assert counts[job_id] <= 1, job
-            assert job["attempt"] == 1 or counts[job_id] == 1, job
+            # A later attempt means that nothing had been sent before; the last one may be lost unsent.
+            assert job["attempt"] == 1 or counts[job_id] == 1 or job["outcome"] == "lost", job
         if job["outcome"] == "succeeded":
             assert counts[job_id] >= 1, job
         if job["outcome"] == "lost":
