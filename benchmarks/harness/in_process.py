@@ -18,6 +18,7 @@ from iotjobs.app import Site
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.rights import Caller, Role
 from iotjobs.engine.intake import Execute, Intake
+from iotjobs.serving import loop_factory
 from iotjobs.settings import Settings
 
 CALLER = Caller(user_id="0" * 32, login="benchmark", role=Role.ADMIN)
@@ -63,4 +64,5 @@ async def main(asked: list[Execute]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(requests_of(json.loads(Path(sys.argv[2]).read_text()))))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main(requests_of(json.loads(Path(sys.argv[2]).read_text()))))

@@ -25,21 +25,19 @@ SKIPPED_MAX_BYTES = 64 * 1024
 # Lines are `<kind><how><text>`. How `=`: text as it is. `+`: newlines are the character that the
 # line `n` told (split on it and joined again: no fork, and linear also for 300 kB). `\`: for
 # printf %b. The last two end in a full stop, so that a last newline survives.
-# Dropbear does not give a command its own group (OpenSSH does), hence setsid.
+# Dropbear does not give a command its own group (OpenSSH does), hence setsid. That there is a group
+# of our number is asked by signal 0: one call, where dash reads /proc byte by byte.
 # Here-documents are pipes in dash and ash, so script text is in no file and no argument. node
 # cannot open a pipe by its path, and reads stdin to its end before it runs anything.
 RUN_TEXT = r"""
-{ read -r _ij_l </proc/$$/stat; } 2>/dev/null
-set -- ${_ij_l##*) }
 _ij_g=$$
-if [ "$3" != $$ ]; then
+if ! kill -0 -$$ 2>/dev/null; then
   if [ -z "$IOTJOBS_LED" ] && command -v setsid >/dev/null 2>&1; then
     IOTJOBS_LED=1 exec setsid sh -c "$IOTJOBS_W" iotjobs
   fi
   _ij_g=0
 fi
 unset IOTJOBS_LED
-set --
 _ij_i= _ij_c= _ij_d= _ij_k= _ij_s=
 _ij_n() {
   IFS="

@@ -96,8 +96,8 @@ class SshTransport:
     async def run(self, target: SshTarget, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
         """See `CommandTransport.run`.
 
-        `before_send` is awaited when the channel is open and the device waits for the command, for
-        `raw` before the exec request.
+        `before_send` is awaited when the channel is open and the device waits for the command; for
+        `raw` and on a warm connection before the exec request.
         """
         if request.interpreter == "raw" and request.script is not None:
             shell.check(request)
@@ -105,25 +105,30 @@ class SshTransport:
         else:
             command, lines = shell.run_command(request.nonce), shell.prologue(request)
         limits = self._limits
-        raw = lines is None
-        announced = reconnected = False
+        nonce = None if lines is None else request.nonce
+        reconnected = False
         while True:
             async with self._pool.channel(target) as link:
                 warm, link.used = link.used, True
+                # On a connection that was good a moment ago the command leaves with the request: that
+                # saves a way to the device and back. (Not to Dropbear: it is the more fragile then.)
+                with_request = warm and not link.single
+                at_once = with_request or lines is None
                 try:
-                    if lines is None:
+                    if at_once:
                         await hooks.before_send()
-                        announced = True
-                    session = await self._open(link, command, None if raw else request.nonce, raw=raw)
+                    session = await self._open(
+                        link, command, nonce, lines if with_request else None, runs=at_once
+                    )
                 except DeviceUnreachable:
                     # Nothing has left: a pooled connection that turns out to be dead costs one more
                     # connection and not the job.
-                    if announced or reconnected or not (warm and link.dead):
+                    if reconnected or not (warm and link.dead):
                         raise
                     reconnected = True
                     continue
                 try:
-                    if lines is not None:
+                    if lines is not None and not at_once:
                         await hooks.before_send()
                         session.send(lines)
                     return await follow(
@@ -230,7 +235,15 @@ class SshTransport:
 
     # -- one channel -----------------------------------------------------------------------------
 
-    async def _open(self, link: Link, command: str, nonce: str | None, *, raw: bool = False) -> Session:
+    async def _open(
+        self,
+        link: Link,
+        command: str,
+        nonce: str | None,
+        lines: bytes | None = None,
+        *,
+        runs: bool = False,
+    ) -> Session:
         """Open a channel and make the exec request; the caller leaves it.
 
         A refusal is asked again: sshd counts a closed session until it has swept it, and a device
@@ -238,17 +251,17 @@ class SshTransport:
 
         Raises:
             DeviceUnreachable: there is no channel, or the request was refused or not answered.
-            LinkLost: a raw request, which is the command itself, was not answered.
+            LinkLost: the request was not answered, and `runs`: it, with its lines, is all of a command.
         """
         pause = _REFUSED_FIRST_S
         while True:
-            session = Session(link.target.address, nonce)
+            session = Session(link.target.address, nonce, lines)
             try:
                 await self._request(link, session, command)
                 return session
             except DeviceUnreachable as error:
                 session.leave()
-                if raw and session.requested and not session.refused:
+                if runs and session.requested and session.sent and not session.refused:
                     raise LinkLost(error.message) from error
                 if not isinstance(error, _ChannelRefusedError) or (
                     link.active <= 1 and pause > _REFUSED_MOST_S

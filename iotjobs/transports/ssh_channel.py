@@ -25,8 +25,16 @@ class Session(Spool, asyncssh.SSHClientSession[bytes]):
         refused: the exec request was, and nothing ran.
     """
 
-    def __init__(self, where: str, nonce: str | None = None) -> None:
+    def __init__(self, where: str, nonce: str | None = None, lines: bytes | None = None) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            where: the device, for messages.
+            nonce: of a run that tells its header; None where none is to come.
+            lines: what the device will read, to be sent right behind the exec request.
+        """
         super().__init__(where, nonce)
+        self._lines = lines
         self.requested = False
         self.refused = False
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
@@ -37,6 +45,8 @@ class Session(Spool, asyncssh.SSHClientSession[bytes]):
         """The channel is open; the exec request leaves right after."""
         self._channel = chan
         self.requested = True
+        if self._lines is not None:
+            asyncio.get_running_loop().call_soon(self.send, self._lines)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """Output came."""

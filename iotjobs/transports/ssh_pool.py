@@ -15,6 +15,7 @@ import asyncssh
 
 from iotjobs.domain.errors import CredentialsRefused, DeviceUnreachable
 from iotjobs.transports.ssh_dial import Budget, DroppedError, dial, greeting, resolve
+from iotjobs.transports.ssh_socket import Dialled
 from iotjobs.transports.ssh_trust import (
     ENCRYPTION_ALGS,
     KEX_ALGS,
@@ -363,8 +364,7 @@ class SshPool:
         return await asyncssh.connect(
             target.host,
             target.port,
-            sock=sock,
-            tunnel=tunnel or (),
+            tunnel=tunnel or (Dialled(sock) if sock is not None else ()),
             options=self._options_of(target.credential),
             config=None,
             username=target.username,
