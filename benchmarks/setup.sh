@@ -1,15 +1,20 @@
 #!/bin/sh
-# Makes .benchmark-env/: the programs that we are measured against, never in .venv.
+# Makes .benchmark-env/: iotjobs as it is deployed, and the programs that it is measured against.
+# One Python for all of them, by preference the system's: others are often built without optimisation.
 # Doing it again is quick; `make clean` removes it.
 set -eu
 cd "$(dirname "$0")/.."
 env=.benchmark-env
-python=.venv/bin/python
-[ -x "$python" ] || { echo "run \`make setup\` first" >&2; exit 1; }
-[ -x "$env/bin/python" ] || "$python" -m venv "$env"
-wanted='ansible-core>=2.17 parallel-ssh>=2.12 aiosqlite>=0.21 SQLAlchemy>=2.1 paho-mqtt>=2.2 asyncssh>=2.24'
-if ! [ "$(cat "$env/.installed" 2>/dev/null)" = "$wanted" ]; then
+if ! [ -x "$env/bin/python" ]; then
+  for python in ${PYTHON:-/usr/bin/python3 .venv/bin/python}; do
+    "$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+  done
+  "$python" -m venv "$env"
+fi
+wanted='ansible-core>=2.17 parallel-ssh>=2.12 aiosqlite>=0.21'
+installed="$wanted $(cksum <pyproject.toml)"
+if ! [ "$(cat "$env/.installed" 2>/dev/null)" = "$installed" ]; then
   # shellcheck disable=SC2086 - one word each
-  timeout 600 "$env/bin/python" -m pip install --quiet --disable-pip-version-check $wanted
-  echo "$wanted" >"$env/.installed"
+  timeout 900 "$env/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[fast]' $wanted
+  echo "$installed" >"$env/.installed"
 fi

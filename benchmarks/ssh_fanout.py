@@ -21,16 +21,15 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.figures import QUICK, finish, median, ratio, table
 from benchmarks.harness.fleet import Fleet, fleet_of
 from benchmarks.harness.http import Client
-from benchmarks.harness.peer import PEERS, ROOT, Peer, Took
+from benchmarks.harness.peer import PEERS, Peer, Took
 from benchmarks.harness.server import JobTable, Server, cpu_s, define_fleet, rss_mb
-
-PEER_PYTHON = ROOT / ".benchmark-env" / "bin" / "python"
 
 DEVICES = [int(count) for count in os.environ.get("DEVICES", "20" if QUICK else "100 500").split()]
 RUNS = 1 if QUICK else 3
@@ -126,10 +125,10 @@ async def entries_of(folder: Path, fleet: Fleet) -> list[Entry]:
         Entry(Peer("iotjobs, in process", [sys.executable, *in_process]), many),
         Entry(Peer("bare asyncssh", [sys.executable, str(PEERS / "bare_asyncssh.py"), saved], same), many),
     ]
-    if not PEER_PYTHON.exists():
-        print("parallel-ssh and Ansible are left out: run `sh benchmarks/setup.sh`", file=sys.stderr)
+    if find_spec("pssh") is None:
+        print("parallel-ssh and Ansible are left out: run with `make bench`", file=sys.stderr)
         return found
-    python = str(PEER_PYTHON)
+    python = sys.executable
     ansible = [python, str(PEERS / "ansible_raw.py"), saved]
     return [
         *found,
