@@ -7,7 +7,7 @@ attempt needs, frozen at submit. Only secrets and addresses are looked up again 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -104,9 +104,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Members that differ from their defaults, for the store."""
-        return {
-            name: value for name, value in asdict(self).items() if value != _PLAN_DEFAULTS.get(name, _ABSENT)
-        }
+        told = {name: getattr(self, name) for name, usual in _PLAN_USUAL if getattr(self, name) != usual}
+        if "retry" in told:
+            told["retry"] = asdict(self.retry)
+        return told
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Plan:
@@ -122,11 +123,13 @@ class Plan:
 
 
 _ABSENT = object()
-_PLAN_DEFAULTS = {
-    name: value
-    for name, value in asdict(Plan(OperationType.SCRIPT, 0)).items()
-    if name not in ("type", "timeout_s")
-}
+_PLAN_USUAL = tuple(
+    (
+        one.name,
+        _ABSENT if one.name in ("type", "timeout_s") else getattr(Plan(OperationType.SCRIPT, 0), one.name),
+    )
+    for one in fields(Plan)
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,9 @@ class _CommandRun:
             if self._noting is not None:
                 await self._noting
         end = OutputEnd(tuple(chunks), self._recorder.total_bytes, self._recorder.truncated)
-        job = replace(self._job, sent_at=self._sending.sent_at)
+        job = self._job
+        if job.sent_at != self._sending.sent_at:
+            job = replace(job, sent_at=self._sending.sent_at)
         if self._interrupted and ending.error_code == STOPPED_CODE:
             await self._settler.hand_over(job, self._plan, ending, end)
         else:

@@ -89,10 +89,8 @@ def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> N
     if lane is None:
         return
     lock_lane(tx.conn, lane)
-    if lane_active(tx.conn, lane):
-        return
     row = _next_in_lane.first(tx.conn, {"lane": lane, "now": now})
-    if row is not None:
+    if row is not None and not lane_active(tx.conn, lane):
         job = job_of(row)
         if job.pending_reason is not None:
             _wait_for.run(tx.conn, {"is_id": job.id, "reason": None})
