@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, delete, func, insert, select, type_coerce, update
+from sqlalchemy import Connection, Select, Table, cast, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
@@ -199,7 +199,7 @@ def page(
 
 def _has_tag(conn: Connection, tags: Any, tag: str) -> Any:
     if conn.dialect.name == "postgresql":
-        return type_coerce(tags, JSONB).contains([tag])
+        return cast(tags, JSONB).contains([tag])
     each = func.json_each(tags).table_valued("value")
     return select(each.c.value).where(each.c.value == tag).exists()
 

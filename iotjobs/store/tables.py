@@ -1,7 +1,8 @@
 """The tables. They never leave `store/`; callers get the dataclasses of `domain`.
 
-Moments are integer milliseconds. JSON is JSONB on PostgreSQL. Identifiers are UUIDv7 hex, except
-`job.seq` and `event.id`, which the database counts.
+Moments are integer milliseconds. JSON is kept as the text that was written, on PostgreSQL
+too: JSONB would sort members and write 1.5e300 out in digits, and a device gets what was saved.
+Identifiers are UUIDv7 hex, except `job.seq` and `event.id`, which the database counts.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, String, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import AutoString, Field, SQLModel
 
 # SQLite counts only a column declared INTEGER PRIMARY KEY.
 Counter = BigInteger().with_variant(Integer(), "sqlite")
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+Json = JSON(none_as_null=True)
 
 
 def _json(*, nullable: bool = False) -> Any:

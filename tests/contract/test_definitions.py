@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -108,6 +109,15 @@ async def test_what_was_made_is_read_as_it_was_given(store: Store, make) -> None
     read = await store.read(lambda conn: definitions.get(conn, Kind.OBJECT, made.id, EVERYTHING))
     assert read == made
     assert (read.values, read.version, read.created_at) == (values, 1, NOW)
+
+
+async def test_json_keeps_the_order_of_its_members_and_its_numbers(store: Store, make) -> None:
+    properties = {"zone": 1, "a": {"yy": 1, "x": 2, "b": 3}, "big": 1.5e300, "tiny": 5e-324}
+
+    made = await make(Kind.OBJECT, an_object(properties=properties))
+
+    read = await store.read(lambda conn: definitions.get(conn, Kind.OBJECT, made.id, EVERYTHING))
+    assert json.dumps(read.values["properties"]) == json.dumps(properties)
 
 
 async def test_unknown_ids_are_not_found(store: Store, change, remove) -> None:
