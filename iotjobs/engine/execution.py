@@ -82,7 +82,7 @@ class Executor:
     def ready_to_send(self, job: Job) -> bool:
         """Whether the way to the device is open, so that sending follows the begin at once."""
         if job.transport is Transport.MQTT:
-            return self._publishing.connected
+            return self._publishing.ready_for(job.id)
         return job.transport is Transport.SSH and self.reach.is_warm(job.target_id)
 
     async def run(self, begun: Begun) -> None:

@@ -21,6 +21,9 @@ from iotjobs.transports import topics
 from iotjobs.transports.mqtt import MqttPublisher, PublishEnd
 from iotjobs.transports.mqtt_messages import MqttMessage
 
+# What was promised to an attempt whose begin then failed is free again after this long.
+PROMISE_S = 5.0
+
 
 class BeforeSend(Protocol):
     """The step right before the first byte leaves."""
@@ -43,14 +46,29 @@ class Publishing:
 
     def __init__(self, store: Store, settler: Settler, publisher: MqttPublisher | None) -> None:
         self._store, self._settler, self._publisher = store, settler, publisher
+        self._promised: dict[str, float] = {}  # job → when it was told that it may send at once
 
-    @property
-    def connected(self) -> bool:
-        """Whether a message would leave at once."""
-        return self._publisher is not None and self._publisher.connected
+    def ready_for(self, job_id: str) -> bool:
+        """Whether the job's message would leave at once: a free place that no other job was told of.
+
+        Many jobs are begun in one transaction, before the first of them takes its place. Asking
+        again for the same job counts once.
+        """
+        if self._publisher is None:
+            return False
+        now = clock.monotonic()
+        self._promised.pop(job_id, None)
+        while self._promised and now - next(iter(self._promised.values())) > PROMISE_S:
+            del self._promised[next(iter(self._promised))]
+        if self._publisher.free_places <= len(self._promised):
+            return False
+        self._promised[job_id] = now
+        return True
 
     async def publish(self, job: Job, plan: Plan, sending: BeforeSend) -> None:
         """Run one attempt of an mqtt job to its end, or until it is parked."""
+        # Up to the window nothing is awaited that waits: with a free place it is taken in this turn.
+        self._promised.pop(job.id, None)
         try:
             async with asyncio.timeout(plan.timeout_s):
                 end = await self._send(message_of(job, plan), sending.before_send)

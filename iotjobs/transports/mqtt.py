@@ -83,6 +83,12 @@ class Link:
                     await self._up.wait()
         return self.connected
 
+    @property
+    def free_places(self) -> int:
+        """Places in the window of the usable connection; 0 without one."""
+        connection = self._usable()
+        return 0 if connection is None else connection.window.free
+
     async def connection(self, within_s: float) -> Connection:
         """The usable connection.
 
@@ -197,6 +203,11 @@ class MqttPublisher:
     async def wait_connected(self, timeout_s: float) -> bool:
         """Wait for a connection; False when none came in time."""
         return await self._link.wait_connected(timeout_s)
+
+    @property
+    def free_places(self) -> int:
+        """How many messages would leave at once; 0 while there is no connection."""
+        return self._link.free_places
 
     async def publish(self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]) -> PublishEnd:
         """Send one message, once.

@@ -16,6 +16,11 @@ class Window:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
+    @property
+    def free(self) -> int:
+        """Places that `enter` gives without waiting."""
+        return 0 if self._closed else self._free
+
     async def enter(self) -> None:
         """Wait for a place; every `enter` needs one `leave`.
 

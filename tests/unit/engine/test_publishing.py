@@ -11,12 +11,14 @@ from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.execution import Begun
-from iotjobs.engine.publishing import message_of
+from iotjobs.engine.publishing import PROMISE_S, message_of
 from iotjobs.store import jobs, tables
+from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.transports.mqtt import MqttPublisher
 from tests.services.mosquitto import Mosquitto
-from tests.services.rows import Engine, MakeEngine, job_of, rows_of, running_job
+from tests.services.rows import Engine, MakeEngine, add_job, job_of, rows_of, running_job
+from tests.services.site import eventually
 
 
 def message(**members: object) -> Plan:
@@ -73,7 +75,7 @@ async def test_without_a_broker_a_message_fails_and_nothing_was_sent(
 
     job = await published(engine, sqlite_store, message())
 
-    assert engine.publishing.connected is False
+    assert engine.publishing.ready_for(job.id) is False
     assert (job.outcome, job.error_code) == (Outcome.FAILED, "unreachable")
     assert job.error_message == "this site has no MQTT broker, see /readyz"
     [attempt] = await rows_of(sqlite_store, tables.attempts, job.id)
@@ -87,7 +89,6 @@ async def test_what_the_broker_took_succeeded(
     job = await published(online, sqlite_store, message(qos=qos))
 
     assert (job.status, job.outcome, job.delivery) == (Status.FINISHED, Outcome.SUCCEEDED, delivery)
-    assert online.publishing.connected is True
     lines = [line["message"] for line in await rows_of(sqlite_store, tables.log_entries, job.id)]
     assert lines == (["the broker took the message and nobody has subscribed to its topic"] if qos else [])
 
@@ -164,3 +165,45 @@ async def test_a_cut_before_the_acknowledgement_is_lost(
     await publisher.stop()
 
     assert (job.outcome, job.error_code) == (Outcome.LOST, "linkLost")
+
+
+@pytest.fixture
+async def three_places(start_mosquitto: Callable[..., Mosquitto]) -> AsyncIterator[MqttPublisher]:
+    """A publisher with a small window, and a broker that acknowledges nothing."""
+    broker = start_mosquitto()
+    publisher = MqttPublisher(broker.address, window=3)
+    await publisher.start()
+    assert await publisher.wait_connected(10)
+    broker.freeze()
+    yield publisher
+    broker.thaw()
+    await publisher.stop()
+
+
+async def test_only_those_with_a_place_are_written_down_as_sent(
+    sqlite_store: Store, make_engine: MakeEngine, three_places: MqttPublisher
+) -> None:
+    engine = make_engine(publisher=three_places)
+    waiting = [await add_job(sqlite_store, of=message(), transport=Transport.MQTT) for _ in range(5)]
+    engine.dispatcher.offer_again([Ticket.of(job) for job in waiting])
+
+    await engine.worker.start()
+
+    async def all_begun() -> bool:
+        return {(await job_of(sqlite_store, job.id)).status for job in waiting} == {Status.RUNNING}
+
+    await eventually(all_begun, 3)
+    sent = [(await job_of(sqlite_store, job.id)).sent_at is not None for job in waiting]
+    assert sorted(sent) == [False, False, True, True, True]
+
+
+async def test_a_place_is_promised_once_and_not_for_ever(
+    make_engine: MakeEngine, three_places: MqttPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing = make_engine(publisher=three_places).publishing
+
+    assert [publishing.ready_for(job_id) for job_id in "aaabcd"] == [True] * 5 + [False]
+
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now + PROMISE_S + 1)
+    assert [publishing.ready_for(job_id) for job_id in "defg"] == [True] * 3 + [False]
