@@ -8,24 +8,36 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from iotjobs.domain import shellnames
 from iotjobs.domain.operations import MESSAGE_LIMIT_BYTES
-from iotjobs.inputs.shapes import Interpreter, Name, Reference, ScriptText, Shape, Stored, said_by
+from iotjobs.inputs.shapes import (
+    Interpreter,
+    Name,
+    Reference,
+    ScriptText,
+    Shape,
+    Stored,
+    said_by,
+    without_nul,
+)
 from iotjobs.transports import topics
 
 WEEK_S = 7 * 86_400
 NINETY_DAYS_S = 90 * 86_400
 MQTT_SECONDS = 2**32 - 1  # the message expiry interval has four bytes
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_ENV_RESERVED = ("IJ_", "IOTJOBS_")
 _MACRO = re.compile(r"\{\{.*?\}\}")
 
 
 def _env_name(name: str) -> str:
-    if not _ENV_NAME.match(name):
-        raise ValueError("a variable's name has letters, digits and _, and no digit first")
-    if name.startswith(_ENV_RESERVED):
-        raise ValueError(f"names that begin with {' or '.join(_ENV_RESERVED)} are ours")
+    if problem := shellnames.variable_problem(name):
+        raise ValueError(problem)
     return name
+
+
+def _program_path(path: str) -> str:
+    if path.startswith("-"):
+        raise ValueError("a program's path does not start with -")
+    return path
 
 
 def _message_size(message: Any) -> Any:
@@ -40,7 +52,7 @@ def _topic_with_macros(topic: str) -> str:
     return topic
 
 
-RunAs = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")]
+RunAs = Annotated[str, StringConstraints(pattern=f"^{shellnames.USER.pattern.removesuffix(chr(92) + 'Z')}$")]
 Topic = Annotated[str, StringConstraints(max_length=4000), said_by(_topic_with_macros)]
 EnvName = Annotated[str, StringConstraints(max_length=200), AfterValidator(_env_name)]
 Seconds = Annotated[float, Field(gt=0, le=WEEK_S)]
@@ -62,7 +74,8 @@ class RetryBody(Shape):
     max_backoff_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
 
 
-Argument = Annotated[str, StringConstraints(max_length=65_536)]
+_NoNul = AfterValidator(without_nul)
+Argument = Annotated[str, StringConstraints(max_length=65_536), _NoNul]
 Arguments = Annotated[list[Argument], Field(max_length=1000)]
 Environment = Annotated[dict[EnvName, Argument], Field(max_length=1000)]
 
@@ -86,10 +99,12 @@ class ScriptParameters(Shape):
 class ProgramParameters(Shape):
     """A program on the device."""
 
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    path: Annotated[
+        str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_program_path), _NoNul
+    ]
     args: Arguments = Field(default_factory=list)
     env: Environment = Field(default_factory=dict)
-    cwd: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    cwd: Annotated[str, StringConstraints(min_length=1, max_length=4096), _NoNul] | None = None
 
 
 class AnswerBody(Shape):

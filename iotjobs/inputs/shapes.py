@@ -51,6 +51,13 @@ def said_by(check: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(run)
 
 
+def without_nul(text: str) -> str:
+    """Refuse the one character that no argument, variable or script can hold."""
+    if "\0" in text:
+        raise ValueError("a NUL character cannot be sent to a shell")
+    return text
+
+
 def _script_size(text: str) -> str:
     if len(text) * 4 > SCRIPT_BYTES and len(text.encode()) > SCRIPT_BYTES:
         raise ValueError(f"a script has at most {SCRIPT_BYTES} bytes")
@@ -70,7 +77,9 @@ RemoteUser = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]%][A-Za-z0-9_.:\[\]%-]{0,252}$")]
 Filter = Annotated[str, StringConstraints(max_length=1000), said_by(topics.check_own_filter)]
 HostKeys = Annotated[str, StringConstraints(max_length=20_000), said_by(_host_keys)]
-ScriptText = Annotated[str, StringConstraints(min_length=1), AfterValidator(_script_size)]
+ScriptText = Annotated[
+    str, StringConstraints(min_length=1), AfterValidator(_script_size), AfterValidator(without_nul)
+]
 Interpreter = Literal["sh", "bash", "python3", "perl", "node", "raw"]
 RoleName = Literal["viewer", "operator", "engineer", "admin"]
 Properties = Annotated[dict[Name, Any], Field(max_length=1000)]

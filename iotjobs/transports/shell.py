@@ -9,9 +9,9 @@ outputs, and becomes the command. Needs a POSIX `sh` as login shell or as `sh`, 
 from __future__ import annotations
 
 import math
-import re
 import signal
 
+from iotjobs.domain import shellnames
 from iotjobs.domain.errors import BadAnswer, BadRequest
 from iotjobs.transports.base import CommandEnd, CommandRequest, Gone, KillProof, Stream
 
@@ -137,13 +137,6 @@ done
 
 _POLL_S = 0.2
 _NEWLINE_STAND_INS = (b"\x1e", b"\x1f", b"\x1c", b"\x1d")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?\Z")
-# Read-only in some shells (assigning ends them), or what the text itself lives on.
-_RESERVED = frozenset({
-    "IFS", "PPID", "UID", "EUID", "GROUPS", "SHELLOPTS", "BASHOPTS", "BASH_VERSINFO",
-    "IOTJOBS_RUN", "IOTJOBS_W", "IOTJOBS_LED",
-})  # fmt: skip
 _WITHOUT_LAST_NEWLINE = slice(1, -1)
 
 
@@ -228,13 +221,13 @@ def check(request: CommandRequest) -> None:
     if request.argv and (not request.argv[0] or request.argv[0].startswith("-")):
         raise BadRequest("a program's path is not empty and does not start with '-'", field="path")
     for name in request.env:
-        if not _NAME.match(name) or name in _RESERVED or name.startswith("_ij_"):
+        if not shellnames.carried(name):
             raise BadRequest(f"{name!r} cannot be the name of an environment variable", field="env")
         if len(name) + len(request.env[name].encode(errors="replace")) > ENV_LIMIT_BYTES:
             raise BadRequest(
                 f"{name} is longer than the {ENV_LIMIT_BYTES} bytes that Linux takes", field="env"
             )
-    if request.run_as is not None and not _USER.match(request.run_as):
+    if request.run_as is not None and not shellnames.USER.match(request.run_as):
         raise BadRequest(f"{request.run_as!r} is not a user name", field="run_as")
     if request.cwd is not None and not request.cwd:
         raise BadRequest("the directory is empty", field="cwd")

@@ -58,3 +58,34 @@ def test_defaults_are_not_shared() -> None:
     one.parameters.args.append("x")
 
     assert (two.retry.on, two.parameters.args) == (["unreachable"], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "field", "said"),
+    [
+        ("script", {"parameters": {"text": "true", "env": {"IFS": ","}}}, "parameters.env.IFS", "the shell"),
+        ("script", {"parameters": {"text": "true", "env": {"UID": "0"}}}, "parameters.env.UID", "the shell"),
+        ("program", {"parameters": {"path": "x", "env": {"PPID": "1"}}}, "parameters.env.PPID", "the shell"),
+        ("program", {"parameters": {"path": "x", "env": {"_ij_c": "1"}}}, "parameters.env._ij_c", "are ours"),
+        ("program", {"parameters": {"path": "x", "env": {"A B": "1"}}}, "parameters.env.A B", "letters"),
+        ("script", {"run_as": "x" * 33}, "run_as", "match"),
+        ("script", {"run_as": "-u"}, "run_as", "match"),
+        ("program", {"parameters": {"path": "-x"}}, "parameters.path", "start with -"),
+        ("program", {"parameters": {"path": "x", "args": ["a", "b\0"]}}, "parameters.args[1]", "NUL"),
+        ("script", {"parameters": {"text": "true\0"}}, "parameters.text", "NUL"),
+    ],
+)
+def test_what_no_device_could_be_sent_is_refused_at_save_with_its_field(
+    kind: str, members: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(BadRequest) as refused:
+        validated(OPERATION, {"name": "n", "type": kind, "parameters": LEAST[kind]} | members)
+
+    [error] = refused.value.errors
+    assert (error.field, said in error.message) == (field, True)
+
+
+def test_a_user_may_end_in_a_dollar_sign() -> None:
+    body = {"name": "n", "type": "script", "parameters": {"text": "true"}, "run_as": "machine$"}
+
+    assert validated(OPERATION, body).run_as == "machine$"
