@@ -19,7 +19,7 @@ from iotjobs import clock
 from iotjobs.domain.errors import ConfigurationError
 from iotjobs.engine.claim import ClaimWatch
 from iotjobs.engine.deadlines import Deadlines
-from iotjobs.engine.devices import FILTERS, DeviceMessages
+from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.execution import Executor
@@ -47,6 +47,7 @@ from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
 from iotjobs.transports.ssh import SshTransport
 from iotjobs.transports.ssh_pool import SshLimits
+from iotjobs.transports.topics import DEVICE_FILTERS
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class Site:
     ) -> None:
         devices = DeviceMessages(store, settler)
         client_id = await store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
-        consumer = MqttConsumer(address, client_id=client_id, filters=FILTERS, handler=devices.receive)
+        consumer = MqttConsumer(address, client_id=client_id, filters=DEVICE_FILTERS, handler=devices.receive)
         for service in (devices, consumer, publisher):
             await self._run(service)
         self.readiness.watch("broker", lambda: publisher.connected and consumer.connected)

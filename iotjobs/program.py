@@ -36,7 +36,7 @@ def serve(
     from iotjobs.serving import run_server
 
     try:
-        code = run_server(settings.load(data_dir=data, host=host, port=port, mqtt_port=mqtt_port))
+        run_server(settings.load(data_dir=data, host=host, port=port, mqtt_port=mqtt_port))
     except EngineError as error:
         printing.say(f"iotjobs: {error}")
         match error:
@@ -46,7 +46,7 @@ def serve(
                 code = ExitCode.UNREACHABLE
             case _:
                 code = ExitCode.USAGE
-    raise typer.Exit(code)
+        raise typer.Exit(code) from error
 
 
 @app.command()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from iotjobs import __version__, logs
-from iotjobs.app import Site
+from iotjobs.app import AlreadyRunning, Site
 from iotjobs.domain.errors import ConfigurationError
 from iotjobs.settings import Settings
 
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 # What an open HTTP exchange may still take after SIGTERM before it is cut.
 HTTP_GRACE_S = 2
 INTERRUPTED = 130
-ALREADY_SERVED = 5
 
 
 class _Server(uvicorn.Server):
@@ -34,19 +33,17 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run_server(settings: Settings) -> int:
+def run_server(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; a second signal leaves at once.
-
-    Returns:
-        The exit code: 0 after a clean stop.
 
     Raises:
         ConfigurationError: it could not be started; the message says why.
+        AlreadyRunning: another process serves the same data, or came to while this one was cut off.
     """
     os.umask(0o077)  # what is in the data directory is nobody else's
     logs.configure(settings.log_level, settings.log_style)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_serve(settings))
+        runner.run(_serve(settings))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -58,7 +55,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -86,7 +83,8 @@ async def _serve(settings: Settings) -> int:
     finally:
         log.info("stopping")
         await site.stop()
-    return ALREADY_SERVED if site.claim_lost.is_set() else 0
+    if site.claim_lost.is_set():
+        raise AlreadyRunning("another iotjobs has come to serve this database")
 
 
 async def _first(serving: asyncio.Task[None], *reasons: asyncio.Event) -> None:

@@ -49,10 +49,7 @@ def backoff_s(policy: RetryPolicy, attempt: int, jitter: float) -> float:
 
 def reason_of(ending: Ending) -> str:
     """The word of `retry.on` that an ending falls under."""
-    return "unreachable" if ending.error_code in UNREACHABLE_CODES else ending.outcome.value
-
-
-UNREACHABLE_CODES = frozenset({DeviceUnreachable.code, "brokerUnavailable"})
+    return "unreachable" if ending.error_code == DeviceUnreachable.code else ending.outcome.value
 
 
 def after_ending(

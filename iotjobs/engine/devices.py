@@ -22,7 +22,7 @@ from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
-from iotjobs.engine.settle import Settler
+from iotjobs.engine.settle import STORE_RETRY_S, Settler
 from iotjobs.store import entities, jobs, reads
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -31,8 +31,6 @@ from iotjobs.transports.topics import DeviceTopic, TopicKind, parse_topic
 
 log = logging.getLogger(__name__)
 
-FILTERS = ("iotjobs/+/jobs/+/results", "iotjobs/+/jobs/+/answer")
-STORE_RETRY_S = 1.0
 # What may wait here: 64 MB at most, of a device that floods us.
 INBOX_MESSAGES = 1000
 LINES_A_SECOND = 50

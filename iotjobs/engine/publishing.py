@@ -131,7 +131,7 @@ def message_of(job: Job, plan: Plan) -> MqttMessage:
         qos=plan.qos,
         retain=plan.retain,
         expiry_s=None if expiry_s is None else max(1, int(expiry_s)),
-        user_properties=(("job-id", job.id),),
+        user_properties=((topics.JOB_ID_PROPERTY, job.id),),
         response_topic=topics.answer_topic(plan.thing or "", job.id) if answered else None,
         correlation_data=job.id.encode() if answered else None,
         content_type="application/json" if plan.message_is_json else "text/plain",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
+from iotjobs.engine.settle import STORE_RETRY_S
 from iotjobs.store import jobs, output
 from iotjobs.store.output import Chunk
 from iotjobs.store.session import Store
@@ -21,7 +22,6 @@ from iotjobs.store.writer import Transaction
 
 log = logging.getLogger(__name__)
 
-STORE_RETRY_S = 1.0
 OUTPUT_CAP_BYTES = 16 * 1024 * 1024
 # Short outputs travel with the settling transaction and cost no write of their own; longer ones
 # are on disk, and visible, after this long or this many bytes.

@@ -166,7 +166,6 @@ class MqttOperation(_Operation):
 
 
 OperationBody = Annotated[ScriptOperation | ProgramOperation | MqttOperation, Field(discriminator="type")]
-OperationIn = OperationBody  # the name until 5d70f7e; tests/services/rows.py has it
 
 
 class OperationOut(_Operation, Stored):

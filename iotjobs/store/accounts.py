@@ -17,7 +17,6 @@ from functools import cache
 from typing import Any
 
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from iotjobs import clock
@@ -82,19 +81,6 @@ def hash_password(password: str) -> str:
     return _hasher().hash(password)
 
 
-def password_matches(encoded: str | None, password: str) -> bool:
-    """Whether a password is the one behind a hash; as slow when there is no hash."""
-    try:
-        return _hasher().verify(encoded or _nobodys(), password) and encoded is not None
-    except (VerificationError, InvalidHashError):
-        return False
-
-
-@cache
-def _nobodys() -> str:
-    return hash_password(secrets.token_hex(16))
-
-
 _user_columns = (U.id, U.login, U.role, U.password, U.created_at, U.version)
 
 
@@ -144,12 +130,6 @@ def list_users(conn: Connection, scope: Scope, *, limit: int, after: str | None 
     if after is not None:
         query = query.where(U.id > after)
     return [_user(row) for row in conn.execute(query)]
-
-
-def find_login(conn: Connection, login: str) -> tuple[Caller, str | None] | None:
-    """Who has a login, and the hash of the password."""
-    row = conn.execute(select(*_user_columns).where(U.login == login)).first()
-    return None if row is None else (Caller(row.id, row.login, Role(row.role)), row.password)
 
 
 def update_user(

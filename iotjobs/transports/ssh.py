@@ -225,10 +225,6 @@ class SshTransport:
         """Whether this object has an open connection, so that a run needs no handshake."""
         return self._pool.is_warm(key)
 
-    def stats(self) -> dict[str, int]:
-        """How many connections are open."""
-        return {"open_connections": self._pool.open_connections}
-
     async def close(self) -> None:
         """Close all connections; runs still going end with LinkLost. Calling it twice is safe."""
         await self._pool.close()

@@ -389,13 +389,10 @@ class SshPool:
 
     def _build(self, credential: SshCredential) -> asyncssh.SSHClientConnectionOptions:
         keys: list[object] = []
-        certificates: list[asyncssh.SSHCertificate] = []
         methods = ["publickey"]
         try:
             if credential.kind == "ssh_key":
                 keys = [asyncssh.import_private_key(credential.private_key or "", credential.passphrase)]
-                if credential.certificate is not None:
-                    certificates = [asyncssh.import_certificate(credential.certificate)]
             elif credential.kind == "password":
                 methods = ["password", "keyboard-interactive"]
             elif self._agent_path is None:
@@ -403,7 +400,7 @@ class SshPool:
             return asyncssh.SSHClientConnectionOptions(
                 config=None,
                 client_keys=keys or (None if credential.kind == "password" else []),
-                client_certs=certificates,
+                client_certs=[],
                 password=credential.password if credential.kind == "password" else None,
                 preferred_auth=methods,
                 agent_path=str(self._agent_path) if credential.kind == "ssh_agent" else None,

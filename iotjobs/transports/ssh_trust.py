@@ -81,7 +81,6 @@ class SshCredential:
         kind: which of the fields below counts.
         private_key: OpenSSH or PEM text.
         passphrase: of the private key.
-        certificate: an OpenSSH user certificate for the private key.
         password: for `password`.
     """
 
@@ -90,7 +89,6 @@ class SshCredential:
     kind: CredentialKind = "ssh_key"
     private_key: str | None = field(default=None, repr=False)
     passphrase: str | None = field(default=None, repr=False)
-    certificate: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
 
 

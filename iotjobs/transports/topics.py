@@ -18,12 +18,7 @@ ROOT = "iotjobs"
 JOB_ID_PROPERTY = "job-id"
 
 # What we consume from devices.
-DEVICE_FILTERS = (
-    f"{ROOT}/+/report",
-    f"{ROOT}/+/status",
-    f"{ROOT}/+/jobs/+/results",
-    f"{ROOT}/+/jobs/+/answer",
-)
+DEVICE_FILTERS = (f"{ROOT}/+/jobs/+/results", f"{ROOT}/+/jobs/+/answer")
 
 _THING = re.compile(r"[a-zA-Z0-9:_-]{1,128}")
 _JOB_ID = re.compile(r"[0-9a-f]{32}|[0-9]{1,18}")

@@ -26,8 +26,8 @@ async def caller(store: Store, token: str) -> str | None:
 
 
 async def admin_id(store: Store) -> str:
-    found = await store.read(lambda conn: accounts.find_login(conn, "admin"))
-    return found[0].user_id
+    [admin] = await store.read(lambda conn: accounts.list_users(conn, EVERYTHING, limit=1))
+    return admin.id
 
 
 async def test_the_first_start_makes_an_administrator_and_shows_the_token_once(store: Store) -> None:

@@ -343,13 +343,13 @@ async def test_cancelling_a_run_frees_its_channel(ssh: SshTransport, openssh: Ss
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (await ssh.kill(target, mark, told.group, 1)).verdict is Gone.GONE
-    assert ssh.stats() == {"open_connections": 1}
+    assert ssh._pool.open_connections == 1
 
 
 async def test_forty_runs_share_one_connection_eight_at_a_time(ssh: SshTransport, device: Device) -> None:
     ends = await asyncio.gather(*[run(ssh, device.target, f"echo {number}") for number in range(40)])
     assert [told.out.decode() for _, told in ends] == [f"{number}\n" for number in range(40)]
-    assert ssh.stats() == {"open_connections": 1}
+    assert ssh._pool.open_connections == 1
 
 
 async def test_a_kill_finds_room_beside_eight_runs(ssh: SshTransport, openssh: SshServer) -> None:
@@ -414,7 +414,7 @@ async def test_a_jump_host_is_used_and_shared(
     inner = target_of(dropbear, jump=jump)
     assert (await run(ssh, inner, "exit 3"))[0].exit_code == 3
     assert (await run(ssh, jump, "exit 4"))[0].exit_code == 4
-    assert ssh.stats() == {"open_connections": 2}
+    assert ssh._pool.open_connections == 2
     shown = await ssh.scan_host_key(inner.host, inner.port, jump)
     assert [key.line for key in shown] == list(inner.host_keys)
 
@@ -425,9 +425,9 @@ async def test_another_address_under_the_same_key_is_another_connection(
     for server in (openssh, dropbear, openssh):
         target: SshTarget = target_of(server, key="one")
         assert (await run(ssh, target, "true"))[0].exit_code == 0
-    assert ssh.stats() == {"open_connections": 1}
+    assert ssh._pool.open_connections == 1
     ssh.forget("one")
-    assert ssh.stats() == {"open_connections": 0}
+    assert ssh._pool.open_connections == 0
 
 
 async def test_a_check_names_each_step(ssh: SshTransport, device: Device) -> None:
@@ -442,7 +442,7 @@ async def test_an_idle_connection_is_closed(openssh: SshServer) -> None:
     transport = SshTransport(limits=SshLimits(idle_s=0.1))
     try:
         await run(transport, target_of(openssh), "true")
-        assert transport.stats() == {"open_connections": 1}
-        await until(lambda: transport.stats() == {"open_connections": 0})
+        assert transport._pool.open_connections == 1
+        await until(lambda: transport._pool.open_connections == 0)
     finally:
         await transport.close()

@@ -31,7 +31,7 @@ from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
-from iotjobs.inputs.operation_shapes import OperationIn
+from iotjobs.inputs.operation_shapes import OperationBody
 from iotjobs.store import definitions, jobs, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.migrations.migrate import migrate
@@ -47,7 +47,7 @@ ADMIN = Caller("a" * 32, "admin", Role.ADMIN)
 OBJECT = "0" * 31 + "1"
 
 _numbers = itertools.count(1)
-_operation: TypeAdapter[Any] = TypeAdapter(OperationIn)
+_operation: TypeAdapter[Any] = TypeAdapter(OperationBody)
 
 
 def plan(**members: Any) -> Plan:

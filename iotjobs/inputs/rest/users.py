@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from iotjobs.clock import now_ms, rfc3339
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.rights import Role, scope_of
+from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import Id, IfMatch, Listing, created, listed, no_content, with_etag
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
@@ -109,7 +109,7 @@ async def create_token(
     services: Services, user_id: Id, body: Annotated[TokenBody, Depends(body_of(TokenBody))]
 ) -> Response:
     """Make a token; its text is in this answer and nowhere else."""
-    expires_at = _moment(body.expires_at)
+    expires_at = _to_come(body.expires_at)
     made = await services.store.write(
         lambda tx: accounts.make_token(tx, user_id, body.name, expires_at, now_ms())
     )
@@ -117,19 +117,10 @@ async def create_token(
     return created(content, f"/users/{user_id}/tokens/{made.token.number}")
 
 
-def _moment(text: str | None) -> int | None:
-    """Milliseconds of an RFC 3339 moment that is still to come."""
+def _to_come(text: str | None) -> int | None:
     if text is None:
         return None
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError("no zone")
-        at = int(moment.timestamp() * 1000)
-    except (ValueError, OverflowError) as error:
-        raise BadRequest(
-            "give a moment in RFC 3339 with its zone, such as 2027-01-31T12:00:00Z", field="expires_at"
-        ) from error
+    at = read_moment("expires_at", text)
     if at <= now_ms():
         raise BadRequest("this moment is past: the token could never be used", field="expires_at")
     return at
