@@ -47,6 +47,7 @@ from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
 from iotjobs.transports.ssh import SshTransport
 from iotjobs.transports.ssh_pool import SshLimits
+from iotjobs.transports.ssh_trust import read_authorities
 from iotjobs.transports.topics import DEVICE_FILTERS
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Site:
                 keepalive_s=settings.ssh_keepalive_s,
             ),
             known_hosts_file=settings.known_hosts_file,
+            host_authorities=read_authorities(settings.ssh_host_ca_file) if settings.ssh_host_ca_file else (),
             agent_path=settings.ssh_agent_path,
         )
         reach = Reach(store, vault, self._ssh, LocalTransport())

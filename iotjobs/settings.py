@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     known_hosts_file: Path | None = Field(
         None, description="OpenSSH known_hosts that is trusted for every object"
     )
+    ssh_host_ca_file: Path | None = Field(
+        None,
+        description="public keys, one a line, whose host certificates are trusted where no host key is on record",
+    )
     jobs_at_once: int = Field(500, ge=1, le=10_000, description="attempts under way at the same time")
     ssh_idle_s: float = Field(60.0, gt=0, description="seconds that an unused SSH connection stays open")
     ssh_connect_timeout_s: float = Field(

@@ -86,7 +86,8 @@ class SshTransport:
         Args:
             limits: numbers, see there.
             known_hosts_file: of the site, OpenSSH format; read again when it changes.
-            host_authorities: public key lines whose host certificates are believed everywhere.
+            host_authorities: public key lines; their host certificates are believed of every host that
+                has neither a line of its own nor one in the file.
             agent_path: socket of the SSH agent for credentials of that kind.
         """
         self._limits = limits or SshLimits()

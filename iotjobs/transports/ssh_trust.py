@@ -15,6 +15,7 @@ import asyncssh
 
 from iotjobs.domain.errors import (
     BadAnswer,
+    ConfigurationError,
     CredentialsRefused,
     DeliveryError,
     DeviceUnreachable,
@@ -156,7 +157,10 @@ class Trust:
 
 
 class TrustStore:
-    """The site's known hosts file and host authorities, joined with each target's own lines."""
+    """The site's known hosts file, joined with each target's own lines; without either its authorities.
+
+    What is on record for one host is narrower than a signature of an authority, so it stands alone.
+    """
 
     def __init__(self, known_hosts_file: Path | None = None, host_authorities: tuple[str, ...] = ()) -> None:
         self._file = known_hosts_file
@@ -178,7 +182,8 @@ class TrustStore:
             pinned += found[0]
             authorities += found[1]
             revoked += found[2]
-        authorities += self._authorities
+        if not pinned and not authorities:
+            authorities += self._authorities
         if not pinned and not authorities:
             raise HostKeyUnknown(f"no trusted host key is on record for {target.address}; nothing was sent")
         return Trust(tuple(pinned), tuple(authorities), tuple(revoked))
@@ -319,6 +324,33 @@ def delivery_error(error: Exception, where: str, *, sent: bool) -> DeliveryError
 def _reason(error: Exception) -> str:
     text = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split())[:300] or type(error).__name__
+
+
+def read_authorities(path: Path) -> tuple[str, ...]:
+    """The public keys of a file of host authorities: one a line, as `ssh-keygen` wrote it.
+
+    Raises:
+        ConfigurationError: it cannot be read, holds none, or a line is something else; tells no line's text.
+    """
+    name = "IOTJOBS_SSH_HOST_CA_FILE"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{name}: {path} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        try:
+            _public_key(line)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{name}: line {number} of {path} is no public key such as `ssh-ed25519 AAAA…`"
+            ) from error
+        found.append(line.strip())
+    if not found:
+        raise ConfigurationError(f"{name}: {path} holds no public key")
+    return tuple(found)
 
 
 def _public_key(line: str) -> asyncssh.SSHKey:

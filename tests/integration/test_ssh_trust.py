@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +12,10 @@ from iotjobs_sim.sshd import SshServer, start_openssh
 
 from iotjobs.domain.errors import HostKeyChanged, HostKeyUnknown
 from iotjobs.transports.ssh import SshTarget, SshTransport
+from iotjobs.transports.ssh_trust import read_authorities
 from tests.services import zoo
-from tests.services.ssh import nonce, run, target_of
+from tests.services.site import Rest, StartServe, eventually
+from tests.services.ssh import QUICK, nonce, run, target_of
 from tests.services.zoo import HOST_KEY, Record, public_line, ssh_server
 
 pytestmark = pytest.mark.check(21)
@@ -148,6 +153,109 @@ async def test_the_sites_authority_and_file_are_believed(tmp_path: Path) -> None
                 await run(transport, replace(target, key="c"), "true")
         finally:
             await transport.close()
+
+
+def keygen(*words: object) -> None:
+    subprocess.run(["ssh-keygen", "-q", *map(str, words)], check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def authorities(ssh_folder: Path) -> dict[str, Path]:
+    """Two CAs that OpenSSH's own tool made: the private key's file of each."""
+    made = {name: ssh_folder / f"ca-{name}" for name in ("ours", "theirs")}
+    for path in made.values():
+        keygen("-t", "ed25519", "-N", "", "-f", path)
+    return made
+
+
+@pytest.fixture
+def certified_sshd(ssh_folder: Path, authorities: dict[str, Path]) -> Iterator[Callable[..., SshServer]]:
+    """Starts sshd with a host certificate of a CA for a principal."""
+    with ExitStack() as running:
+
+        def start(signer: str = "ours", principal: str = "127.0.0.1") -> SshServer:
+            folder = ssh_folder / f"certified-{nonce()}"
+            folder.mkdir()
+            keygen("-t", "ed25519", "-N", "", "-f", folder / "host_ed25519")
+            key = folder / "host_ed25519.pub"
+            keygen("-s", authorities[signer], "-I", "press", "-h", "-n", principal, "-V", "-5m:+1h", key)
+            certificate = f"HostCertificate {folder / 'host_ed25519-cert.pub'}"
+            return running.enter_context(start_openssh(folder, settings=(certificate,)))
+
+        yield start
+
+
+@pytest.fixture
+async def believer(authorities: dict[str, Path]) -> AsyncIterator[SshTransport]:
+    """A transport of a site whose IOTJOBS_SSH_HOST_CA_FILE names the first CA."""
+    lines = read_authorities(authorities["ours"].with_suffix(".pub"))
+    transport = SshTransport(limits=QUICK, host_authorities=lines)
+    yield transport
+    await transport.close()
+
+
+async def test_openssh_with_a_certificate_of_the_sites_ca_is_believed(
+    believer: SshTransport, certified_sshd: Callable[..., SshServer]
+) -> None:
+    target = target_of(certified_sshd(), host_keys=())
+
+    assert (await run(believer, target, "true"))[0].exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("signer", "principal", "kind", "said"),
+    [
+        ("theirs", "127.0.0.1", HostKeyChanged, "a host certificate signed by SHA256:"),
+        ("ours", "other-host", HostKeyChanged, "rincipal"),
+    ],
+    ids=["another CA", "wrong principal"],
+)
+async def test_openssh_with_a_certificate_that_does_not_hold_is_refused(
+    believer: SshTransport,
+    certified_sshd: Callable[..., SshServer],
+    signer: str,
+    principal: str,
+    kind: type[Exception],
+    said: str,
+) -> None:
+    server = certified_sshd(signer, principal)
+
+    with pytest.raises(kind, match=said):
+        await run(believer, target_of(server, host_keys=()), "true")
+    # Its own pinned key goes before the site's CA.
+    assert (await run(believer, target_of(server, key="pinned"), "true"))[0].exit_code == 0
+
+
+async def test_openssh_without_a_certificate_is_unknown_to_the_sites_ca(
+    believer: SshTransport, openssh: SshServer
+) -> None:
+    with pytest.raises(HostKeyUnknown, match="no trusted authority has signed"):
+        await run(believer, target_of(openssh, host_keys=()), "true")
+
+
+async def test_the_setting_brings_the_ca_to_the_site(
+    make_serve: StartServe, certified_sshd: Callable[..., SshServer], authorities: dict[str, Path]
+) -> None:
+    serve = make_serve(ssh_host_ca_file=str(authorities["ours"].with_suffix(".pub")))
+    await serve.start()
+    async with Rest(serve) as rest:
+        for signer, outcome in (("ours", "succeeded"), ("theirs", "rejected")):
+            owner = await rest.device(certified_sshd(signer), ssh={"host_key": None})
+            job = await rest.run(owner, await rest.script(owner, "true"))
+            assert job["outcome"] == outcome
+
+
+async def test_a_file_that_is_no_ca_ends_the_start_and_says_why(
+    make_serve: StartServe, authorities: dict[str, Path]
+) -> None:
+    serve = make_serve(ssh_host_ca_file=str(authorities["ours"]))
+    process = serve.process = serve.launch()
+
+    code = await eventually(process.poll, 20)
+
+    assert code == 2
+    assert "IOTJOBS_SSH_HOST_CA_FILE: line 1 of" in serve.log
+    assert "Traceback" not in serve.log
 
 
 async def test_the_pinned_one_of_several_keys_is_asked_for(ssh: SshTransport, ssh_folder: Path) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import inspect
 import socket
+from pathlib import Path
 
 import asyncssh
 import pytest
 
 from iotjobs.domain.errors import (
     BadAnswer,
+    ConfigurationError,
     CredentialsRefused,
     DeliveryError,
     DeviceUnreachable,
@@ -25,6 +27,7 @@ from iotjobs.transports.ssh_trust import (
     SIGNATURE_ALGS,
     TrustStore,
     delivery_error,
+    read_authorities,
 )
 
 KEY = asyncssh.generate_private_key("ssh-ed25519")
@@ -139,3 +142,49 @@ def test_nothing_on_record_is_unknown() -> None:
 def test_the_kind_of_a_pinned_key_is_asked_for_first() -> None:
     rsa = asyncssh.generate_private_key("ssh-rsa", key_size=2048).export_public_key().decode()
     assert TrustStore().of(_target(rsa)).host_key_algs[:2] == ["rsa-sha2-512", "rsa-sha2-256"]
+
+
+def test_an_authority_of_the_site_stands_in_where_nothing_is_on_record() -> None:
+    other = asyncssh.generate_private_key("ssh-ed25519")
+    authority = other.export_public_key().decode()
+    store = TrustStore(host_authorities=(authority,))
+
+    assert store.of(_target()).authorities == (other.convert_to_public(),)
+    assert store.of(_target(LINE)).authorities == ()
+    assert store.of(_target(f"@cert-authority {LINE}")).authorities == (KEY.convert_to_public(),)
+    assert store.of(_target(f"@revoked {LINE}")).revoked == (KEY.convert_to_public(),)
+
+
+def test_the_file_of_authorities_holds_a_key_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "authorities"
+    file.write_text(f"# the plant's\n\n{LINE} comment\n  {LINE}\n")
+
+    assert read_authorities(file) == (f"{LINE} comment", LINE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        (b"", "holds no public key"),
+        (b"# only this\n", "holds no public key"),
+        (f"{LINE}\n@cert-authority * {LINE}\n".encode(), "line 2 of"),
+        (KEY.export_private_key(), "line 1 of"),
+        (b"ssh-ed25519 AAAA\n", "line 1 of"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+    ids=["missing", "empty", "comments", "known_hosts", "private key", "cut", "not text"],
+)
+def test_a_file_of_authorities_that_is_none_is_refused_and_not_repeated(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "authorities"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match=said) as refused:
+        read_authorities(file)
+
+    assert str(refused.value).startswith("IOTJOBS_SSH_HOST_CA_FILE: ")
+    assert "AAAA…" in str(refused.value) or "AAAA" not in str(refused.value)
+    assert "PRIVATE" not in str(refused.value)
