@@ -62,34 +62,45 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(name, _on_signal, stopping)
     listener = _listen(settings)
     site = Site(settings)
+    starting = asyncio.create_task(site.start(), name="start")
     try:
-        await site.start()
-        assert site.api is not None
-        config = uvicorn.Config(
-            site.api,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=HTTP_GRACE_S,
-            server_header=False,
-        )
-        server = _Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-        _announce(site, listener)
-        await _first(serving, stopping, site.claim_lost)
-        site.let_go()
-        server.should_exit = True
-        await serving
+        await _first(starting, stopping, site.claim_lost)
+        if starting.done():
+            await starting
+            await _serve_http(site, listener, stopping)
     finally:
         log.info("stopping")
+        listener.close()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
         await site.stop()
     if site.claim_lost.is_set():
         raise AlreadyRunning("another iotjobs has come to serve this database")
 
 
-async def _first(serving: asyncio.Task[None], *reasons: asyncio.Event) -> None:
+async def _serve_http(site: Site, listener: socket.socket, stopping: asyncio.Event) -> None:
+    assert site.api is not None
+    config = uvicorn.Config(
+        site.api,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=HTTP_GRACE_S,
+        server_header=False,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    _announce(site, listener)
+    await _first(serving, stopping, site.claim_lost)
+    site.let_go()
+    server.should_exit = True
+    await serving
+
+
+async def _first(task: asyncio.Task[None], *reasons: asyncio.Event) -> None:
+    """Wait until the task is done or there is a reason to stop."""
     waits = {asyncio.create_task(reason.wait(), name="reason to stop") for reason in reasons}
-    await asyncio.wait({serving, *waits}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({task, *waits}, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
 

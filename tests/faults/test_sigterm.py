@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,39 @@ async def test_it_ends_within_five_seconds_when_nothing_runs(serve: Serve) -> No
     assert code == 0
     assert "Traceback" not in serve.log
     assert "stopping" in serve.log
+
+
+@pytest.mark.check(13)
+async def test_a_start_that_waits_for_something_is_ended_as_well(make_serve: StartServe) -> None:
+    made = make_serve()
+    with socket.create_server(("127.0.0.1", made.mqtt_port)):  # the broker waits ten seconds for its port
+        made.process = made.launch()
+        await eventually((made.data / "broker" / "lock").exists, 20)
+        began = time.monotonic()
+
+        code = await made.stop()
+
+        assert time.monotonic() - began < 3
+    assert code == 0
+    assert "Traceback" not in made.log
+    await made.start()  # and it has left nothing behind that is in the way
+
+
+async def test_a_start_that_waits_for_a_silent_database_is_ended_too(make_serve: StartServe) -> None:
+    made = make_serve()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        made.database_url = f"postgresql://u:p@127.0.0.1:{silent.getsockname()[1]}/x"
+        made.process = made.launch()
+        silent.settimeout(20)
+        connection, _ = await asyncio.to_thread(silent.accept)
+        began = time.monotonic()
+
+        code = await made.stop()
+
+        assert time.monotonic() - began < 3
+        connection.close()
+    assert code == 0
+    assert "Traceback" not in made.log
 
 
 @pytest.mark.check(13)

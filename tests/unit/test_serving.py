@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from iotjobs import serving
+from iotjobs.app import AlreadyRunning
+from iotjobs.settings import Settings
+
+
+class Stuck:
+    """A site whose start does not come to its end."""
+
+    made: Stuck
+
+    def __init__(self, _settings: Settings) -> None:
+        Stuck.made = self
+        self.claim_lost, self.begun = asyncio.Event(), asyncio.Event()
+        self.ends: list[str] = []
+
+    async def start(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ends.append("start")
+
+    async def stop(self) -> None:
+        self.ends.append("stop")
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serving such a site; the signals are ours again afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(serving, "Site", Stuck)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def begun(tmp_path: Path) -> asyncio.Task[None]:
+    """The task that serves, once the start is under way."""
+    task = asyncio.create_task(serving._serve(Settings(data_dir=tmp_path, port=0)))
+    await asyncio.sleep(0)
+    await Stuck.made.begun.wait()
+    return task
+
+
+@pytest.mark.usefixtures("stuck")
+async def test_a_signal_during_the_start_undoes_it(tmp_path: Path) -> None:
+    task = await begun(tmp_path)
+
+    signal.raise_signal(signal.SIGTERM)
+    await task
+
+    assert Stuck.made.ends == ["start", "stop"]
+
+
+@pytest.mark.usefixtures("stuck")
+async def test_who_lost_the_database_to_another_ends_and_says_so(tmp_path: Path) -> None:
+    task = await begun(tmp_path)
+
+    Stuck.made.claim_lost.set()
+
+    with pytest.raises(AlreadyRunning, match="has come to serve"):
+        await task
+    assert Stuck.made.ends == ["start", "stop"]
