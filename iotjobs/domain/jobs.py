@@ -73,7 +73,8 @@ class Job:
         sent_at: the newest attempt may have reached the device; None means nothing was sent.
         deadline_at: when a parked attempt times out; None for attached ones.
         start_at: not before this moment (asked for, or the back-off of a retry).
-        nonce, process_group: of the newest attempt, to find its processes on the device.
+        nonce, process_group: of the newest attempt that was sent, to find its processes on the device;
+            None in a PENDING job when no process of an earlier attempt can be left there.
         lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
         worker_id: who holds the newest attempt.
     """

@@ -1,8 +1,9 @@
 """One attempt of a job, from its begin to its end.
 
-Order matters and is the same for every transport: the begin is committed, then `sent_at`, then
-the first byte leaves, then the end is committed. So after a crash the rows tell whether the
-device may have been reached.
+Order matters and is the same for every transport: the begin is committed, then what an earlier
+attempt may have left on the device is proven gone, then `sent_at` is committed with the attempt's
+own mark, then the first byte leaves, then the end is committed. So after a crash the rows tell
+whether the device may have been reached, and how to find what may run there.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES, Recorder
-from iotjobs.engine.settle import OutputEnd, Settler
+from iotjobs.engine.settle import OutputEnd, Settler, until_taken
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
-from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, Stream
+from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +44,35 @@ SEND_WITHIN_S = 4.0
 # write; the nonce, known before, finds the processes as well.
 NOTE_GROUP_AFTER_S = 0.25
 STOPPED_CODE = "serverStopped"
+_ON_DEVICES = (Transport.SSH, Transport.LOCAL)
+
+
+@dataclass(frozen=True, slots=True)
+class RunMark:
+    """How the processes of one attempt are found on the device; `group` 0: by the nonce alone."""
+
+    nonce: str
+    group: int = 0
+
+    @classmethod
+    def left_by(cls, job: Job, plan: Plan) -> RunMark | None:
+        """The mark of an earlier attempt that may still run, read off a job that waits for its next."""
+        if job.nonce is None or job.transport not in _ON_DEVICES or plan.interpreter == "raw":
+            return None
+        return cls(job.nonce, job.process_group or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An attempt that was begun: the job's row with it, and what to do (secrets resolved)."""
+    """An attempt that was begun: the job's row with it, and what to do (secrets resolved).
+
+    Attributes:
+        earlier: what has to be gone from the device before anything is sent.
+    """
 
     job: Job
     plan: Plan
+    earlier: RunMark | None = None
 
 
 def new_nonce() -> str:
@@ -87,24 +109,24 @@ class Executor:
 
     async def run(self, begun: Begun) -> None:
         """Run one attempt; everything that can go wrong ends in its record."""
+        sending = Sending(self.store, begun.job, begun.earlier)
         try:
             if begun.job.transport is Transport.MQTT:
-                await self._publishing.publish(begun.job, begun.plan, Sending(self.store, begun.job))
+                await self._publishing.publish(begun.job, begun.plan, sending)
             else:
-                await _CommandRun(self, begun).run()
+                await _CommandRun(self, begun, sending).run()
         except LeaseLost as error:
             log.warning("an attempt was taken over", extra={"job_id": begun.job.id, "why": str(error)})
         except IotJobsError as error:
-            await self._end(begun, Ending(Outcome.LOST, error_code="internalError", error_message=str(error)))
+            ending = Ending(Outcome.LOST, error_code="internalError", error_message=str(error))
+            await self.settler.end_attempt(sending.so_far(), begun.plan, ending)
         except Exception as error:
             log.exception(
                 "an attempt failed in us", extra={"job_id": begun.job.id, "attempt": begun.job.attempt}
             )
             what = f"{type(error).__name__} in iotjobs, see the log"
-            await self._end(begun, Ending(Outcome.LOST, error_code="internalError", error_message=what))
-
-    async def _end(self, begun: Begun, ending: Ending) -> None:
-        await self.settler.end_attempt(begun.job, begun.plan, ending)
+            ending = Ending(Outcome.LOST, error_code="internalError", error_message=what)
+            await self.settler.end_attempt(sending.so_far(), begun.plan, ending)
 
 
 class Sending:
@@ -113,31 +135,47 @@ class Sending:
     Attributes:
         sent_at: what the row says; set None when it is known that nothing left.
         announced: the transport came to the point of sending.
+        on_device: what of the job may run there; set None when it is known that nothing does.
     """
 
-    def __init__(self, store: Store, job: Job) -> None:
+    def __init__(self, store: Store, job: Job, earlier: RunMark | None = None) -> None:
         self._store, self._job = store, job
         self._committed = clock.monotonic()
         self.sent_at = job.sent_at
         self.announced = False
+        self.on_device = earlier if job.sent_at is None else self._own_mark()
+
+    def _own_mark(self) -> RunMark | None:
+        return None if self._job.nonce is None else RunMark(self._job.nonce)
+
+    def nothing_left(self) -> None:
+        """Note that nothing of this attempt left us, although we were about to send it."""
+        if self.sent_at is not None:
+            self.sent_at = self.on_device = None
+
+    def so_far(self) -> Job:
+        """The job's row with what is known now of its device, for the attempt's end."""
+        mark = self.on_device
+        nonce, group = (None, None) if mark is None else (mark.nonce, mark.group or None)
+        return replace(self._job, sent_at=self.sent_at, nonce=nonce, process_group=group)
 
     async def before_send(self) -> None:
-        """Commit `sent_at`, unless the begin did.
+        """Commit `sent_at` and the attempt's mark, unless the begin did.
 
         Raises:
             LeaseLost: the attempt is not ours any more, or we were frozen too long to send.
         """
         if self.sent_at is None:
             now = clock.now_ms()
+            facts = {"sent_at": now, "nonce": self._job.nonce, "process_group": None}
             try:
-                await self._store.write(
-                    lambda tx: jobs.note(tx, self._job.id, self._job.attempt, sent_at=now)
-                )
+                await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, **facts))
             except (StoreUnavailable, StorageFull) as error:
                 raise DeviceUnreachable(
                     f"not sent, because it could not be written down first: {error}"
                 ) from error
             self.sent_at, self._committed = now, clock.monotonic()
+            self.on_device = self._own_mark()
         elif clock.monotonic() - self._committed > SEND_WITHIN_S:
             job = await self._store.look(lambda conn: jobs.get(conn, self._job.id))
             if job.attempt != self._job.attempt or jobs.ended(job):
@@ -150,14 +188,14 @@ class Sending:
 class _CommandRun:
     """One run of a script or program."""
 
-    def __init__(self, executor: Executor, begun: Begun) -> None:
+    def __init__(self, executor: Executor, begun: Begun, sending: Sending) -> None:
         self._store, self._settler, self._reach = executor.store, executor.settler, executor.reach
-        self._job, self._plan = begun.job, begun.plan
+        self._job, self._plan, self._earlier = begun.job, begun.plan, begun.earlier
         self._recorder = Recorder(self._store, self._job.id, self._job.attempt, executor.output_cap_bytes)
-        self._sending = Sending(self._store, self._job)
+        self._sending = sending
         self._group = 0
         self._deadline = asyncio.timeout(begun.plan.timeout_s)
-        self._under_way = self._interrupted = False
+        self._under_way = self._ending_earlier = self._interrupted = False
         self._runs = executor.command_runs
         self._note_group: asyncio.TimerHandle | None = None
         self._noting: asyncio.Task[None] | None = None
@@ -167,6 +205,8 @@ class _CommandRun:
         if self._under_way and not self._deadline.expired():
             self._interrupted = True
             self._deadline.reschedule(asyncio.get_running_loop().time())
+        elif self._ending_earlier:
+            self._interrupted = True
 
     async def run(self) -> None:
         self._runs.add(self)
@@ -180,9 +220,9 @@ class _CommandRun:
             if self._noting is not None:
                 await self._noting
         end = OutputEnd(tuple(chunks), self._recorder.total_bytes, self._recorder.truncated)
-        job = self._job
-        if job.sent_at != self._sending.sent_at:
-            job = replace(job, sent_at=self._sending.sent_at)
+        job = self._job  # what succeeded is not tried again, and a copy is a good part of its end's cost
+        if ending.outcome is not Outcome.SUCCEEDED or job.sent_at != self._sending.sent_at:
+            job = self._sending.so_far()
         if self._interrupted and ending.error_code == STOPPED_CODE:
             await self._settler.hand_over(job, self._plan, ending, end)
         else:
@@ -190,6 +230,10 @@ class _CommandRun:
 
     async def _attempt(self) -> Ending:
         assert self._job.nonce is not None, "a begun attempt has its nonce"
+        if self._earlier is not None:
+            unsent = await self._end_earlier(self._earlier)
+            if unsent is not None:
+                return unsent
         request = command_request(self._job.id, self._job.nonce, self._plan)
         hooks = CommandHooks(self._sending.before_send, self._started, self._output)
         try:
@@ -199,6 +243,7 @@ class _CommandRun:
                     end = await self._reach.run(self._job, request, hooks)
                 finally:
                     self._under_way = False
+            self._sending.on_device = None
             return ending_of_exit(end)
         except TimeoutError:
             return await (self._stopped() if self._interrupted else self._timed_out())
@@ -206,11 +251,29 @@ class _CommandRun:
             return await self._undelivered(error)
         except RequestError as error:
             # A value that no shell can carry; refused before anything was sent.
-            self._sending.sent_at = None
+            self._sending.nothing_left()
             return Ending(Outcome.REJECTED, error_code=error.code, error_message=error.detail)
+
+    async def _end_earlier(self, earlier: RunMark) -> Ending | None:
+        """End what an earlier attempt left on the device; the end of this one where that cannot be proven."""
+        self._ending_earlier = True
+        job = replace(self._job, nonce=earlier.nonce)
+        proof = await self._reach.kill_first(job, earlier.group, self._plan.kill_after_s)
+        self._ending_earlier = False
+        if proof.verdict is not Gone.GONE:
+            return _beside_earlier(proof)
+        self._sending.on_device = None
+        if self._interrupted:
+            return Ending(Outcome.LOST, error_code=STOPPED_CODE, error_message="the server was stopped")
+        said = f"before attempt {self._job.attempt}: no process of an earlier attempt is left"
+        await until_taken(
+            self._store, lambda tx: jobs.log(tx, self._job.id, clock.now_ms(), "INFO", said), self._job.id
+        )
+        return None
 
     async def _started(self, _pid: int, group: int) -> None:
         self._group = group
+        self._sending.on_device = RunMark(self._job.nonce or "", group)
         self._note_group = asyncio.get_running_loop().call_later(NOTE_GROUP_AFTER_S, self._begin_noting)
 
     def _begin_noting(self) -> None:
@@ -243,6 +306,8 @@ class _CommandRun:
         if self._plan.interpreter == "raw":
             return "a raw run has no process group: what it started may still run"
         proof = await self._reach.kill(self._job, self._group, self._plan.kill_after_s)
+        if proof.verdict is Gone.GONE:
+            self._sending.on_device = None
         return {
             Gone.GONE: "its processes were killed and are gone",
             Gone.LEFT: f"its processes were signalled and some are left ({proof.detail})",
@@ -251,7 +316,7 @@ class _CommandRun:
 
     async def _undelivered(self, error: DeliveryError) -> Ending:
         if not error.maybe_executed:
-            self._sending.sent_at = None
+            self._sending.nothing_left()
             return retries.ending_of(error)
         ending = retries.ending_of(error)
         if self._plan.interpreter == "raw" or self._job.transport is not Transport.SSH:
@@ -263,6 +328,19 @@ class _CommandRun:
             Gone.UNCONFIRMED: f"a probe afterwards could not reach the device ({proof.detail})",
         }[proof.verdict]
         return replace(ending, error_message=f"{error.message}; {told}")
+
+
+def _beside_earlier(proof: KillProof) -> Ending:
+    """Nothing was sent, because it could have run beside what an earlier attempt left behind."""
+    said = {
+        Gone.LEFT: "processes of an earlier attempt were signalled and some are left",
+        Gone.UNCONFIRMED: "could not confirm that the processes of an earlier attempt are gone",
+    }[proof.verdict]
+    return Ending(
+        Outcome.LOST,
+        error_code="earlierNotEnded",
+        error_message=f"{said} ({proof.detail}), so it was not sent again",
+    )
 
 
 def command_request(job_id: str, nonce: str, plan: Plan) -> CommandRequest:

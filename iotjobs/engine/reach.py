@@ -67,6 +67,16 @@ class Reach:
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
 
+    async def kill_first(self, job: Job, group: int, kill_after_s: float) -> KillProof:
+        """`kill` what has to be gone before more is sent: waits for the device as long as a run does."""
+        if job.transport is not Transport.SSH:
+            return await self.kill(job, group, kill_after_s)
+        assert job.nonce is not None
+        try:
+            return await self._ssh.kill_first(await self._target(job), job.nonce, group, kill_after_s)
+        except DeliveryError as error:
+            return KillProof(Gone.UNCONFIRMED, error.message)
+
     async def probe(self, job: Job, group: int) -> KillProof:
         """Look once whether anything of the job's newest attempt is left."""
         assert job.nonce is not None

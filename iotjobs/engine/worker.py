@@ -14,7 +14,7 @@ from iotjobs.domain.jobs import Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
-from iotjobs.engine.execution import Begun, Executor, new_nonce
+from iotjobs.engine.execution import Begun, Executor, RunMark, new_nonce
 from iotjobs.engine.services import LoopService
 from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
@@ -124,24 +124,27 @@ class Worker(LoopService):
             queue.lock_lane(tx.conn, job.lane)
             if queue.lane_active(tx.conn, job.lane):
                 return None
-        plan, secret = jobs.plan_of(tx.conn, job_id)
+        stored, secret = jobs.plan_of(tx.conn, job_id)
         if secret is not None:
-            plan = msgspec.json.decode(self._secrets.open(secret, f"plan:{job_id}"))
+            stored = msgspec.json.decode(self._secrets.open(secret, f"plan:{job_id}"))
+        plan = Plan.from_json(stored)
         nonce = new_nonce()
-        sent = self._executor.ready_to_send(job)
+        earlier = RunMark.left_by(job, plan)
+        sent = earlier is None and self._executor.ready_to_send(job)
         number = jobs.begin_attempt(tx, job, worker_id=self.worker_id, nonce=nonce, at=now, sent=sent)
         job = replace(
             job,
             status=Status.RUNNING,
             attempt=number,
             nonce=nonce,
+            process_group=None,
             worker_id=self.worker_id,
             started_at=job.started_at or now,
             sent_at=now if sent else None,
             deadline_at=None,
             start_at=None,
         )
-        return Begun(job, Plan.from_json(plan))
+        return Begun(job, plan, earlier)
 
 
 def _ready(job: Job, now: int) -> bool:

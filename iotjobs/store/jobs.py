@@ -191,11 +191,13 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
         tx: the transaction.
         job: the row as it was read when the decision was made.
         worker_id: who runs it.
-        nonce: marks the attempt's processes on the device.
+        nonce: marks the attempt's processes on the device; written when it is sent, so that until then
+            the row has the mark of an earlier attempt that may still run.
         at: the moment, milliseconds.
         sent: the way is open, so that sending follows at once: also write `sent_at`.
     """
     number = job.attempt + 1
+    sending = {"sent_at": at, "nonce": nonce, "process_group": None} if sent else {"sent_at": None}
     _change(
         tx,
         job,
@@ -203,14 +205,12 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
         at,
         attempt=number,
         worker_id=worker_id,
-        nonce=nonce,
-        process_group=None,
         started_at=job.started_at or at,
-        sent_at=at if sent else None,
         deadline_at=None,
         pending_reason=None,
         delivery=Delivery.QUEUED if job.transport is Transport.MQTT else None,
         start_at=None,
+        **sending,
     )
     return number
 
@@ -269,7 +269,11 @@ _erase_secret = update(tables.plans).where(tables.plans.c.job_id == bindparam("i
 
 
 def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int) -> None:
-    """RUNNING → PENDING until `start_at`, when the next attempt may begin."""
+    """RUNNING → PENDING until `start_at`, when the next attempt may begin.
+
+    Keeps the `nonce` and `process_group` that the given job has: what may still run on the device has
+    to be found there, and ended, before the next attempt is sent.
+    """
     _close_attempt(tx, job, ending, at)
     _change(
         tx,
@@ -279,6 +283,8 @@ def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int)
         start_at=start_at,
         pending_reason=PendingReason.RETRY if start_at > at else None,
         sent_at=None,
+        nonce=job.nonce,
+        process_group=job.process_group,
         deadline_at=None,
         worker_id=None,
     )

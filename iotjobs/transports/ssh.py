@@ -143,6 +143,16 @@ class SshTransport:
         command = shell.kill_command(nonce, group, kill_after_s)
         return await self._prove(target, command, kill_after_s + self._limits.answer_s)
 
+    async def kill_first(self, target: SshTarget, nonce: str, group: int, kill_after_s: float) -> KillProof:
+        """`kill` before more is sent: waits for a connection and for the first word as long as a run does."""
+        try:
+            async with self._pool.channel(target, spare=True):
+                pass  # it is open now, and stays so for the kill and for what is sent after it
+        except DeliveryError as error:
+            return KillProof(Gone.UNCONFIRMED, error.message)
+        command, answer_s = shell.kill_command(nonce, group, kill_after_s), self._limits.answer_s
+        return await self._prove(target, command, kill_after_s + answer_s, first_word_s=answer_s)
+
     async def probe(self, target: SshTarget, nonce: str, group: int) -> KillProof:
         """See `CommandTransport.probe`; takes at most `answer_s`."""
         return await self._prove(target, shell.kill_command(nonce, group, None), self._limits.answer_s)
@@ -306,9 +316,11 @@ class SshTransport:
         if not (session.complete and await session.closing(_CLOSE_WITHIN_S)):
             self._pool.forget(link.target.key)
 
-    async def _prove(self, target: SshTarget, command: str, within_s: float) -> KillProof:
-        started, first_word_s = asyncio.get_running_loop().time(), min(self._limits.first_word_s, within_s)
-        deadline = asyncio.timeout(first_word_s)
+    async def _prove(
+        self, target: SshTarget, command: str, within_s: float, *, first_word_s: float | None = None
+    ) -> KillProof:
+        started = asyncio.get_running_loop().time()
+        deadline = asyncio.timeout(min(first_word_s or self._limits.first_word_s, within_s))
 
         def heard() -> None:
             if not deadline.expired():

@@ -15,6 +15,7 @@ from iotjobs_sim.sshd import SshServer
 
 from tests.services.programs import free_port
 from tests.services.site import Rest, Serve, StartServe, eventually
+from tests.services.ssh import processes_of
 
 
 @pytest.fixture
@@ -144,18 +145,6 @@ async def test_what_may_be_repeated_is_handed_over_to_the_next_start(
     async with Rest(serve) as rest:
         job = await rest.ended(job["id"])
     assert (job["outcome"], job["attempt"], job["description"]["stdout"]) == ("succeeded", 2, "run\n")
-
-
-def processes_of(job_id: str) -> list[Path]:
-    """Live processes of this machine, which every device is on, that belong to a job."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"IOTJOBS_JOB_ID={job_id}".encode() in path.read_bytes():
-                found.append(path)
-        except OSError:
-            continue
-    return found
 
 
 async def test_a_second_sigterm_leaves_at_once(serve: Serve, openssh: SshServer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,12 @@ async def running_job(store: Store, *, sent: bool = False, worker_id: str = "w1"
 
 
 async def begin(store: Store, job: Job, *, sent: bool = False, worker_id: str = "w1") -> Job:
-    """Begin a job's next attempt; the row."""
-    now = clock.now_ms()
+    """Begin a job's next attempt; the row, with the mark that it gets when it is sent."""
+    now, nonce = clock.now_ms(), clock.new_id()
     await store.write(
-        lambda tx: jobs.begin_attempt(tx, job, worker_id=worker_id, nonce=clock.new_id(), at=now, sent=sent)
+        lambda tx: jobs.begin_attempt(tx, job, worker_id=worker_id, nonce=nonce, at=now, sent=sent)
     )
-    return await job_of(store, job.id)
+    return replace(await job_of(store, job.id), nonce=nonce)
 
 
 async def job_of(store: Store, job_id: str) -> Job:

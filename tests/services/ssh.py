@@ -119,6 +119,18 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def processes_of(job_id: str) -> list[Path]:
+    """Live processes of this machine, which every device is on, that belong to a job."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"IOTJOBS_JOB_ID={job_id}".encode() in path.read_bytes():
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
 def arguments_of_all() -> bytes:
     """What `ps` would show of every process of this machine."""
     seen = b""

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost
-from iotjobs.domain.jobs import Ending
+from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.execution import SEND_WITHIN_S, Begun, Sending, command_request, ending_of_exit, new_nonce
+from iotjobs.engine.rescue import rescue
 from iotjobs.store import jobs, reads, tables
 from iotjobs.store.session import Store
-from iotjobs.transports.base import CommandEnd
+from iotjobs.transports.base import CommandEnd, Gone, KillProof
 from tests.services.rows import Engine, MakeEngine, begin, job_of, plan, rows_of, running_job
+from tests.services.ssh import marked, until
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,153 @@ async def test_a_fault_of_ours_ends_the_job_as_lost_and_is_logged(
     assert (job.outcome, job.error_code) == (Outcome.LOST, "internalError")
     assert job.error_message == "ZeroDivisionError in iotjobs, see the log"
     assert "an attempt failed in us" in [record.message for record in caplog.records]
+
+
+# --- what an earlier attempt left on the device ---------------------------------------------------
+
+
+async def died_while_it_ran(engine: Engine, store: Store, folder: Path) -> tuple[Job, list[int]]:
+    """A job that waits for its next attempt, and the processes of the one whose worker died."""
+    made = first_hangs(folder)
+    job = await running_job(store, of=made)
+    task = asyncio.create_task(engine.executor.run(Begun(job, made)))
+    await until((folder / "pid").exists)
+    task.cancel()
+    await asyncio.wait({task})
+    assert await rescue(store, engine.settler, "alive") == 1
+    return await job_of(store, job.id), marked(job.nonce or "")
+
+
+async def begin_again(engine: Engine, job: Job) -> Begun:
+    begun = await engine.store.write(lambda tx: engine.worker._begin(tx, job.id))
+    assert begun is not None
+    return begun
+
+
+def first_hangs(folder: Path) -> Plan:
+    """An idempotent script whose first run does not end, and whose next ones tell whether it is there."""
+    again = f"if kill -0 $(cat {folder}/pid) 2>/dev/null; then echo both; else echo alone; fi"
+    text = f"if mkdir {folder}/first 2>/dev/null; then echo $$ >{folder}/pid; exec sleep 77; else {again}; fi"
+    return plan(script=text, idempotent=True, kill_after_s=0.2)
+
+
+async def test_what_an_earlier_attempt_left_is_gone_before_the_next_is_sent(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job, left = await died_while_it_ran(engine, sqlite_store, tmp_path)
+    assert left
+
+    begun = await begin_again(engine, job)
+    await engine.executor.run(begun)
+
+    assert marked(job.nonce or "") == []
+    done = await job_of(sqlite_store, job.id)
+    assert (done.outcome, done.attempt, begun.job.nonce != job.nonce) == (Outcome.SUCCEEDED, 2, True)
+    record = await sqlite_store.read(lambda conn: reads.job_record(conn, job.id, reads.Scope()))
+    assert record.stdout.text == "alone\n"
+    [line] = await rows_of(sqlite_store, tables.log_entries, job.id)
+    assert line["message"] == "before attempt 2: no process of an earlier attempt is left"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (Gone.LEFT, "processes of an earlier attempt were signalled and some are left (why)"),
+        (Gone.UNCONFIRMED, "could not confirm that the processes of an earlier attempt are gone (why)"),
+    ],
+)
+async def test_nothing_is_sent_beside_what_may_still_run(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, verdict: Gone, said: str
+) -> None:
+    engine = make_engine(worker_id="alive")
+    made = plan(idempotent=True, retry=RetryPolicy(3, ("lost",), backoff_s=0))
+    job = await running_job(sqlite_store, of=made, sent=True, worker_id="dead")
+    await rescue(sqlite_store, engine.settler, "alive")
+    asked: list[str | None] = []
+
+    async def kill(of: Job, *_: object) -> KillProof:
+        asked.append(of.nonce)
+        return KillProof(verdict, "why")
+
+    monkeypatch.setattr(engine.reach, "kill", kill)
+    for _ in range(2):
+        waits = await job_of(sqlite_store, job.id)
+        assert (waits.status, waits.nonce) == (Status.PENDING, job.nonce)
+        await engine.executor.run(await begin_again(engine, waits))
+
+    lost = await job_of(sqlite_store, job.id)
+    assert (lost.outcome, lost.error_code, lost.attempt) == (Outcome.LOST, "earlierNotEnded", 3)
+    assert lost.error_message == f"{said}, so it was not sent again"
+    assert asked == [job.nonce, job.nonce]
+    assert [row["sent_at"] is None for row in await rows_of(sqlite_store, tables.attempts, job.id)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+async def test_a_second_death_before_the_first_was_ended_forgets_nothing(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job, left = await died_while_it_ran(engine, sqlite_store, tmp_path)
+    await begin_again(engine, job)
+    await rescue(sqlite_store, engine.settler, "the next")
+
+    await engine.executor.run(await begin_again(engine, job))
+
+    assert left
+    assert marked(job.nonce or "") == []
+    assert (await job_of(sqlite_store, job.id)).outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("way", ["not sent", "ended by itself", "proven gone", "raw"])
+async def test_where_nothing_can_be_left_the_next_attempt_begins_at_once(
+    sqlite_store: Store, make_engine: MakeEngine, way: str
+) -> None:
+    engine = make_engine(worker_id="alive")
+    policy = RetryPolicy(2, ("failed", "timed_out", "lost"), backoff_s=0)
+    script = {"ended by itself": "exit 1", "proven gone": "sleep 77"}.get(way, "true")
+    interpreter = "raw" if way == "raw" else "sh"
+    timeout_s = 0.3 if way == "proven gone" else 5.0
+    made = plan(
+        script=script,
+        interpreter=interpreter,
+        timeout_s=timeout_s,
+        kill_after_s=0.1,
+        idempotent=True,
+        retry=policy,
+    )
+    if way in ("not sent", "raw"):
+        job = await running_job(sqlite_store, of=made, sent=way == "raw", worker_id="dead")
+        await rescue(sqlite_store, engine.settler, "alive")
+    else:
+        job = await running_job(sqlite_store, of=made)
+        await engine.executor.run(Begun(job, made))
+
+    begun = await begin_again(engine, job)
+
+    assert begun.earlier is None
+
+
+async def test_a_stop_while_the_earlier_is_ended_sends_nothing_and_hands_over(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, of=plan(idempotent=True), sent=True, worker_id="dead")
+    await rescue(sqlite_store, engine.settler, "alive")
+
+    async def kill(*_: object) -> KillProof:
+        engine.executor.interrupt()
+        return KillProof(Gone.GONE, "")
+
+    monkeypatch.setattr(engine.reach, "kill", kill)
+    await engine.executor.run(await begin_again(engine, job))
+
+    handed = await job_of(sqlite_store, job.id)
+    assert (handed.status, handed.attempt, handed.nonce) == (Status.PENDING, 2, None)
+    assert (await rows_of(sqlite_store, tables.attempts, job.id))[1]["sent_at"] is None
 
 
 # --- the step before the first byte ---------------------------------------------------------------
