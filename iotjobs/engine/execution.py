@@ -318,16 +318,9 @@ class _CommandRun:
         if not error.maybe_executed:
             self._sending.nothing_left()
             return retries.ending_of(error)
+        # Nobody listens to it any more, so it must not go on: its job ends here, or is tried again.
         ending = retries.ending_of(error)
-        if self._plan.interpreter == "raw" or self._job.transport is not Transport.SSH:
-            return ending
-        proof = await self._reach.probe(self._job, self._group)
-        told = {
-            Gone.GONE: "a probe afterwards found nothing of it running",
-            Gone.LEFT: f"a probe afterwards found it running ({proof.detail})",
-            Gone.UNCONFIRMED: f"a probe afterwards could not reach the device ({proof.detail})",
-        }[proof.verdict]
-        return replace(ending, error_message=f"{error.message}; {told}")
+        return replace(ending, error_message=f"{error.message}; {await self._killed()}")
 
 
 def _beside_earlier(proof: KillProof) -> Ending:

@@ -6,7 +6,6 @@ its definition once; a change made through this process drops it at once.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from iotjobs.transports.ssh_trust import CredentialKind, HostKey, SshCredential,
 log = logging.getLogger(__name__)
 
 KEPT_S = 5.0  # another node's change of a definition is seen after this long
-# A device that was lost a moment ago mostly stays lost: its jobs must not wait for that.
-PROBE_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +71,6 @@ class Reach:
         assert job.nonce is not None
         try:
             return await self._ssh.kill_first(await self._target(job), job.nonce, group, kill_after_s)
-        except DeliveryError as error:
-            return KillProof(Gone.UNCONFIRMED, error.message)
-
-    async def probe(self, job: Job, group: int) -> KillProof:
-        """Look once whether anything of the job's newest attempt is left."""
-        assert job.nonce is not None
-        try:
-            async with asyncio.timeout(PROBE_WITHIN_S):
-                return await self._ssh.probe(await self._target(job), job.nonce, group)
-        except TimeoutError:
-            return KillProof(Gone.UNCONFIRMED, f"no answer within {PROBE_WITHIN_S:g} s")
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
 

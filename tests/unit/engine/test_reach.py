@@ -116,7 +116,6 @@ async def test_an_object_that_is_gone_or_has_no_address_is_not_reached(
         await engine.reach._target(job)
     assert (await engine.reach.kill(job, 0, 1.0)).verdict is Gone.UNCONFIRMED
     assert (await engine.reach.kill_first(job, 0, 1.0)).verdict is Gone.UNCONFIRMED
-    assert (await engine.reach.probe(job, 0)).verdict is Gone.UNCONFIRMED
 
     await sqlite_store.write(lambda tx: tx.conn.execute(delete(tables.objects)))
     with pytest.raises(NotFound):
