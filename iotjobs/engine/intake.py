@@ -156,7 +156,7 @@ class Intake:
                     return Submitted(earlier)
             seq = jobs.insert_job(tx, row, rendered.plan, rendered.secret)
             if row["start_at"] is None:
-                ticket = Ticket(queue.rank_of(row["priority"], row["low_priority"]), seq, row["id"])
+                ticket = Ticket(queue.rank_of(row["priority"], row["low_priority"]), 0, seq, row["id"])
                 if not queue.offer_if_free(tx, row["lane"], ticket, now, self._offers):
                     row["pending_reason"] = PendingReason.LANE
             return Submitted(row["id"], jobs.inserted(row, seq))

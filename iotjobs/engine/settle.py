@@ -19,7 +19,7 @@ from iotjobs.domain.operations import Plan
 from iotjobs.engine.feed import Feed
 from iotjobs.store import jobs, output, queue
 from iotjobs.store.output import Chunk
-from iotjobs.store.queue import Offers, Ticket
+from iotjobs.store.queue import Offers
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Item, Transaction
 
@@ -123,7 +123,7 @@ class Settler:
     def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int) -> None:
         """Give a job its next attempt at once, inside a transaction."""
         jobs.try_again(tx, job, ending, now, now)
-        queue.offer_if_free(tx, job.lane, Ticket.of(job), now, self._offers)
+        queue.offer_if_free(tx, job.lane, queue.ticket_of(tx.conn, job), now, self._offers)
 
     async def _refused(self, job: Job, ending: Ending, error: Exception) -> None:
         """A late write: what it would have said is kept as a log entry."""

@@ -6,11 +6,12 @@ ready, and the sweep offers again whatever is ready and may have lost its ticket
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, and_, bindparam, exists, literal_column, or_, select, text, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, literal_column, or_, select, text, update
 
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.domain.statuses import Status
@@ -24,16 +25,37 @@ _ACTIVE = (Status.RUNNING, Status.STOPPING, Status.CANCELING)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ticket:
-    """A job that may run now; sorts by priority, highest first, then age."""
+    """A job that may run now; sorts by priority, highest first, then turn, then age.
+
+    Attributes:
+        rank: of its priority; low priority stands behind everything else.
+        turn: how many jobs of the same parent stand before it, so that ten thousand of one parent
+            let everybody else's next job pass.
+    """
 
     rank: int
+    turn: int
     seq: int
     job_id: str
 
     @classmethod
-    def of(cls, job: Job) -> Ticket:
-        """The ticket of a job; low priority stands behind everything else."""
-        return cls(rank_of(job.priority, job.low_priority), job.seq, job.id)
+    def of(cls, job: Job, turn: int = 0) -> Ticket:
+        """The ticket of a job, without a parent unless `turn` says otherwise."""
+        return cls(rank_of(job.priority, job.low_priority), turn, job.seq, job.id)
+
+
+def ticket_of(conn: Connection, job: Job) -> Ticket:
+    """The ticket of a job, its siblings counted."""
+    if job.parent_id is None:
+        return Ticket.of(job)
+    return Ticket.of(job, _siblings_ahead.scalar(conn, {"parent": job.parent_id, "before": job.seq}))
+
+
+_siblings_ahead = Prepared(
+    select(func.count())
+    .select_from(tables.jobs)
+    .where(J.parent_id == bindparam("parent"), J.ended_at.is_(None), J.seq < bindparam("before"))
+)
 
 
 def rank_of(priority: int, low_priority: bool) -> int:
@@ -94,7 +116,7 @@ def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> N
         job = job_of(row)
         if job.pending_reason is not None:
             _wait_for.run(tx.conn, {"is_id": job.id, "reason": None})
-        offers.offer(tx, Ticket.of(job))
+        offers.offer(tx, ticket_of(tx.conn, job))
 
 
 def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> bool:
@@ -123,12 +145,18 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
         ),
     )
     query = (
-        select(J.priority, J.low_priority, J.seq, J.id)
+        select(J.priority, J.low_priority, J.seq, J.id, J.parent_id)
         .where(_ready, or_(J.lane.is_(None), ~ahead))
         .order_by(J.low_priority, J.priority.desc(), J.seq)
         .limit(limit)
     )
-    return [Ticket(rank_of(p, low), seq, id_) for p, low, seq, id_ in conn.execute(query, {"now": now})]
+    turns: Counter[str] = Counter()
+    tickets = []
+    for priority, low, seq, job_id, parent_id in conn.execute(query, {"now": now}):
+        turn = turns[parent_id] if parent_id is not None else 0
+        turns[parent_id] += 1
+        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id))
+    return tickets
 
 
 def _before(a: Any, b: Any) -> Any:
@@ -170,7 +198,7 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
         .where(J.id == job.id, J.status == Status.PENDING)
         .values(start_at=None, pending_reason=None)
     )
-    offer_if_free(tx, job.lane, Ticket.of(job), now, offers)
+    offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 
 
 def orphans(conn: Connection, worker_id: str, limit: int = 500) -> list[Job]:

@@ -214,6 +214,13 @@ class JobRow(SQLModel, table=True):
         Index("job_run_by", "run_by_id", "timestamp", "seq"),
         Index("job_created", "timestamp", "seq"),
         Index("job_lane", "lane", "status"),
+        Index(
+            "job_parent",
+            "parent_id",
+            "seq",
+            sqlite_where=text("parent_id IS NOT NULL"),
+            postgresql_where=text("parent_id IS NOT NULL"),
+        ),
         *(
             Index(f"job_{moment}", moment, sqlite_where=text(where), postgresql_where=text(where))
             for moment, where in DUE.items()

@@ -351,7 +351,7 @@ async def submit(store: Store, offered: Offered, **columns: Any) -> Job:
         seq = jobs.insert_job(tx, row, plan(), None)
         if row.get("start_at") is None:
             rank = queue.rank_of(row.get("priority", 5), row.get("low_priority", False))
-            queue.offer_if_free(tx, row["lane"], Ticket(rank, seq, row["id"]), row["timestamp"], offered)
+            queue.offer_if_free(tx, row["lane"], Ticket(rank, 0, seq, row["id"]), row["timestamp"], offered)
         return str(row["id"])
 
     return await job_of(store, await store.write(item))

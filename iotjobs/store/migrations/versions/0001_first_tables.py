@@ -161,6 +161,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("expires_at IS NOT NULL AND status IN ('PENDING', 'STOPPED')"),
     )
     op.create_index("job_lane", "job", ["lane", "status"], unique=False)
+    op.create_index(
+        "job_parent",
+        "job",
+        ["parent_id", "seq"],
+        unique=False,
+        sqlite_where=sa.text("parent_id IS NOT NULL"),
+        postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
     op.create_index("job_operation", "job", ["operation_id", "timestamp", "seq"], unique=False)
     op.create_index("job_owner", "job", ["owner_id", "timestamp", "seq"], unique=False)
     op.create_index("job_owner_status", "job", ["owner_id", "status", "timestamp", "seq"], unique=False)
