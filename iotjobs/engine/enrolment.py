@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets as randomness
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
@@ -45,6 +46,7 @@ class Enrolment:
     def __init__(self, store: Store, broker: BrokerProcess | None) -> None:
         self._store, self._broker = store, broker
         self._telling: asyncio.Task[None] | None = None
+        self._tried: dict[str, str] = {}  # hashes that the broker gets before they are stored, by object
         self._changed = False
         self._publishing = asyncio.Lock()  # the newest list is written last
 
@@ -52,7 +54,9 @@ class Enrolment:
         """Tell the broker about every enrolled object: at start, and after objects changed."""
         if self._broker is not None:
             async with self._publishing:
-                self._broker.write_credentials(await self._store.look(_credentials))
+                self._broker.write_credentials(
+                    await self._store.look(lambda conn: _credentials(conn, self._tried))
+                )
 
     def changed(self) -> None:
         """Objects changed: tell the broker soon, once for many changes."""
@@ -74,11 +78,15 @@ class Enrolment:
     async def enrol(self, object_id: str) -> Enrolled:
         """Make a new password for an object's thing; an earlier one ends.
 
+        It is stored only when a login with it has succeeded. After any error the earlier one is in
+        force again as soon as the broker can be told, also after a crash: the next start tells it.
+
         Raises:
             NotFound: no such object.
             BadRequest: it has no thing name.
-            Conflict: the broker is not ours.
-            NotReady: the broker did not take the login in time; the password was not given out.
+            Conflict: the broker is not ours, or the thing's name changed meanwhile.
+            NotReady: the broker did not take the login in time.
+            StoreUnavailable, StorageFull: it could not be stored.
         """
         broker = self._broker
         if broker is None:
@@ -87,14 +95,26 @@ class Enrolment:
         password = randomness.token_urlsafe(24)
         hashed = hash_password(password)
 
+        username = broker_username(thing)
+
         def item(tx: Transaction) -> None:
+            if _thing_of(tx.conn, object_id) != thing:
+                raise Conflict("the object's thing name was changed meanwhile: enrol it again")
             entities.set_mqtt_password(tx, object_id, hashed)
 
-        await self._store.write(item)
-        await self.publish_all()
-        username = broker_username(thing)
-        if not await broker.test_connect(username, password):
-            raise NotReady("the broker did not take the login in time: try again")
+        self._tried[object_id] = hashed
+        stored = False
+        try:
+            await self.publish_all()
+            if not await broker.test_connect(username, password):
+                raise NotReady("the broker did not take the login in time; an earlier one stays: try again")
+            await self._store.write(item)
+            stored = True
+        finally:
+            if self._tried.get(object_id) == hashed:
+                del self._tried[object_id]
+            if not stored:
+                self.changed()
         return Enrolled(thing, f"mqtt://{broker.address.host}:{broker.address.port}", username, password)
 
 
@@ -107,8 +127,8 @@ def _thing_of(conn: Connection, object_id: str) -> str:
     return entity.thing
 
 
-def _credentials(conn: Connection) -> list[Credential]:
+def _credentials(conn: Connection, tried: Mapping[str, str]) -> list[Credential]:
     return [
         Credential(entry.thing, entry.password_hash, entry.read, entry.write)
-        for entry in entities.broker_entries(conn)
+        for entry in entities.broker_entries(conn, tried)
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from iotjobs.domain.entities import Entity, OwnerType, SshAddress
 from iotjobs.domain.errors import BadRequest, NotFound
@@ -258,13 +258,20 @@ class BrokerEntry(NamedTuple):
     write: tuple[str, ...]
 
 
-def broker_entries(conn: Connection) -> list[BrokerEntry]:
-    """Every enrolled object, by thing name."""
-    query = select(O.thing, O.mqtt_password, O.mqtt).where(O.thing.is_not(None), O.mqtt_password.is_not(None))
+def broker_entries(conn: Connection, tried: Mapping[str, str] | None = None) -> list[BrokerEntry]:
+    """Every enrolled object, by thing name.
+
+    Args:
+        conn: a connection.
+        tried: hashes, by object id, that stand in for what is stored.
+    """
+    tried = tried or {}
+    enrolled = or_(O.mqtt_password.is_not(None), O.id.in_(list(tried)))
+    query = select(O.id, O.thing, O.mqtt_password, O.mqtt).where(O.thing.is_not(None), enrolled)
     return [
         BrokerEntry(
             row.thing,
-            row.mqtt_password,
+            tried.get(row.id, row.mqtt_password),
             tuple((row.mqtt or {}).get("read", ())),
             tuple((row.mqtt or {}).get("write", ())),
         )

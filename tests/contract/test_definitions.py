@@ -413,10 +413,15 @@ async def test_the_way_to_a_device_is_opened_with_its_jump_hosts(store: Store, m
 
 async def test_the_broker_is_told_about_enrolled_objects_only(store: Store, make) -> None:
     enrolled = await make(Kind.OBJECT, an_object(thing="t-1", mqtt={"read": ["a/#"], "write": ["b"]}))
-    await make(Kind.OBJECT, an_object(thing="t-2"))
+    other = await make(Kind.OBJECT, an_object(thing="t-2"))
     await store.write(lambda tx: entities.set_mqtt_password(tx, enrolled.id, "$7$hash"))
 
     assert await store.read(entities.broker_entries) == [("t-1", "$7$hash", ("a/#",), ("b",))]
+    tried = {enrolled.id: "$7$new", other.id: "$7$first"}
+    assert await store.read(lambda conn: entities.broker_entries(conn, tried)) == [
+        ("t-1", "$7$new", ("a/#",), ("b",)),
+        ("t-2", "$7$first", (), ()),
+    ]
     assert await store.read(lambda conn: entities.find_by_thing(conn, "t-2")) is not None
     assert await store.read(lambda conn: entities.find_by_thing(conn, "t-3")) is None
     with pytest.raises(NotFound):
