@@ -38,6 +38,7 @@ from iotjobs.inputs.rest.services import ApiServices, EngineServices
 from iotjobs.settings import Settings
 from iotjobs.store import accounts, facts, secrets
 from iotjobs.store.migrations.migrate import migrate
+from iotjobs.store.permissions import make_private
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
 from iotjobs.transports.broker import BrokerProcess
@@ -95,6 +96,7 @@ class Site:
         settings = self.settings
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = take_lock(settings.data_dir / "lock")
+        make_private(settings.data_dir)
         vault = self._open_secrets()
         store = self._store = open_store(settings.store_url)
         if not await store.claim():

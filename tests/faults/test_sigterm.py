@@ -189,6 +189,19 @@ async def test_who_waits_for_a_job_does_not_hold_the_end_up(serve: Serve, openss
         assert (await rest.job(job["id"]))["status"] == "PENDING"
 
 
+async def test_a_restored_database_that_others_can_read_is_ours_alone_again(serve: Serve) -> None:
+    assert await serve.stop() == 0
+    for path, loose in ((serve.data, 0o755), (serve.data / "iotjobs.db", 0o644)):
+        path.chmod(loose)
+
+    await serve.start()
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in serve.data.iterdir()}
+    assert {name: mode for name, mode in modes.items() if mode & 0o077} == {}
+    assert serve.data.stat().st_mode & 0o777 == 0o700
+    assert serve.log.count("others had rights there: taken away") == 2
+
+
 async def test_the_same_data_is_served_once_and_the_second_names_the_first(serve: Serve) -> None:
     second = replace(serve, port=free_port(), mqtt_port=free_port(), process=None)
     second.process = second.launch()
