@@ -147,7 +147,7 @@ class Site:
         self.worker = Worker(
             store, vault, dispatcher, executor, worker_id=worker_id, at_once=settings.jobs_at_once
         )
-        deadlines = Deadlines(store, dispatcher, settler)
+        deadlines = Deadlines(store, dispatcher, settler, self.worker)
         rescued = await rescue(store, settler, worker_id)
         if rescued:
             log.info(

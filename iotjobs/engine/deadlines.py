@@ -1,7 +1,7 @@
 """Moves jobs by the clock: starts that have come, lives that have ended, answers that did not come.
 
 And the sweep: whatever is ready and has no live ticket gets one, so that a lost ticket costs
-seconds and not the job.
+seconds and not the job; and what stands as running and is not run by our worker gets its end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from iotjobs.domain.errors import AnswerTimeout, LeaseLost, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.dispatch import Dispatcher
+from iotjobs.engine.rescue import Strays, UnderWay
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
 from iotjobs.store import queue
@@ -32,9 +33,10 @@ class Deadlines(LoopService):
 
     name = "deadlines"
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, settler: Settler) -> None:
+    def __init__(self, store: Store, dispatcher: Dispatcher, settler: Settler, worker: UnderWay) -> None:
         super().__init__()
         self._store, self._dispatcher, self._settler = store, dispatcher, settler
+        self.strays = Strays(store, settler, worker)
         self.swept = 0
 
     async def _loop(self) -> None:
@@ -43,6 +45,7 @@ class Deadlines(LoopService):
             await self.look()
             if clock.monotonic() >= next_sweep:
                 self.swept += await self.sweep()
+                await self.strays.look()
                 next_sweep = clock.monotonic() + SWEEP_EVERY_S
             await clock.sleep(LOOK_EVERY_S)
 

@@ -1,12 +1,16 @@
-"""Gives the attempts of a dead process their definite end, by the one decision of `domain.retries`.
+"""Gives attempts that nobody runs any more their definite end.
 
-Attached attempts end with their worker: what had sent nothing, or may be repeated, gets its next
-attempt; everything else is lost, and says so. Parked attempts hold no worker: they just go on.
+Attached attempts end with their worker, by the one decision of `domain.retries`: what had sent
+nothing, or may be repeated, gets its next attempt; everything else is lost, and says so. Parked
+attempts hold no worker: they just go on. An attempt that our own worker holds by its row and does
+not run is a fault of ours: `Strays` finds it while we live, and it is lost.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
+from typing import Protocol
 
 from iotjobs import clock
 from iotjobs.domain import retries
@@ -22,6 +26,15 @@ from iotjobs.store.writer import Transaction
 log = logging.getLogger(__name__)
 
 _GONE = Ending(Outcome.LOST, error_code="workerDied", error_message="the process that ran it ended")
+
+
+class UnderWay(Protocol):
+    """A worker, as far as it tells what it runs."""
+
+    worker_id: str
+
+    def under_way(self) -> Container[str]:
+        """Ids of the jobs whose attempts have begun, or may begin, and have not ended here."""
 
 
 async def rescue(store: Store, settler: Settler, worker_id: str) -> int:
@@ -61,4 +74,54 @@ def _lost(sent: bool) -> Ending:
     what = "after it was sent; it may have run" if sent else "before it was sent"
     return Ending(
         Outcome.LOST, error_code="workerDied", error_message=f"the process that ran it ended {what}"
+    )
+
+
+class Strays:
+    """Ends attempts that this process holds and does not run.
+
+    A row is taken for one when two looks in a row found it so, in the same attempt: between a look at
+    the rows and one at the worker an attempt may begin or end.
+
+    Attributes:
+        ended: how many there were; each is a fault of ours.
+    """
+
+    def __init__(self, store: Store, settler: Settler, worker: UnderWay) -> None:
+        self._store, self._settler, self._worker = store, settler, worker
+        self._seen: set[tuple[str, int]] = set()
+        self.ended = 0
+
+    async def look(self) -> int:
+        """End what the last look found as well; how many it were."""
+        held = await self._store.read(lambda conn: queue.held(conn, self._worker.worker_id))
+        under_way = self._worker.under_way()
+        strays = {(job_id, attempt) for job_id, attempt in held if job_id not in under_way}
+        twice, self._seen = strays & self._seen, strays
+        for job_id, attempt in sorted(twice):
+            await self._end(job_id, attempt)
+        self.ended += len(twice)
+        return len(twice)
+
+    async def _end(self, job_id: str, attempt: int) -> None:
+        log.error("a job was held and not run", extra={"job_id": job_id, "attempt": attempt})
+
+        def item(tx: Transaction) -> None:
+            job = jobs.get(tx.conn, job_id)
+            if job.attempt != attempt:
+                raise LeaseLost(f"job {job_id} is at attempt {job.attempt}, not {attempt}")
+            self._settler.finish(tx, job, _forgotten(job.sent_at is not None), clock.now_ms())
+
+        try:
+            await self._store.write(item)
+        except (LeaseLost, TransitionRefused) as error:
+            log.info("its end came first", extra={"job_id": job_id, "why": str(error)})
+
+
+def _forgotten(sent: bool) -> Ending:
+    what = "after it was sent; it may have run" if sent else "before it was sent"
+    return Ending(
+        Outcome.LOST,
+        error_code="internalError",
+        error_message=f"iotjobs lost track of it {what}, see the log",
     )

@@ -59,11 +59,19 @@ class Worker(LoopService):
         self.worker_id = worker_id
         self._places = asyncio.Semaphore(at_once)
         self._running: dict[asyncio.Task[None], str] = {}
+        self._left: set[str] = set()
 
     @property
     def running(self) -> int:
         """Attempts under way here."""
         return len(self._running)
+
+    def under_way(self) -> set[str]:
+        """Ids of the jobs that it has a ticket of, and of those that a drain left as they were.
+
+        A job is among them before its attempt begins and until after its end is written.
+        """
+        return {*self._running.values(), *self._left}
 
     async def _loop(self) -> None:
         while True:
@@ -95,6 +103,7 @@ class Worker(LoopService):
             self._executor.interrupt()
             await asyncio.wait(list(self._running), timeout=INTERRUPT_S)
         left = dict(self._running)
+        self._left.update(left.values())
         for task in left:
             task.cancel()
         for task, job_id in left.items():

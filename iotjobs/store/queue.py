@@ -210,3 +210,11 @@ def orphans(conn: Connection, worker_id: str, limit: int = 500) -> list[Job]:
         .limit(limit)
     )
     return [job_of(row) for row in conn.execute(query)]
+
+
+def held(conn: Connection, worker_id: str) -> list[tuple[str, int]]:
+    """Attached attempts under way that a worker holds: (job id, attempt's number)."""
+    query = select(J.id, J.attempt).where(
+        J.status.in_(_ACTIVE), J.deadline_at.is_(None), J.worker_id == worker_id
+    )
+    return [(id_, attempt) for id_, attempt in conn.execute(query)]

@@ -192,7 +192,7 @@ class Engine:
         self.worker = Worker(
             store, self.secrets, self.dispatcher, self.executor, worker_id=worker_id, at_once=at_once
         )
-        self.deadlines = Deadlines(store, self.dispatcher, self.settler)
+        self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker)
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
 
     async def stop(self) -> None:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Ending, PendingReason, Transport
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import deadlines
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
 from tests.services.rows import MakeEngine, add_job, job_of, plan, running_job
@@ -111,3 +114,17 @@ async def test_who_was_quicker_than_the_clock_wins(sqlite_store: Store, make_eng
     await engine.deadlines._move(job, engine.deadlines._expire)
 
     assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
+
+
+async def test_its_sweep_finds_a_job_that_our_worker_holds_and_does_not_run(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "SWEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(deadlines, "LOOK_EVERY_S", 0.01)
+    engine = make_engine()
+    job = await running_job(sqlite_store, sent=True)
+
+    await engine.deadlines.start()
+
+    assert (await engine.ended(job.id)).error_code == "internalError"
+    assert engine.deadlines.strays.ended == 1

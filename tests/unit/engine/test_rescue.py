@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from iotjobs.domain.jobs import Delivery, Transport
+from iotjobs.domain.jobs import Delivery, Ending, Transport
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.rescue import rescue
+from iotjobs.engine.rescue import Strays, rescue
 from iotjobs.store import jobs, queue, tables
 from iotjobs.store.session import Store
-from tests.services.rows import MakeEngine, add_job, events_of, job_of, plan, rows_of, running_job
+from tests.services.rows import MakeEngine, add_job, begin, events_of, job_of, plan, rows_of, running_job
+from tests.services.site import eventually
 
 
 @pytest.mark.parametrize(
@@ -88,3 +92,98 @@ async def test_more_than_one_batch_is_rescued(
     assert await rescue(sqlite_store, engine.settler, "alive") == 7
 
     assert {(await job_of(sqlite_store, job.id)).outcome for job in dead} == {Outcome.LOST}
+
+
+# --- what we hold and do not run ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"), [(True, "after it was sent; it may have run"), (False, "before it was sent")]
+)
+async def test_what_two_sweeps_found_held_and_not_run_is_lost_and_told(
+    sqlite_store: Store, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture, sent: bool, said: str
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, worker_id="alive", sent=sent, lane="a")
+    behind = await add_job(sqlite_store, lane="a")
+    strays = engine.deadlines.strays
+
+    assert await strays.look() == 0
+    assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
+    with caplog.at_level(logging.ERROR):
+        assert await strays.look() == 1
+    assert await strays.look() == 0
+
+    lost = await job_of(sqlite_store, job.id)
+    assert (lost.outcome, lost.error_code, lost.sent_at) == (Outcome.LOST, "internalError", job.sent_at)
+    assert lost.error_message == f"iotjobs lost track of it {said}, see the log"
+    assert (await engine.dispatcher.take()).job_id == behind.id
+    assert strays.ended == 1
+    assert [record.job_id for record in caplog.records] == [job.id]
+
+
+async def test_what_runs_here_or_is_parked_or_another_holds_is_no_stray(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    await engine.worker.start()
+    go = tmp_path / "go"
+    running = await engine.execute(*await engine.script(f"until [ -e {go} ]; do sleep 0.02; done"))
+    await eventually(lambda: engine.worker.running == 1)
+    parked = await running_job(sqlite_store, worker_id="alive", sent=True, transport=Transport.MQTT)
+    await sqlite_store.write(lambda tx: jobs.note(tx, parked.id, 1, deadline_at=10**13))
+    other = await running_job(sqlite_store, worker_id="another")
+
+    assert [await engine.deadlines.strays.look() for _ in range(3)] == [0, 0, 0]
+
+    assert engine.worker.under_way() == {running}
+    for job_id in (parked.id, other.id):
+        assert (await job_of(sqlite_store, job_id)).status is Status.RUNNING
+    go.touch()
+    assert (await engine.ended(running)).outcome is Outcome.SUCCEEDED
+    assert engine.worker.under_way() == set()
+
+
+@pytest.mark.parametrize("meanwhile", ["registered", "ended", "the next attempt"])
+async def test_what_only_one_sweep_found_so_is_left_alone(
+    sqlite_store: Store, make_engine: MakeEngine, meanwhile: str
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, worker_id="alive", sent=True)
+    known: set[str] = set()
+    strays = Strays(sqlite_store, engine.settler, _Worker("alive", known))
+    assert await strays.look() == 0
+    match meanwhile:
+        case "registered":
+            known.add(job.id)
+        case "ended":
+            await engine.settler.end_attempt(job, plan(), Ending(Outcome.SUCCEEDED))
+        case _:
+            await sqlite_store.write(lambda tx: jobs.try_again(tx, job, Ending(Outcome.LOST), 5, 5))
+            await begin(sqlite_store, await job_of(sqlite_store, job.id), worker_id="alive")
+    before = await events_of(sqlite_store, job.id)
+
+    assert await strays.look() == 0
+
+    assert await events_of(sqlite_store, job.id) == before
+
+
+async def test_an_end_that_comes_while_a_stray_is_ended_wins(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, worker_id="alive", sent=True)
+    await engine.settler.end_attempt(job, plan(), Ending(Outcome.SUCCEEDED))
+
+    await engine.deadlines.strays._end(job.id, 1)
+
+    assert (await job_of(sqlite_store, job.id)).outcome is Outcome.SUCCEEDED
+
+
+@dataclass
+class _Worker:
+    worker_id: str
+    known: set[str]
+
+    def under_way(self) -> set[str]:
+        return self.known

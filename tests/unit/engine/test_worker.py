@@ -10,6 +10,7 @@ import pytest
 from iotjobs import clock
 from iotjobs.domain.jobs import Ending
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import worker
 from iotjobs.store import jobs, reads
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
@@ -103,6 +104,20 @@ async def test_a_drain_waits_for_what_runs_and_takes_nothing_new(
 
     assert (await job_of(sqlite_store, first)).outcome is Outcome.SUCCEEDED
     assert (await job_of(sqlite_store, second)).status is Status.PENDING
+
+
+async def test_what_a_drain_left_under_way_is_still_its_own(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "INTERRUPT_S", 0.0)
+    engine = make_engine()
+    await engine.worker.start()
+    job_id = await engine.execute(*await engine.script("sleep 5"))
+    await eventually(lambda: engine.executor.command_runs, 3)
+
+    assert await engine.worker.drain(0.0) == [job_id]
+
+    assert engine.worker.under_way() == {job_id}
 
 
 async def test_a_plan_that_does_not_open_is_logged_and_stops_nobody(
