@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from iotjobs import clock
-from iotjobs.domain.jobs import Ending
+from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import worker
 from iotjobs.store import jobs, reads
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
+from iotjobs.transports.base import CommandHooks, CommandRequest
 from tests.services.rows import MakeEngine, add_job, events_of, job_of, running_job
 from tests.services.site import eventually
 
@@ -110,10 +111,21 @@ async def test_what_a_drain_left_under_way_is_still_its_own(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "INTERRUPT_S", 0.0)
-    engine = make_engine()
+    engine, sent, never = make_engine(), asyncio.Event(), asyncio.Event()
+
+    async def run(_job: Job, _request: CommandRequest, hooks: CommandHooks) -> None:
+        await hooks.before_send()
+        sent.set()
+        await never.wait()
+
+    async def kill(*_: object) -> None:
+        await never.wait()
+
+    monkeypatch.setattr(engine.reach, "run", run)
+    monkeypatch.setattr(engine.reach, "kill", kill)
     await engine.worker.start()
-    job_id = await engine.execute(*await engine.script("sleep 5"))
-    await eventually(lambda: engine.executor.command_runs, 3)
+    job_id = await engine.execute(*await engine.script("true"))
+    await asyncio.wait_for(sent.wait(), 3)
 
     assert await engine.worker.drain(0.0) == [job_id]
 
