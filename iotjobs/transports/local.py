@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from asyncio.subprocess import DEVNULL, PIPE
+from typing import cast
 
 from iotjobs.domain.errors import DeviceUnreachable
 from iotjobs.transports import shell
@@ -100,8 +101,8 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
         self._left = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
+        # Not asked of their classes: uvloop's transports are none of asyncio's.
+        self._transport = cast(asyncio.SubprocessTransport, transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self.receive(Stream.STDOUT if fd == 1 else Stream.STDERR, data)
@@ -122,9 +123,10 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
     def send(self, lines: bytes) -> None:
         """Write what the process waits for, and the end of its input."""
         stdin = self._transport.get_pipe_transport(0) if self._transport is not None else None
-        if isinstance(stdin, asyncio.WriteTransport):
-            stdin.write(lines)
-            stdin.write_eof()
+        if stdin is not None:
+            pipe = cast(asyncio.WriteTransport, stdin)
+            pipe.write(lines)
+            pipe.write_eof()
         self.sent = True
 
     def pause(self) -> None:
@@ -153,4 +155,4 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
             if self._transport is not None
             else []
         )
-        return [pipe for pipe in pipes if isinstance(pipe, asyncio.ReadTransport)]
+        return [cast(asyncio.ReadTransport, pipe) for pipe in pipes if pipe is not None]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Coroutine
 
 import pytest
 
@@ -85,3 +86,21 @@ async def test_an_unknown_user_runs_nothing() -> None:
     with pytest.raises(BadAnswer, match="no-such-user") as caught:
         await run("echo ran", run_as="no-such-user")
     assert not caught.value.maybe_executed
+
+
+ON_UVLOOP = (
+    test_output_exit_code_and_group_are_told,
+    test_death_by_a_signal_is_told,
+    test_raw_text_is_run_as_it_is,
+    test_a_detached_child_does_not_hold_the_end,
+    test_a_slow_reader_makes_the_command_wait,
+    test_cancelling_leaves_the_process_and_a_kill_ends_it,
+)
+
+
+@pytest.mark.parametrize("promise", ON_UVLOOP, ids=lambda promise: promise.__name__)
+def test_uvloop_keeps_the_same_promises(promise: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Its transports are none of asyncio's classes."""
+    uvloop = pytest.importorskip("uvloop", reason="the extra `fast` is not installed")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(promise())
