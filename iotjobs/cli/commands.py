@@ -50,7 +50,9 @@ def root(
 @app.command(epilog=f"Exit codes:\n\n\b\n{_CODES}")
 def run(
     operation: Annotated[str, typer.Argument(metavar="OPERATION", help="Name or id of the operation.")],
-    objects: Annotated[list[str], typer.Argument(metavar="OBJECT", help="Names or ids of objects.")],
+    targets: Annotated[
+        list[str], typer.Argument(metavar="OBJECT", help="Names or ids of objects, or of links.")
+    ],
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the ends and tell them.")] = False,
     arg: Annotated[
@@ -71,18 +73,18 @@ def run(
     url: Url = "http://127.0.0.1:8000",
     token: Token = None,
 ) -> None:
-    """Run an operation on objects: one job for each, all started at once."""
+    """Run an operation on objects or links: one job for each, all started at once."""
     if timeout is not None and not wait:
         raise typer.BadParameter("it is the time to --wait, which is not given", param_hint="--timeout")
     body = {"args": pairs("--arg", arg), "ask": pairs("--ask", ask)}
-    _check_text(operation, *objects, *(arg or ()), *(ask or ()), idempotency_key or "")
+    _check_text(operation, *targets, *(arg or ()), *(ask or ()), idempotency_key or "")
     request = running.Request(
         body, wait_s=timeout if wait else 0.0, key=idempotency_key or running.fresh_key()
     )
     report = Report(waits=wait, as_json=as_json)
     try:
         with Client(url, token) as client:
-            _carry_out(client, running.find_orders(client, operation, objects), request, report)
+            _carry_out(client, running.find_orders(client, operation, targets), request, report)
     except (ClientError, ValueError) as error:
         printing.complain(error)
         report.codes.append(exitcodes.of_error(error))

@@ -39,7 +39,7 @@ MEANING = {
     ExitCode.OK: "everything succeeded",
     ExitCode.FAILED: "the job failed, was canceled, or did not start in time; of several: none succeeded",
     ExitCode.USAGE: "the command or one of its values is wrong; nothing was run",
-    ExitCode.NOT_FOUND: "no such object, operation or job; nothing was run",
+    ExitCode.NOT_FOUND: "no such object, link, operation or job; nothing was run",
     ExitCode.NOT_ALLOWED: "not authenticated, or without the right",
     ExitCode.CONFLICT: "the present state of things does not admit it",
     ExitCode.UNREACHABLE: "the server cannot be reached, or cannot take it now",

@@ -26,12 +26,12 @@ class Report:
         self.orders: Sequence[Order] = ()
         self.codes: list[ExitCode] = []
         self._jobs: dict[str, Job] = {}  # the newest of each, by its id
-        self._of_object: dict[str, str] = {}
+        self._of_owner: dict[str, str] = {}
 
     def started(self, order: Order, job: Job) -> None:
         """A job is on record, and has perhaps ended already."""
         self._jobs[job.id] = job
-        self._of_object[order.object.id] = job.id
+        self._of_owner[order.owner.id] = job.id
         if not self.waits:
             self.codes.append(ExitCode.OK)
             if not self.as_json:
@@ -43,7 +43,7 @@ class Report:
 
     def not_started(self, order: Order, error: ClientError, key: str) -> None:
         """There is no job, or none that we know of."""
-        printing.complain(error, about=order.object.name)
+        printing.complain(error, about=order.owner.name)
         if isinstance(error, Unreachable) and error.maybe_done:
             printing.say(f"  it may have been started; with --idempotency-key {key} it is not started twice")
         self.codes.append(exitcodes.of_error(error))
@@ -78,6 +78,6 @@ class Report:
     def end(self) -> ExitCode:
         """Tell what is told at the end; the exit code."""
         if self.as_json and self.orders:
-            known = [self._of_object.get(order.object.id) for order in self.orders]
+            known = [self._of_owner.get(order.owner.id) for order in self.orders]
             printing.put_json([self._jobs[job_id] for job_id in known if job_id is not None])
         return exitcodes.together(self.codes)

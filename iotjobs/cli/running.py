@@ -1,4 +1,4 @@
-"""`iotjobs run`: find objects and their operations, start a job for each at once, wait for the ends."""
+"""`iotjobs run`: find objects or links and their operations, start a job for each at once, wait for the ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ _FIRST_WAIT_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
 _PATIENCE_S = 15.0  # a server that is being restarted is asked again for so long
 _ID = re.compile(r"[0-9a-f]{32}")
+_FOLDERS = ("objects", "links")  # in the order in which a name is looked for
 
 
 class Ambiguous(ValueError):
@@ -33,9 +35,9 @@ class Ambiguous(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One job to be: an operation on an object."""
+    """One job to be: an operation on an object or a link."""
 
-    object: Named
+    owner: Named
     operation: Named
 
 
@@ -45,7 +47,7 @@ class Request:
 
     Attributes:
         wait_s: how long to wait for the ends: 0 not at all, None until they have come.
-        key: the Idempotency-Key; the server knows it for each object apart.
+        key: the Idempotency-Key; the server knows it for each owner apart.
     """
 
     body: dict[str, Any]
@@ -67,34 +69,34 @@ class Answer(Generic[T, R]):
     error: ClientError | None = None
 
 
-def find_object(client: Client, wanted: str) -> Named:
-    """The object of this name or id.
+def find_owner(client: Client, wanted: str) -> Named:
+    """The object of this name or id; where there is none the link.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is neither.
         Ambiguous: several have the name.
     """
     if _ID.fullmatch(wanted):
-        try:
-            return client.object(wanted)
-        except NotFound:
-            pass  # it may still be somebody's name
-    found = client.objects(wanted)
-    if len(found) > 1:
-        ids = ", ".join(one.id for one in found)
-        raise Ambiguous(f"{len(found)} objects are called {wanted}; say which by its id: {ids}")
-    if not found:
-        raise NotFound("notFound", 404, f"there is no object {wanted}")
-    return found[0]
+        for folder in _FOLDERS:
+            with suppress(NotFound):  # it may still be somebody's name
+                return client.owner(folder, wanted)
+    for folder in _FOLDERS:
+        found = client.owners(folder, wanted)
+        if len(found) > 1:
+            ids = ", ".join(one.id for one in found)
+            raise Ambiguous(f"{len(found)} {folder} are called {wanted}; say which by its id: {ids}")
+        if found:
+            return found[0]
+    raise NotFound("notFound", 404, f"there is no object or link {wanted}")
 
 
 def find_operation(client: Client, on: Named, wanted: str) -> Named:
-    """The object's operation of this name or id; one of its own comes before one of its class.
+    """The owner's operation of this name or id; one of its own comes before one of its class.
 
     Raises:
         NotFound: there is none.
     """
-    known = client.operations(on.id)
+    known = client.operations(on)
     for operation in known:
         if wanted in (operation.name, operation.id):
             return operation
@@ -102,20 +104,20 @@ def find_operation(client: Client, on: Named, wanted: str) -> Named:
     raise NotFound("notFound", 404, f"{on.name} has no operation {wanted}; it has: {names}")
 
 
-def find_orders(client: Client, operation: str, objects: Iterable[str]) -> list[Order]:
-    """Everything that is to be run, looked up before anything is started; an object named twice is one.
+def find_orders(client: Client, operation: str, owners: Iterable[str]) -> list[Order]:
+    """Everything that is to be run, looked up before anything is started; an owner named twice is one.
 
     Raises:
         ClientError, Ambiguous: the first that went wrong.
     """
 
     def find(wanted: str) -> Order:
-        found = find_object(client, wanted)
+        found = find_owner(client, wanted)
         return Order(found, find_operation(client, found, operation))
 
-    wanted = list(dict.fromkeys(objects))
+    wanted = list(dict.fromkeys(owners))
     orders = {answer.asked: _given(answer) for answer in side_by_side(find, wanted)}
-    by_id = {orders[name].object.id: orders[name] for name in wanted}
+    by_id = {orders[name].owner.id: orders[name] for name in wanted}
     return list(by_id.values())
 
 
@@ -143,7 +145,7 @@ def _execute(client: Client, order: Order, request: Request, wait_s: float) -> J
     while True:
         try:
             return client.execute(
-                order.object.id, order.operation.id, request.body, wait_s=wait_s, key=request.key
+                order.owner, order.operation.id, request.body, wait_s=wait_s, key=request.key
             )
         except Unreachable as error:
             now = monotonic()

@@ -62,44 +62,44 @@ class Client:
         """Close the connections. Safe to call twice."""
         self._http.close()
 
-    # --- objects and operations -----------------------------------------------------------------
+    # --- objects, links and their operations ----------------------------------------------------
 
-    def objects(self, name: str) -> list[Named]:
-        """The objects of exactly this name; names are not unique.
+    def owners(self, folder: str, name: str) -> list[Named]:
+        """The `objects` or `links` of exactly this name; names are not unique.
 
         Raises:
             ClientError: see `errors`, here and in every other method.
         """
-        answer = self._call("GET", "/objects", params={"name": name, "limit": str(_PAGE)})
-        return [found for found in _items(answer) if found.name == name]
+        answer = self._call("GET", f"/{folder}", params={"name": name, "limit": str(_PAGE)})
+        return [found for found in _items(answer, folder) if found.name == name]
 
-    def object(self, object_id: str) -> Named:
-        """The object of this id.
+    def owner(self, folder: str, owner_id: str) -> Named:
+        """The one of `objects` or `links` that has this id.
 
         Raises:
             NotFound: there is none.
         """
-        return _named(self._call("GET", f"/objects/{_segment(object_id)}"))
+        return _named(self._call("GET", f"/{folder}/{_segment(owner_id)}"), folder)
 
-    def operations(self, object_id: str) -> list[Named]:
-        """The object's operations: its own, then those of its class."""
-        return _items(self._call("GET", f"/objects/{_segment(object_id)}/operations"))
+    def operations(self, owner: Named) -> list[Named]:
+        """The operations of an object or a link: its own, then those of its class."""
+        return _items(self._call("GET", f"/{owner.folder}/{_segment(owner.id)}/operations"))
 
     # --- jobs -----------------------------------------------------------------------------------
 
     def execute(
         self,
-        object_id: str,
+        owner: Named,
         operation_id: str,
         body: Mapping[str, Any] | None = None,
         *,
         wait_s: float = 0.0,
         key: str | None = None,
     ) -> Job:
-        """Run an operation on an object.
+        """Run an operation on an object or a link.
 
         Args:
-            object_id: the object.
+            owner: the object or link.
             operation_id: one of its operations.
             body: `args`, `ask` and what else the call takes.
             wait_s: let the server wait for the end, 60 seconds at most.
@@ -112,7 +112,7 @@ class Client:
         wait_s = min(wait_s, WAIT_LIMIT_S)
         answer = self._call(
             "POST",
-            f"/objects/{_segment(object_id)}/operations/{_segment(operation_id)}/execute",
+            f"/{owner.folder}/{_segment(owner.id)}/operations/{_segment(operation_id)}/execute",
             params={"wait": f"{wait_s:.3f}"} if wait_s > 0 else None,
             json=dict(body or {}),
             headers={"Idempotency-Key": key} if key else None,
@@ -199,15 +199,15 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _items(answer: Any) -> list[Named]:
+def _items(answer: Any, folder: str = "") -> list[Named]:
     if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
         raise BadAnswer("the server's answer is no list")
-    return [_named(item) for item in answer["items"]]
+    return [_named(item, folder) for item in answer["items"]]
 
 
-def _named(record: Any) -> Named:
+def _named(record: Any, folder: str = "") -> Named:
     try:
-        return Named(str(record["id"]), str(record["name"]), record)
+        return Named(str(record["id"]), str(record["name"]), record, folder)
     except (KeyError, TypeError) as error:
         raise BadAnswer("the server's answer has no id and name") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +11,17 @@ _ENDED = frozenset({"FINISHED", "CANCELED"})
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An object or an operation.
+    """An object, a link or an operation.
 
     Attributes:
         record: all that the API says of it.
+        folder: where the API has it: `objects`, `links`; empty for an operation.
     """
 
     id: str
     name: str
     record: dict[str, Any] = field(repr=False, compare=False)
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,19 @@ class Job:
 
     @property
     def said(self) -> str:
-        """What it has to say, as text: its output, or the error, or the topic that was published on."""
+        """What it has to say, as text: its output, or the error, or the topic and message that were sent."""
         described = self.record.get("description") or {}
         error = self.record.get("error") or {}
         spoken = (
             described.get("stdout"),
             described.get("stderr"),
             error.get("message"),
-            described.get("topic"),
+            " ".join(
+                _text(described[name]) for name in ("topic", "message") if described.get(name) is not None
+            ),
         )
         return next((str(text) for text in spoken if text and str(text).strip()), "")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

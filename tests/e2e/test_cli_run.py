@@ -82,6 +82,18 @@ def define(server: Server) -> None:
                 body = {"name": operation, "type": "script", "via": "local", "parameters": parameters}
                 added = rest.post(f"/objects/{made.json()['id']}/operations", json=body)
                 assert added.status_code == 201, added.text
+        objects = {item["name"]: item["id"] for item in rest.get("/objects").json()["items"]}
+        link = rest.post(
+            "/links", json={"name": "line", "source": objects["press-057"], "target": objects["press-058"]}
+        ).json()
+        both = {"text": 'echo "$1 to $2"', "args": ["{{source.name}}", "{{target.name}}"]}
+        tell = {"topic": "line/{{name}}", "message": {"zone": 1, "a": "on"}}
+        for path, body in (
+            (f"/links/{link['id']}", {"name": "greet", "type": "script", "via": "local", "parameters": both}),
+            (f"/objects/{objects['press-057']}", {"name": "tell", "type": "mqtt", "parameters": tell}),
+        ):
+            added = rest.post(f"{path}/operations", json=body)
+            assert added.status_code == 201, added.text
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +137,20 @@ def test_two_objects_and_one_of_them_fails(server: Server) -> None:
     ]
 
 
+def test_a_links_operation(server: Server) -> None:
+    done = server.iotjobs("run", "greet", "line", "--wait")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "greet on line\tsucceeded\t0\tpress-057 to press-058\n"
+
+
+def test_a_message_is_told_with_its_topic(server: Server) -> None:
+    done = server.iotjobs("run", "tell", "press-057", "--wait")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == 'tell on press-057\tsucceeded\t-\tline/press-057 {"zone":1,"a":"on"}\n'
+
+
 def test_a_job_that_goes_on_is_left_alone(server: Server) -> None:
     waited = server.iotjobs("run", "sleep", "busy", "--wait", "--timeout", "0.5")
     assert waited.returncode == 7
@@ -149,8 +175,8 @@ def test_a_repeat_with_the_same_key_is_the_same_job(server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["greet", "press-999"], 3, "there is no object press-999"),
-        (["reboot", "press-057"], 3, "it has: greet, sleep"),
+        (["greet", "press-999"], 3, "there is no object or link press-999"),
+        (["reboot", "press-057"], 3, "it has: greet, sleep, tell"),
         (["greet", "press-057"], 2, "args"),
     ],
 )

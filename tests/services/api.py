@@ -68,13 +68,14 @@ class Site:
     """What the server holds.
 
     Attributes:
-        objects: ids by name; each has the operation `restart` (id `op-1`).
+        objects, links: ids by name; each has the operation `restart` (id `op-1`).
         execute: answers an execute, given the object's id.
         jobs: answers a look at a job.
         seen: every request, in the order of arrival.
     """
 
     objects: dict[str, str] = field(default_factory=lambda: {"press-057": "a" * 32, "press-058": "b" * 32})
+    links: dict[str, str] = field(default_factory=lambda: {"line-1": "d" * 32})
     execute: Route = lambda _: Reply(job(), 202)
     jobs: Route = lambda _: Reply(job())
     override: Callable[[Seen], Reply | None] = lambda _: None
@@ -87,14 +88,17 @@ class Site:
         if (reply := self.override(seen)) is not None:
             return reply
         match seen.method, seen.path.removeprefix(PREFIX).strip("/").split("/"):
-            case "GET", ["objects"]:
-                return self._list([(id_, name) for name, id_ in self.objects.items()], seen.query.get("name"))
-            case "GET", ["objects", object_id] if object_id in self.objects.values():
-                [name] = [name for name, id_ in self.objects.items() if id_ == object_id]
-                return Reply({"id": object_id, "name": name})
-            case "GET", ["objects", _, "operations"]:
+            case "GET", ["objects" | "links" as folder]:
+                known = getattr(self, folder)
+                return self._list([(id_, name) for name, id_ in known.items()], seen.query.get("name"))
+            case "GET", ["objects" | "links" as folder, owner_id] if (
+                owner_id in getattr(self, folder).values()
+            ):
+                [name] = [name for name, id_ in getattr(self, folder).items() if id_ == owner_id]
+                return Reply({"id": owner_id, "name": name})
+            case "GET", ["objects" | "links", _, "operations"]:
                 return self._list([("op-1", "restart"), ("op-2", "read log")], None)
-            case "POST", ["objects", _, "operations", _, "execute"]:
+            case "POST", ["objects" | "links", _, "operations", _, "execute"]:
                 return self.execute(seen)
             case "GET", ["jobs", _]:
                 return self.jobs(seen)

@@ -108,9 +108,9 @@ def test_2_several_objects_have_the_name(site: Site) -> None:
 @pytest.mark.parametrize(
     ("operation", "named", "said"),
     [
-        ("restart", ["press-057", "press-999"], "no object press-999"),
+        ("restart", ["press-057", "press-999"], "no object or link press-999"),
         ("reboot", ["press-057"], "press-057 has no operation reboot; it has: read log, restart"),
-        ("restart", ["c" * 32], "no object cccc"),
+        ("restart", ["c" * 32], "no object or link cccc"),
     ],
 )
 def test_3_not_found_and_nothing_was_run(site: Site, operation: str, named: list[str], said: str) -> None:
@@ -228,6 +228,35 @@ def test_a_name_that_looks_like_an_id_is_found(site: Site) -> None:
 
     site.override = override
     assert invoke(site, "restart", "c" * 32).exit_code == ExitCode.OK
+
+
+@pytest.mark.parametrize("named", ["line-1", "d" * 32])
+def test_a_links_operation_is_run_as_an_objects(site: Site, named: str) -> None:
+    result = invoke(site, "restart", named, "press-057", "--wait")
+
+    assert result.exit_code == ExitCode.OK
+    paths = {seen.path for seen in site.requests("POST", "/execute")}
+    assert paths == {
+        f"/api/v1/links/{'d' * 32}/operations/op-1/execute",
+        f"/api/v1/objects/{A}/operations/op-1/execute",
+    }
+
+
+def test_an_object_comes_before_a_link_of_its_name(site: Site) -> None:
+    site.links["press-057"] = "e" * 32
+    invoke(site, "restart", "press-057")
+    invoke(site, "restart", "e" * 32)
+
+    folders = [seen.path.split("/")[3] for seen in site.requests("POST", "/execute")]
+    assert folders == ["objects", "links"]
+
+
+def test_2_several_links_have_the_name(site: Site) -> None:
+    items = [{"id": A, "name": "line"}, {"id": B, "name": "line"}]
+    site.override = lambda seen: Reply({"items": items, "next": None}) if "links" in seen.path else None
+    result = invoke(site, "restart", "line")
+
+    assert (result.exit_code, "2 links are called line" in result.stderr) == (ExitCode.USAGE, True)
 
 
 def test_objects_start_side_by_side(site: Site) -> None:

@@ -8,7 +8,7 @@ from iotjobs.client.http import Client
 from iotjobs.client.shapes import Job, Named
 from tests.services.api import Reply, Site, job
 
-ORDER = Order(Named("a" * 32, "press-057", {}), Named("op-1", "restart", {}))
+ORDER = Order(Named("a" * 32, "press-057", {}, "objects"), Named("op-1", "restart", {}))
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,17 @@ from iotjobs.client.errors import (
     Unreachable,
 )
 from iotjobs.client.http import Client
+from iotjobs.client.shapes import Named
 from tests.services.api import Reply, Site, job, problem
 from tests.services.programs import free_port
+
+PRESS = Named("a" * 32, "press-057", {}, "objects")
 
 
 def test_calls_carry_the_token_and_no_one_elses_settings(site: Site, monkeypatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with Client(f"{site.url}/", "1-abc") as client:
-        assert client.objects("press-057")[0].id == "a" * 32
+        assert client.owners("objects", "press-057")[0].id == "a" * 32
 
     assert site.seen[0].headers["authorization"] == "Bearer 1-abc"
     assert site.seen[0].path == "/api/v1/objects"
@@ -29,7 +32,7 @@ def test_calls_carry_the_token_and_no_one_elses_settings(site: Site, monkeypatch
 
 def test_without_a_token_none_is_sent(site: Site) -> None:
     with Client(site.url) as client:
-        client.object("a" * 32)
+        client.owner("objects", "a" * 32)
 
     assert "authorization" not in site.seen[0].headers
 
@@ -37,12 +40,12 @@ def test_without_a_token_none_is_sent(site: Site) -> None:
 def test_objects_are_those_of_exactly_the_name(site: Site) -> None:
     site.override = lambda _: Reply({"items": [{"id": "1", "name": "press-057 old"}], "next": None})
     with Client(site.url) as client:
-        assert client.objects("press-057") == []
+        assert client.owners("objects", "press-057") == []
 
 
 def test_execute_says_how_long_to_wait_and_by_which_key(site: Site) -> None:
     with Client(site.url) as client:
-        done = client.execute("a" * 32, "op-1", {"args": {"unit": "nginx"}}, wait_s=600, key="k-1")
+        done = client.execute(PRESS, "op-1", {"args": {"unit": "nginx"}}, wait_s=600, key="k-1")
 
     [seen] = site.requests("POST", "/execute")
     assert seen.path == f"/api/v1/objects/{'a' * 32}/operations/op-1/execute"
@@ -54,7 +57,7 @@ def test_execute_says_how_long_to_wait_and_by_which_key(site: Site) -> None:
 def test_execute_without_a_wait_asks_for_none(site: Site) -> None:
     site.execute = lambda _: Reply(job(None, status="PENDING", description=None), 202)
     with Client(site.url) as client:
-        pending = client.execute("a" * 32, "op-1")
+        pending = client.execute(PRESS, "op-1")
 
     assert site.seen[0].query == {}
     assert (pending.ended, pending.exit_code, pending.said) == (False, None, "")
@@ -126,7 +129,7 @@ def test_what_is_no_answer_of_ours_is_named(site: Site, reply: Reply) -> None:
 def test_a_list_that_is_none_is_named(site: Site) -> None:
     site.override = lambda _: Reply({"things": []})
     with Client(site.url) as client, pytest.raises(BadAnswer):
-        client.operations("1")
+        client.operations(PRESS)
 
 
 def test_nobody_listens() -> None:
@@ -145,12 +148,12 @@ def test_a_cut_answer_is_asked_for_again_when_that_changes_nothing(site: Site) -
 
     site.execute = lambda _: Reply(cut=True)
     with Client(site.url) as client, pytest.raises(Unreachable) as caught:
-        client.execute("a" * 32, "op-1")
+        client.execute(PRESS, "op-1")
     assert caught.value.maybe_done
     assert len(site.requests("POST", "/execute")) == 1
 
     with Client(site.url) as client, pytest.raises(Unreachable):
-        client.execute("a" * 32, "op-1", key="k-1")
+        client.execute(PRESS, "op-1", key="k-1")
     assert len(site.requests("POST", "/execute")) == 1 + 3
 
 

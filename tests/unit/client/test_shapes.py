@@ -12,10 +12,12 @@ from tests.services.api import job
         ({}, "done\nmore\n"),
         ({"description": {"exitCode": 1, "stdout": " \n", "stderr": "no such unit"}}, "no such unit"),
         ({"description": None, "error": {"code": "unreachable", "message": "no route"}}, "no route"),
-        ({"description": {"topic": "a/b", "message": {"on": True}}}, "a/b"),
+        ({"description": {"topic": "a/b", "message": '{"on": true}'}}, 'a/b {"on": true}'),
+        ({"description": {"topic": "a/b", "message": {"on": True}}}, 'a/b {"on": true}'),
+        ({"description": {"topic": "a/b", "message": ""}}, "a/b "),
         ({"description": None}, ""),
     ],
-    ids=["stdout", "stderr", "error", "topic", "nothing"],
+    ids=["stdout", "stderr", "error", "message", "JSON message", "empty message", "nothing"],
 )
 def test_what_a_job_has_to_say(more, said: str) -> None:
     assert Job.of(job(**more)).said == said
