@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.services.api",
     "tests.services.site",
     "tests.services.rows",
+    "tests.services.tls",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,6 +73,9 @@ def run(
     ] = False,
     url: Url = "http://127.0.0.1:8000",
     token: Token = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificates to believe instead of the system's.")
+    ] = None,
 ) -> None:
     """Run an operation on objects or links: one job for each, all started at once."""
     if timeout is not None and not wait:
@@ -83,7 +87,7 @@ def run(
     )
     report = Report(waits=wait, as_json=as_json)
     try:
-        with Client(url, token) as client:
+        with Client(url, token, ca_file=ca_file) as client:
             _carry_out(client, running.find_orders(client, operation, targets), request, report)
     except (ClientError, ValueError) as error:
         printing.complain(error)

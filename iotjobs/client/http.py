@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -28,12 +29,20 @@ class Client:
         url: the server's, such as `https://jobs.example.org`; what it is behind a path keeps the path.
         token: sent as a bearer token; without one only public calls succeed.
         timeout_s: for connecting, and for each wait for the server's next bytes.
+        ca_file: certificates (PEM) that are believed instead of the system's.
 
     Raises:
-        ValueError: the URL is none of HTTP, or the token is none.
+        ValueError: the URL is none of HTTP, the token is none, or the file holds no certificate.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        ca_file: Path | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         _check_url(self.url)
@@ -46,7 +55,7 @@ class Client:
             timeout=timeout_s,
             # Proxies and certificates of the environment would be settings that nobody sees.
             trust_env=False,
-            verify=_trust(self.url),
+            verify=_trust(self.url, ca_file),
             limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
         )
 
@@ -172,10 +181,13 @@ def _check_url(url: str) -> None:
         raise ValueError(f"{url!r} is no http:// or https:// URL")
 
 
-def _trust(url: str) -> ssl.SSLContext:
-    """The system's certificates: a site's own authority is installed there."""
+def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext:
+    """The system's certificates, where a site's own authority may be installed, or those of a file."""
     if url.startswith("https:"):
-        return ssl.create_default_context()
+        try:
+            return ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            raise ValueError(f"{ca_file} holds no certificates that can be read: {error}") from error
     # Loading them takes 40 ms. This one trusts nobody, and nothing asks it.
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 

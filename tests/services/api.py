@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -117,6 +119,18 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     """A server on a free loopback port."""
+    yield from _served(None)
+
+
+@pytest.fixture
+def tls_site(certificates: Path) -> Iterator[Site]:
+    """The same over TLS, with a certificate of `certificates / "ca.pem"`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "key.pem")
+    yield from _served(context)
+
+
+def _served(tls: ssl.SSLContext | None) -> Iterator[Site]:
     held = Site()
 
     class Handler(BaseHTTPRequestHandler):
@@ -147,6 +161,10 @@ def site() -> Iterator[Site]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     held.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        # The handshake belongs to the connection's thread: one that fails must not end the accepting.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        held.url = held.url.replace("http:", "https:")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield held

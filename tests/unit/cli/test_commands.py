@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,6 +196,24 @@ def test_130_interrupted(site: Site, mocker) -> None:
 
 
 # --- what is asked and what is told ---------------------------------------------------------------
+
+
+def test_an_authority_of_ones_own_is_believed_and_no_other(tls_site: Site, certificates: Path) -> None:
+    believed = invoke(tls_site, "restart", "press-057", "--wait", "--ca-file", str(certificates / "ca.pem"))
+    assert (believed.exit_code, believed.stderr) == (ExitCode.OK, "")
+
+    unknown = invoke(tls_site, "restart", "press-057", "--wait")
+    assert unknown.exit_code == ExitCode.UNREACHABLE
+    assert "certificate" in unknown.stderr
+    assert len(tls_site.requests("POST", "/execute")) == 1
+
+
+@pytest.mark.parametrize("name", ["key.pem", "missing.pem"])
+def test_2_the_file_of_certificates_holds_none(tls_site: Site, certificates: Path, name: str) -> None:
+    result = invoke(tls_site, "restart", "press-057", "--ca-file", str(certificates / name))
+
+    assert (result.exit_code, tls_site.seen) == (ExitCode.USAGE, [])
+    assert f"{name} holds no certificates that can be read" in result.stderr
 
 
 def test_values_are_handed_on(site: Site) -> None:
