@@ -34,6 +34,7 @@ missing_packages() {
   have sshd || echo openssh-server
   have dropbear || echo dropbear-bin
   have busybox || echo busybox
+  have sudo || echo sudo
   have_postgres || echo postgresql
   have chromium || echo chromium
 }

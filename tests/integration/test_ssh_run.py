@@ -268,6 +268,39 @@ async def test_an_unknown_user_runs_nothing(ssh: SshTransport, full_device: Devi
     assert not caught.value.maybe_executed
 
 
+async def test_an_ordinary_login_runs_as_another_user_through_sudo(
+    ssh: SshTransport, openssh_sudoer: SshServer
+) -> None:
+    target, mark, told = target_of(openssh_sudoer), nonce(), Told()
+    text = 'id -un; echo "$A $IOTJOBS_RUN $1"; cat; setsid sleep 777 & sleep 777'
+    request = CommandRequest(
+        nonce=mark, script=text, args=("it's",), env={"A": "the-secret\nc"}, run_as="nobody", cwd="/"
+    )
+    assert bytes((await run(ssh, target, "id -un"))[1].out) == b"keeper\n"
+
+    task = asyncio.create_task(ssh.run(target, request, told.hooks))
+    await until(lambda: told.out.count(b"\n") == 3 and len(marked(mark)) >= 3)
+
+    assert told.out.decode() == f"nobody\nthe-secret\nc {mark} it's\n"
+    pid, group = told.run[0]
+    assert group == os.getpgid(pid)
+    assert os.stat(f"/proc/{pid}").st_uid == 65534
+    assert b"the-secret" not in arguments_of_all()
+    # Other users' environments are closed to the login: it looks and kills as that user.
+    assert (await ssh.probe(target, mark, group)).verdict is Gone.LEFT
+    assert (await ssh.kill(target, mark, group, 1)).verdict is Gone.GONE
+    assert (await task).exit_code in {143, 137}
+    assert not marked(mark)
+
+
+async def test_what_sudo_refuses_runs_nothing_and_is_told(
+    ssh: SshTransport, openssh_sudoer: SshServer
+) -> None:
+    with pytest.raises(BadAnswer, match="no-such-user") as caught:
+        await run(ssh, target_of(openssh_sudoer), "echo ran", run_as="no-such-user")
+    assert not caught.value.maybe_executed
+
+
 async def test_raw_text_is_the_exec_request_itself(ssh: SshTransport, device: Device) -> None:
     end, told = await run(ssh, device.target, "echo raw; exit 4", interpreter="raw")
     assert end.exit_code == 4

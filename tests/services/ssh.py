@@ -175,6 +175,13 @@ def openssh_noisy(ssh_folder: Path) -> Iterator[SshServer]:
 
 
 @pytest.fixture(scope="session")
+def openssh_sudoer(ssh_folder: Path) -> Iterator[SshServer]:
+    """OpenSSH where an ordinary user logs in, who may sudo without a password."""
+    with _started(lambda: start_openssh(ssh_folder / "sudoer", sudoer="keeper")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def dropbear(ssh_folder: Path) -> Iterator[SshServer]:
     with _started(lambda: start_dropbear(ssh_folder / "dropbear")) as server:
         yield server

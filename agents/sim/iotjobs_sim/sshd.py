@@ -115,6 +115,7 @@ def start_openssh(
     host_keys: Sequence[str] = ("ed25519",),
     settings: Sequence[str] = (),
     client_key: Path | None = None,
+    sudoer: str | None = None,
 ) -> SshServer:
     """Start OpenSSH's sshd.
 
@@ -125,6 +126,7 @@ def start_openssh(
         host_keys: kinds (`ed25519`, `rsa`, `ecdsa`), one key each.
         settings: more lines for its configuration; they replace ours of the same name.
         client_key: private key file to accept (its `.pub` beside it), else one is made.
+        sudoer: who logs in: a user that only this server has, whom sudo lets be anyone; as root only.
     """
     sshd = _program("sshd")
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,10 @@ def start_openssh(
     client = client_key or _keygen(folder / "client", "ed25519")
     home = _home(folder, client)
     chosen = port or _free_port()
+    if sudoer is not None:
+        # Read by root: a folder of tests is closed to other users.
+        keys_of = f"AuthorizedKeysCommand {_program('cat')} {home / '.ssh' / 'authorized_keys'}"
+        settings = [*settings, keys_of, "AuthorizedKeysCommandUser root", "AuthorizedKeysFile none"]
     named = {line.split()[0] for line in settings}
     lines = [
         f"Port {chosen}",
@@ -154,8 +160,9 @@ def start_openssh(
     config.write_text("\n".join(lines) + "\n")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd refuses to start without it
-    command = _with_login([sshd, "-D", "-e", "-f", str(config)], folder, home, shell)
-    return _start(command, folder, chosen, _public(keys), client)
+    command = [sshd, "-D", "-e", "-f", str(config)]
+    command = _with_sudoer(command, folder, sudoer) if sudoer else _with_login(command, folder, home, shell)
+    return _start(command, folder, chosen, _public(keys), client, username=sudoer)
 
 
 def start_dropbear(
@@ -244,7 +251,25 @@ def _with_login(command: list[str], folder: Path, home: Path, shell: str | None)
     own = f"{name}:x:0:0:root:{home}:{shell or '/bin/sh'}"
     passwd = folder / "passwd"
     passwd.write_text("\n".join([own, *(line for line in lines if not line.startswith(f"{name}:"))]) + "\n")
-    script = f'mount --bind {shlex.quote(str(passwd))} /etc/passwd && exec "$@"'
+    return _with_files(command, {passwd: "/etc/passwd"})
+
+
+def _with_sudoer(command: list[str], folder: Path, name: str) -> list[str]:
+    """The command where there is this user, and sudo's rule for it."""
+    _root("a user of one's own")
+    _program("sudo")
+    passwd, sudoers = folder / "passwd", folder / "sudoers"
+    # With `*` and not `x` nobody looks for the user in /etc/shadow.
+    passwd.write_text(f"{Path('/etc/passwd').read_text()}{name}:*:54321:65534::/:/bin/sh\n")
+    sudoers.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
+    sudoers.chmod(0o440)
+    return _with_files(command, {passwd: "/etc/passwd", sudoers: "/etc/sudoers"})
+
+
+def _with_files(command: list[str], files: dict[Path, str]) -> list[str]:
+    """The command in a mount namespace where these files lie over the machine's."""
+    mounts = [f"mount --bind {shlex.quote(str(ours))} {theirs}" for ours, theirs in files.items()]
+    script = " && ".join([*mounts, 'exec "$@"'])
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "device", *command]
 
 
