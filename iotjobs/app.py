@@ -25,12 +25,14 @@ from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Intake
+from iotjobs.engine.limits import Limits
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.readiness import Readiness
 from iotjobs.engine.rescue import rescue
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
+from iotjobs.engine.site import SiteSwitch
 from iotjobs.engine.worker import Worker
 from iotjobs.inputs.auth import Authenticator
 from iotjobs.inputs.rest.api import build_api
@@ -129,23 +131,21 @@ class Site:
 
         dispatcher, feed = InProcessDispatcher(), Feed(store)
         self._feed = feed
-        settler = Settler(store, dispatcher, feed)
-        self._ssh = SshTransport(
-            limits=SshLimits(
-                connect_timeout_s=settings.ssh_connect_timeout_s,
-                idle_s=settings.ssh_idle_s,
-                keepalive_s=settings.ssh_keepalive_s,
-            ),
-            known_hosts_file=settings.known_hosts_file,
-            host_authorities=read_authorities(settings.ssh_host_ca_file) if settings.ssh_host_ca_file else (),
-            agent_path=settings.ssh_agent_path,
-        )
+        limits = Limits()
+        settler = Settler(store, dispatcher, feed, limits)
+        self._ssh = _ssh_of(settings)
         reach = Reach(store, vault, self._ssh, LocalTransport())
         publishing = Publishing(store, settler, publisher)
         executor = Executor(store, settler, reach, publishing, output_cap_bytes=settings.output_cap_bytes)
         worker_id = clock.new_id()
         self.worker = Worker(
-            store, vault, dispatcher, executor, worker_id=worker_id, at_once=settings.jobs_at_once
+            store,
+            vault,
+            dispatcher,
+            executor,
+            limits=limits,
+            worker_id=worker_id,
+            at_once=settings.jobs_at_once,
         )
         deadlines = Deadlines(store, dispatcher, settler, self.worker)
         rescued = await rescue(store, settler, worker_id)
@@ -153,10 +153,14 @@ class Site:
             log.info(
                 "attempts of a dead process were ended or given their next try", extra={"count": rescued}
             )
+        switch = SiteSwitch(store, limits, settler, dispatcher, deadlines.sweep)
+        await switch.look()
         await deadlines.sweep()
 
         if publisher is not None and address is not None:
             await self._start_mqtt(store, settler, publisher, address)
+        self.readiness.remark("dispatch", limits.drained)
+        await self._run(switch)
         await self._run(deadlines)
         await self._run(self.worker)
         engine = EngineServices(
@@ -165,6 +169,7 @@ class Site:
             reach=reach,
             enrolment=enrolment,
             readiness=self.readiness,
+            switch=switch,
         )
         self.api = build_api(
             ApiServices(
@@ -230,6 +235,19 @@ class Site:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _ssh_of(settings: Settings) -> SshTransport:
+    return SshTransport(
+        limits=SshLimits(
+            connect_timeout_s=settings.ssh_connect_timeout_s,
+            idle_s=settings.ssh_idle_s,
+            keepalive_s=settings.ssh_keepalive_s,
+        ),
+        known_hosts_file=settings.known_hosts_file,
+        host_authorities=read_authorities(settings.ssh_host_ca_file) if settings.ssh_host_ca_file else (),
+        agent_path=settings.ssh_agent_path,
+    )
 
 
 def take_lock(path: Path) -> int:

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from iotjobs.cli import printing
+from iotjobs.cli import printing, site
 from iotjobs.cli.commands import app
 from iotjobs.cli.exitcodes import ExitCode
 
-__all__ = ["app"]
+__all__ = ["app", "site"]  # the site's commands join the app by being imported
 
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Directory of the database and the keys.")

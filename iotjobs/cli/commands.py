@@ -30,6 +30,9 @@ Token = Annotated[
     str | None,
     typer.Option(envvar="IOTJOBS_TOKEN", help="Your token. As an option others can see it in ps."),
 ]
+CaFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Certificates to believe instead of the system's.")
+]
 
 
 def _show_version(asked: bool) -> None:
@@ -73,9 +76,7 @@ def run(
     ] = False,
     url: Url = "http://127.0.0.1:8000",
     token: Token = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Certificates to believe instead of the system's.")
-    ] = None,
+    ca_file: CaFile = None,
 ) -> None:
     """Run an operation on objects or links: one job for each, all started at once."""
     if timeout is not None and not wait:

@@ -138,6 +138,19 @@ class Client:
         """
         return _job(self._call("GET", f"/jobs/{_segment(job_id)}"))
 
+    # --- the site -------------------------------------------------------------------------------
+
+    def dispatch(self, *, is_open: bool) -> str:
+        """Open the site, or drain it; the id of the job that stands for it.
+
+        A drain's job ends when nothing holds a worker any more.
+        """
+        answer = self._call("PUT", "/site", json={"dispatch": "open" if is_open else "drained"}, repeat=False)
+        try:
+            return str(answer["job_id"])
+        except (KeyError, TypeError) as error:
+            raise BadAnswer("the server's answer has no job_id") from error
+
     # --- the exchange ---------------------------------------------------------------------------
 
     def _call(self, method: str, path: str, *, repeat: bool = True, **options: Any) -> Any:

@@ -14,6 +14,8 @@ class JobType(StrEnum):
 
     EXECUTE_ACTION = "EXECUTE_ACTION"
     EXECUTE_LISTENER = "EXECUTE_LISTENER"
+    START_APP = "START_APP"  # the site is opened
+    STOP_APP = "STOP_APP"  # the site is drained; ends when nothing runs any more
     CUSTOM = "CUSTOM"
 
 

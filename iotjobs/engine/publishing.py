@@ -110,6 +110,7 @@ class Publishing:
 
         def park(tx: Transaction) -> None:
             jobs.note(tx, job.id, job.attempt, deadline_at=deadline, delivery=Delivery.ACKNOWLEDGED)
+            self._settler.parked(tx, job)
 
         try:
             await until_taken(self._store, park, job.id)

@@ -13,6 +13,7 @@ class Readiness:
     _watched: dict[str, Callable[[], bool]] = field(default_factory=dict)
     _was_up: set[str] = field(default_factory=set)
     _absent: dict[str, str] = field(default_factory=dict)
+    _remarks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
 
     def up(self, part: str) -> None:
         """The part is up for good."""
@@ -26,9 +27,14 @@ class Readiness:
         """The site has no such part; it works without."""
         self._absent[part] = why
 
+    def remark(self, part: str, why: Callable[[], str | None]) -> None:
+        """The site is ready whatever this says; what it says is a reason of being degraded."""
+        self._remarks[part] = why
+
     def report(self) -> tuple[bool, dict[str, str]]:
         """Whether the site is ready, and the reasons why a part is not up."""
         reasons = dict(self._absent)
+        reasons |= {part: said for part, why in self._remarks.items() if (said := why()) is not None}
         ready = True
         for part, is_up in self._watched.items():
             if is_up():

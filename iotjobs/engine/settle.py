@@ -17,6 +17,7 @@ from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, Tran
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.engine.feed import Feed
+from iotjobs.engine.limits import Limits
 from iotjobs.store import jobs, output, queue
 from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Offers
@@ -62,8 +63,8 @@ async def until_taken(store: Store, item: Item[None], job_id: str, *, size: int 
 class Settler:
     """Writes the ends of attempts. Safe for concurrent use; a second end is refused by the store."""
 
-    def __init__(self, store: Store, offers: Offers, feed: Feed) -> None:
-        self._store, self._offers, self._feed = store, offers, feed
+    def __init__(self, store: Store, offers: Offers, feed: Feed, limits: Limits) -> None:
+        self._store, self._offers, self._feed, self._limits = store, offers, feed, limits
 
     async def end_attempt(
         self, job: Job, plan: Plan, ending: Ending, *, end: OutputEnd | None = None, **facts: Any
@@ -85,6 +86,7 @@ class Settler:
                     tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again"
                 )
                 queue.offer_next(tx, job.lane, now, self._offers)
+                self._limits.left(tx, job, self._offers)
             else:
                 self.finish(tx, job, ending, now, **facts)
 
@@ -118,11 +120,17 @@ class Settler:
         """
         jobs.settle(tx, job, ending, now, **facts)
         queue.offer_next(tx, job.lane, now, self._offers)
+        self._limits.left(tx, job, self._offers)
         self._feed.ended(tx, job.id)
+
+    def parked(self, tx: Transaction, job: Job) -> None:
+        """An attempt waits for its device from now on and holds no worker: inside a transaction."""
+        self._limits.left(tx, job, self._offers)
 
     def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int) -> None:
         """Give a job its next attempt at once, inside a transaction."""
         jobs.try_again(tx, job, ending, now, now)
+        self._limits.left(tx, job, self._offers)
         queue.offer_if_free(tx, job.lane, queue.ticket_of(tx.conn, job), now, self._offers)
 
     async def _refused(self, job: Job, ending: Ending, error: Exception) -> None:

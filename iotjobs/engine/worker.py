@@ -15,6 +15,7 @@ from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.execution import Begun, Executor, RunMark, new_nonce
+from iotjobs.engine.limits import Limits
 from iotjobs.engine.services import LoopService
 from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
@@ -38,6 +39,7 @@ class Worker(LoopService):
         dispatcher: gives tickets.
         executor: runs what was begun.
         worker_id: written on every attempt.
+        limits: what may begin.
         at_once: attempts under way at the same time.
     """
 
@@ -50,11 +52,12 @@ class Worker(LoopService):
         dispatcher: Dispatcher,
         executor: Executor,
         *,
+        limits: Limits,
         worker_id: str,
         at_once: int,
     ) -> None:
         super().__init__()
-        self._store, self._secrets = store, secrets
+        self._store, self._secrets, self._limits = store, secrets, limits
         self._dispatcher, self._executor = dispatcher, executor
         self.worker_id = worker_id
         self._places = asyncio.Semaphore(at_once)
@@ -78,6 +81,7 @@ class Worker(LoopService):
             await self._places.acquire()
             taken = False
             try:
+                await self._limits.opened.wait()
                 ticket = await self._dispatcher.take()
                 taken = True
             finally:
@@ -133,6 +137,8 @@ class Worker(LoopService):
             queue.lock_lane(tx.conn, job.lane)
             if queue.lane_active(tx.conn, job.lane):
                 return None
+        if not self._limits.may_begin(tx, job):
+            return None
         stored, secret = jobs.plan_of(tx.conn, job_id)
         if secret is not None:
             stored = msgspec.json.decode(self._secrets.open(secret, f"plan:{job_id}"))

@@ -21,6 +21,7 @@ from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 _ACTIVE = (Status.RUNNING, Status.STOPPING, Status.CANCELING)
+_HELD = (PendingReason.QUEUE, PendingReason.DRAINED)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,19 +77,20 @@ def lock_lane(conn: Connection, lane: str) -> None:
         conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane})
 
 
-_ready = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
+# A job's start has come (parameter `now`), and: an attempt of it is under way.
+READY = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
 # Not IN: see `Prepared`.
-_active = or_(*(J.status == status for status in _ACTIVE))
+UNDER_WAY = or_(*(J.status == status for status in _ACTIVE))
 _lane_busy = Prepared(
-    select(J.seq).where(J.lane == bindparam("lane"), or_(_active, _ready), J.id != bindparam("but")).limit(1)
+    select(J.seq).where(J.lane == bindparam("lane"), or_(UNDER_WAY, READY), J.id != bindparam("but")).limit(1)
 )
 _next_in_lane = Prepared(
     select(*job_columns)
-    .where(J.lane == bindparam("lane"), _ready)
+    .where(J.lane == bindparam("lane"), READY)
     .order_by(J.low_priority, J.priority.desc(), J.seq)
     .limit(1)
 )
-_lane_active = Prepared(select(J.seq).where(J.lane == bindparam("lane"), _active).limit(1))
+_lane_active = Prepared(select(J.seq).where(J.lane == bindparam("lane"), UNDER_WAY).limit(1))
 
 
 _wait_for = Prepared(
@@ -131,7 +133,10 @@ def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, o
 
 
 def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
-    """Jobs that may run now: one a lane, the first by priority and age."""
+    """Jobs that may run now: one a lane, the first by priority and age.
+
+    Those that a full queue or a drained site holds back are left out, see `store.queues`.
+    """
     other = tables.jobs.alias("other")
     ahead = exists().where(
         other.c.lane == J.lane,
@@ -146,7 +151,11 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
     )
     query = (
         select(J.priority, J.low_priority, J.seq, J.id, J.parent_id)
-        .where(_ready, or_(J.lane.is_(None), ~ahead))
+        .where(
+            READY,
+            or_(J.lane.is_(None), ~ahead),
+            or_(J.pending_reason.is_(None), J.pending_reason.not_in(_HELD)),
+        )
         .order_by(J.low_priority, J.priority.desc(), J.seq)
         .limit(limit)
     )

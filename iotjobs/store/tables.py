@@ -149,6 +149,8 @@ DUE = {
     "expires_at": "expires_at IS NOT NULL AND status IN ('PENDING', 'STOPPED')",
     "deadline_at": "deadline_at IS NOT NULL AND status IN ('RUNNING', 'STOPPING', 'CANCELING')",
 }
+# What a full queue holds back, likewise.
+HELD = "pending_reason = 'queue' AND status = 'PENDING'"
 
 
 class JobRow(SQLModel, table=True):
@@ -214,6 +216,7 @@ class JobRow(SQLModel, table=True):
         Index("job_run_by", "run_by_id", "timestamp", "seq"),
         Index("job_created", "timestamp", "seq"),
         Index("job_lane", "lane", "status"),
+        Index("job_held", "queue", "seq", sqlite_where=text(HELD), postgresql_where=text(HELD)),
         Index(
             "job_parent",
             "parent_id",
@@ -301,6 +304,14 @@ class EventRow(SQLModel, table=True):
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
+class QueueRow(SQLModel, table=True):
+    """A queue of the site's own, or another limit of a built-in one."""
+
+    __tablename__ = "queue"
+    name: str = Field(primary_key=True)
+    concurrency: int | None = None
+
+
 class IdempotencyRow(SQLModel, table=True):
     """An Idempotency-Key that was used, and the job that came of it."""
 
@@ -338,4 +349,4 @@ scripts, credentials, operations = _core(ScriptRow), _core(CredentialRow), _core
 users, tokens = _core(UserRow), _core(TokenRow)
 jobs, plans, attempts, results = _core(JobRow), _core(PlanRow), _core(AttemptRow), _core(ResultRow)
 output, log_entries, events = _core(OutputRow), _core(LogRow), _core(EventRow)
-idempotency, site = _core(IdempotencyRow), _core(SiteRow)
+idempotency, site, queues = _core(IdempotencyRow), _core(SiteRow), _core(QueueRow)

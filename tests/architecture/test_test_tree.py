@@ -38,6 +38,8 @@ PROVED_BY = {
     "iotjobs.inputs.rest.health": "tests/faults/test_broker_faults.py",
     "iotjobs.inputs.rest.jobs": "tests/integration/test_rest_jobs.py",
     "iotjobs.inputs.rest.reach": "tests/integration/test_rest_jobs.py",
+    "iotjobs.inputs.rest.site": "tests/integration/test_rest_site.py",
+    "iotjobs.cli.site": "tests/e2e/test_cli_run.py",
 }
 
 

@@ -191,6 +191,21 @@ def test_a_wrong_token(server: Server) -> None:
     assert server.iotjobs("run", "greet", "press-057", IOTJOBS_TOKEN="1-wrong").returncode == 4
 
 
+def test_a_drained_site_begins_nothing_until_it_is_opened(server: Server) -> None:
+    drained = server.iotjobs("drain", "--wait", "--timeout", "20")
+    assert (drained.returncode, drained.stdout) == (0, ""), drained.stderr
+    assert "nothing runs any more" in drained.stderr
+    waits = server.iotjobs(
+        "run", "greet", "press-057", "--arg", "who=w", "--arg", "code=0", "--wait", "--timeout", "1"
+    )
+    assert waits.returncode == 7
+    assert server.iotjobs("undrain").returncode == 0
+    done = greet(server, "press-057")
+    assert done.returncode == 0
+    assert server.iotjobs("drain", "--timeout", "1").returncode == 2
+    assert server.iotjobs("undrain", IOTJOBS_TOKEN="1-wrong").returncode == 4
+
+
 def test_a_second_server_on_the_same_data(server: Server) -> None:
     second = server.iotjobs("serve", "--data", str(server.data), "--port", "0")
 

@@ -26,10 +26,12 @@ from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Execute, Intake
+from iotjobs.engine.limits import Limits
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
 from iotjobs.engine.settle import Settler
+from iotjobs.engine.site import SiteSwitch
 from iotjobs.engine.worker import Worker
 from iotjobs.inputs.operation_shapes import OperationBody
 from iotjobs.store import definitions, jobs, tables
@@ -181,8 +183,8 @@ class Engine:
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
     ) -> None:
         self.store, self.secrets = store, Secrets(b"k" * 32)
-        self.dispatcher, self.feed = InProcessDispatcher(), Feed(store)
-        self.settler = Settler(store, self.dispatcher, self.feed)
+        self.dispatcher, self.feed, self.limits = InProcessDispatcher(), Feed(store), Limits()
+        self.settler = Settler(store, self.dispatcher, self.feed, self.limits)
         self.ssh = SshTransport()
         self.reach = Reach(store, self.secrets, self.ssh, LocalTransport())
         self.publishing = Publishing(store, self.settler, publisher)
@@ -190,14 +192,22 @@ class Engine:
             store, self.settler, self.reach, self.publishing, output_cap_bytes=output_cap_bytes
         )
         self.worker = Worker(
-            store, self.secrets, self.dispatcher, self.executor, worker_id=worker_id, at_once=at_once
+            store,
+            self.secrets,
+            self.dispatcher,
+            self.executor,
+            limits=self.limits,
+            worker_id=worker_id,
+            at_once=at_once,
         )
         self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker)
+        self.switch = SiteSwitch(store, self.limits, self.settler, self.dispatcher, self.deadlines.sweep)
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
 
     async def stop(self) -> None:
         """End what was started."""
         await self.worker.drain(5.0)
+        await self.switch.stop()
         await self.deadlines.stop()
         await self.ssh.close()
 

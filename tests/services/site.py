@@ -365,6 +365,7 @@ class Rest:
 
 _OPERATION_SETTINGS = frozenset(
     {
+        "queue",
         "name",
         "via",
         "run_on",

@@ -22,6 +22,7 @@ from iotjobs.inputs.rest import (
     objects,
     reach,
     scripts,
+    site,
     users,
 )
 from iotjobs.inputs.rest.answers import PREFIX, json_response
@@ -61,6 +62,7 @@ def build_api(services: ApiServices) -> FastAPI:
         operations_of(Kind.LINK),
         jobs.router,
         reach.router,
+        site.router,
         _description(app),
     ):
         # Nothing here is public, whatever a route itself says.

@@ -21,7 +21,7 @@ from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, admin_for
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.validation import patched
-from iotjobs.store import definitions, entities
+from iotjobs.store import definitions, entities, queues
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -103,6 +103,11 @@ def _columns(body: Any) -> dict[str, Any]:
     return {"name": settings.pop("name"), "type": settings.pop("type"), "settings": settings}
 
 
+def _in_known_queue(conn: Connection, columns: dict[str, Any]) -> dict[str, Any]:
+    columns["settings"]["queue"] = queues.known_name(conn, columns["settings"]["queue"])
+    return columns
+
+
 def _all_of(conn: Connection, kind: Kind, owner_id: str, scope: Scope) -> list[Definition]:
     owner = definitions.get(conn, kind, owner_id, scope)
     owners = [(kind, owner_id)]
@@ -114,7 +119,7 @@ def _all_of(conn: Connection, kind: Kind, owner_id: str, scope: Scope) -> list[D
 def _create(tx: Transaction, services: ApiServices, owner: tuple[Kind, str], body: Any) -> Definition:
     kind, owner_id = owner
     definitions.owner(tx.conn, kind, owner_id)
-    columns = _columns(body)
+    columns = _in_known_queue(tx.conn, _columns(body))
     operation_id = clock.new_id()
     # References first: an unknown script is named as such.
     made = definitions.create(
@@ -138,7 +143,7 @@ def _patching(
     def changed(before: Definition) -> dict[str, Any]:
         _require_own(before, *owner)
         present = {"name": before.values["name"], "type": before.values["type"], **before.values["settings"]}
-        columns = _columns(patched(_shape, present, members))
+        columns = _in_known_queue(conn, _columns(patched(_shape, present, members)))
         _refuse_unfit(conn, services, owner, _operation(before.id, columns))
         return columns
 

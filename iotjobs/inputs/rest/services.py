@@ -15,6 +15,7 @@ from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Intake
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.readiness import Readiness
+from iotjobs.engine.site import SiteSwitch
 from iotjobs.inputs.auth import Authenticator
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -33,6 +34,7 @@ class EngineServices:
     reach: Reach
     enrolment: Enrolment
     readiness: Readiness
+    switch: SiteSwitch
 
     def definitions_changed(self) -> None:
         """Objects or credentials changed: look ways up again, tell the broker."""

@@ -84,7 +84,7 @@ async def test_an_end_waits_for_a_store_that_cannot_take_it_now(
 
     monkeypatch.setattr(clock, "sleep", sleep)
     store = Failing(sqlite_store, [StorageFull("full"), StoreUnavailable("away")])
-    settler = Settler(store, engine.dispatcher, engine.feed)
+    settler = Settler(store, engine.dispatcher, engine.feed, engine.limits)
     job = await running_job(sqlite_store)
     with caplog.at_level(logging.WARNING):
         await settler.end_attempt(job, plan(), GOOD)

@@ -162,6 +162,14 @@ def upgrade() -> None:
     )
     op.create_index("job_lane", "job", ["lane", "status"], unique=False)
     op.create_index(
+        "job_held",
+        "job",
+        ["queue", "seq"],
+        unique=False,
+        sqlite_where=sa.text("pending_reason = 'queue' AND status = 'PENDING'"),
+        postgresql_where=sa.text("pending_reason = 'queue' AND status = 'PENDING'"),
+    )
+    op.create_index(
         "job_parent",
         "job",
         ["parent_id", "seq"],
@@ -244,6 +252,12 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("name"),
+    )
+    op.create_table(
+        "queue",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("concurrency", sa.Integer(), nullable=True),
+        sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
         "site",

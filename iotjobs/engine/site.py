@@ -1,0 +1,159 @@
+"""What the site lets begin: whether it dispatches, and how many at once in each queue.
+
+The rows are the truth; what stands here is read again every second, and at once after a change made
+through this process. So another node stops to begin attempts within a second of a drain.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from iotjobs import clock
+from iotjobs.domain.errors import BadRequest, LeaseLost, StoreUnavailable, TransitionRefused
+from iotjobs.domain.jobs import Cause, Ending, Job, JobType
+from iotjobs.domain.rights import Caller
+from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.limits import Limits
+from iotjobs.engine.services import LoopService
+from iotjobs.engine.settle import Settler
+from iotjobs.store import jobs, queues
+from iotjobs.store.queue import Offers
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+# A drain that takes longer than this is not waited for any more.
+DRAIN_MOST_MS = 24 * 3600 * 1000
+# Another node may begin attempts so long after the site was drained.
+SETTLED_AFTER_MS = 2_000
+SITE = "site"
+
+
+class SiteSwitch(LoopService):
+    """Reads the switch and the limits, changes them, and ends drains when nothing runs any more.
+
+    Args:
+        store: where they are.
+        limits: kept as they are.
+        settler: ends the jobs that stand for a drain.
+        offers: gets what may go on.
+        sweep: offers whatever is ready; called when the site was opened.
+    """
+
+    name = "site"
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        settler: Settler,
+        offers: Offers,
+        sweep: Callable[[], Awaitable[int]],
+    ) -> None:
+        super().__init__()
+        self._store, self._limits, self._settler = store, limits, settler
+        self._offers, self._sweep = offers, sweep
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except StoreUnavailable as error:
+                log.warning("the site's switch cannot be read", extra={"why": str(error)})
+            await clock.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Read everything anew; let go what was held back and need not be any more."""
+        is_open, concurrency, held = await self._store.read(
+            lambda conn: (queues.dispatching(conn), queues.limits(conn), queues.holding_back(conn))
+        )
+        self._limits.concurrency = concurrency
+        if is_open:
+            for name in held:
+                await self._store.write(lambda tx, name=name: self._go_on(tx, name))  # type: ignore[misc]
+        await self._switched(is_open)
+        if not is_open:
+            await self._store.write(queues.tell_drained)
+            await self._end_drains()
+
+    def _go_on(self, tx: Transaction, name: str) -> None:
+        queues.go_on(tx, name, self._limits.of(name), clock.now_ms(), self._offers)
+
+    async def _switched(self, is_open: bool) -> None:
+        was_open = self._limits.opened.is_set()
+        if is_open and not was_open:
+            self._limits.opened.set()
+            await self._sweep()
+        elif not is_open:
+            self._limits.opened.clear()
+
+    async def put_queue(self, name: str, concurrency: int | None) -> bool:
+        """Make a queue or change its limit; whether it is new."""
+        if name in queues.ALIASES:
+            raise BadRequest(f"{name} is another name of {queues.ALIASES[name]}", field="name")
+        is_new = await self._store.write(lambda tx: queues.put(tx, name, concurrency))
+        await self.look()
+        return is_new
+
+    async def switch(self, *, is_open: bool, caller: Caller) -> str:
+        """Open or drain the site; the id of the job that stands for it.
+
+        A drain's job (STOP_APP) runs until nothing holds a worker any more.
+        """
+        job_id = clock.new_id()
+
+        def item(tx: Transaction) -> None:
+            now = clock.now_ms()
+            for drain in queues.drains(tx.conn):
+                self._settler.finish(tx, drain, _REPLACED, now)
+            queues.set_dispatching(tx, is_open)
+            job = self._inserted(tx, job_id, is_open, caller, now)
+            if is_open:
+                self._settler.finish(tx, job, Ending(Outcome.SUCCEEDED), now)
+            else:
+                jobs.begin_attempt(tx, job, worker_id=SITE, nonce=job_id, at=now, sent=False)
+                jobs.note(tx, job_id, 1, deadline_at=now + DRAIN_MOST_MS)
+
+        await self._store.write(item)
+        await self._switched(is_open)
+        log.warning("the site was opened" if is_open else "the site is drained", extra={"by": caller.login})
+        return job_id
+
+    @staticmethod
+    def _inserted(tx: Transaction, job_id: str, is_open: bool, caller: Caller, now: int) -> Job:
+        row = {
+            "id": job_id,
+            "type": JobType.START_APP if is_open else JobType.STOP_APP,
+            "label": "open the site" if is_open else "drain the site",
+            "owner_id": SITE,
+            "owner_type": 0,
+            "owner_name": SITE,
+            "user_id": caller.user_id,
+            "run_by_id": caller.user_id,
+            "run_by_name": caller.login,
+            "cause": Cause.USER,
+            "timestamp": now,
+            "queue": "system",
+        }
+        return jobs.inserted(row, jobs.insert_job(tx, row, None, None))
+
+    async def _end_drains(self) -> None:
+        drains, running = await self._store.read(lambda conn: (queues.drains(conn), queues.under_way(conn)))
+        for drain in drains:
+            if running == 0 and clock.now_ms() - drain.timestamp >= SETTLED_AFTER_MS:
+                await self._end(drain)
+
+    async def _end(self, drain: Job) -> None:
+        ending = Ending(Outcome.SUCCEEDED)
+        try:
+            await self._store.write(lambda tx: self._settler.finish(tx, drain, ending, clock.now_ms()))
+        except (TransitionRefused, LeaseLost) as error:
+            log.info("a drain was ended by somebody else", extra={"job_id": drain.id, "why": str(error)})
+
+
+_REPLACED = Ending(
+    Outcome.FAILED, error_code="replaced", error_message="the site was opened or drained anew before its end"
+)

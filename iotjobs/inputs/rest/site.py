@@ -1,0 +1,135 @@
+"""Running the site: whether it dispatches, and its queues."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from iotjobs.domain.errors import NotFound
+from iotjobs.inputs.rest.answers import PREFIX, json_response, no_content
+from iotjobs.inputs.rest.body import body_of
+from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for
+from iotjobs.inputs.shapes import Listed, Shape
+from iotjobs.store import queues
+from iotjobs.store.queues import QueueState
+
+router = APIRouter(tags=["site"])
+_admin = admin_for("running the site")
+
+QueueName = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
+
+
+class SiteBody(Shape):
+    """What of the site is switched."""
+
+    dispatch: Literal["open", "drained"]
+
+
+class SiteOut(BaseModel):
+    """The site as it is now."""
+
+    dispatch: Literal["open", "drained"]
+    running: int = Field(description="attempts that hold a worker, on all nodes")
+    waiting: int = Field(description="jobs PENDING")
+    job_id: str | None = Field(None, description="of the job that stands for the switch just made")
+
+
+class QueueBody(Shape):
+    """What of a queue is set."""
+
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+
+class QueueOut(BaseModel):
+    """A queue and what is in it."""
+
+    name: str
+    concurrency: int | None = Field(description="attempts at the same time over all workers; null: no limit")
+    built_in: bool
+    running: int
+    waiting: int
+
+
+def _shown(state: QueueState) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "concurrency": state.concurrency,
+        "built_in": state.built_in,
+        "running": state.running,
+        "waiting": state.waiting,
+    }
+
+
+def _site(conn: Connection) -> dict[str, Any]:
+    states = queues.states(conn)
+    return {
+        "dispatch": "open" if queues.dispatching(conn) else "drained",
+        "running": sum(state.running for state in states),
+        "waiting": sum(state.waiting for state in states),
+    }
+
+
+@router.get("/site", responses={200: {"model": SiteOut}})
+async def read_site(services: Services) -> Response:
+    """Whether the site dispatches, and how much runs and waits."""
+    return json_response({**await services.store.read(_site), "job_id": None})
+
+
+@router.put("/site", dependencies=[_admin], responses={200: {"model": SiteOut}})
+async def switch_site(
+    services: Services,
+    engine: Engine,
+    caller: CallerOf,
+    body: Annotated[SiteBody, Depends(body_of(SiteBody))],
+) -> Response:
+    """Drain the site, or open it again.
+
+    Drained: nothing begins, what runs goes on to its end, new jobs are taken and wait. The job of the
+    answer (STOP_APP) ends when nothing runs any more.
+    """
+    job_id = await engine.switch.switch(is_open=body.dispatch == "open", caller=caller)
+    found = await services.store.read(_site)
+    return json_response({**found, "job_id": job_id}, headers={"Location": f"{PREFIX}/jobs/{job_id}"})
+
+
+@router.get("/queues", responses={200: {"model": Listed[QueueOut]}})
+async def list_queues(services: Services) -> Response:
+    """All queues: the built-in ones first, then the site's own by name."""
+    found = await services.store.read(queues.states)
+    return json_response({"items": [_shown(state) for state in found], "next": None})
+
+
+@router.get("/queues/{name}", responses={200: {"model": QueueOut}})
+async def read_queue(services: Services, name: QueueName) -> Response:
+    """One queue."""
+    return json_response(_shown(await _one(services, name)))
+
+
+@router.put("/queues/{name}", dependencies=[_admin], responses={200: {"model": QueueOut}})
+async def put_queue(
+    services: Services,
+    engine: Engine,
+    name: QueueName,
+    body: Annotated[QueueBody, Depends(body_of(QueueBody))],
+) -> Response:
+    """Make a queue, or change how many attempts of it may be under way at the same time."""
+    is_new = await engine.switch.put_queue(name, body.concurrency)
+    return json_response(_shown(await _one(services, name)), 201 if is_new else 200)
+
+
+@router.delete("/queues/{name}", status_code=204, dependencies=[_admin])
+async def delete_queue(services: Services, name: QueueName) -> Response:
+    """Delete a queue of the site's own that nothing uses."""
+    await services.store.write(lambda tx: queues.remove(tx, name))
+    return no_content()
+
+
+async def _one(services: ApiServices, name: str) -> QueueState:
+    name = queues.ALIASES.get(name, name)
+    for state in await services.store.read(queues.states):
+        if state.name == name:
+            return state
+    raise NotFound(f"there is no queue {name}")

@@ -1,0 +1,236 @@
+"""Queues with their concurrency, and whether the site dispatches at all.
+
+A queue's limit counts attempts that hold a worker; parked ones hold none. What a full queue holds
+back waits with the reason `queue`, and whatever leaves the queue offers the next of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, literal_column, select, text, update
+
+from iotjobs.domain.errors import BadRequest, Conflict, NotFound
+from iotjobs.domain.jobs import Job, JobType, PendingReason
+from iotjobs.domain.statuses import ACTIVE, Status
+from iotjobs.store import tables
+from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.queue import READY, UNDER_WAY, Offers, lane_active, ticket_of
+from iotjobs.store.statements import Prepared
+from iotjobs.store.writer import Transaction
+
+# Always there; a row only changes their limit. None: as many as the workers have places.
+BUILT_IN: Mapping[str, int | None] = {"mix": None, "light": None, "heavy": 4, "system": None}
+ALIASES = {"default": "mix"}
+# How many waiting jobs are looked at for one whose lane is free.
+_LOOKED_AT = 20
+_ALL = 10_000
+
+Q = tables.queues.c
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue and what is in it.
+
+    Attributes:
+        concurrency: attempts at the same time, over all workers; None means no limit of its own.
+        running: attempts that hold a worker now; `waiting`: PENDING jobs.
+    """
+
+    name: str
+    concurrency: int | None
+    built_in: bool
+    running: int
+    waiting: int
+
+
+def limits(conn: Connection) -> dict[str, int | None]:
+    """The concurrency of every queue, by name."""
+    found = conn.execute(select(Q.name, Q.concurrency)).all()
+    return {**BUILT_IN, **{row.name: row.concurrency for row in found}}
+
+
+def states(conn: Connection) -> list[QueueState]:
+    """Every queue with what is in it: built-in ones first, then the site's own by name."""
+    known = limits(conn)
+    found = conn.execute(
+        select(J.queue, J.status, J.deadline_at.is_(None), func.count())
+        .where(J.ended_at.is_(None))
+        .group_by(J.queue, J.status, J.deadline_at.is_(None))
+    )
+    running: dict[str, int] = {}
+    waiting: dict[str, int] = {}
+    for name, status, attached, count in found:
+        if status == Status.PENDING:
+            waiting[name] = waiting.get(name, 0) + count
+        elif status in ACTIVE and attached:
+            running[name] = running.get(name, 0) + count
+    names = [*BUILT_IN, *sorted(set(known) - set(BUILT_IN))]
+    return [
+        QueueState(name, known[name], name in BUILT_IN, running.get(name, 0), waiting.get(name, 0))
+        for name in names
+    ]
+
+
+def put(tx: Transaction, name: str, concurrency: int | None) -> bool:
+    """Make a queue or change its limit; whether it is new."""
+    changed = tx.conn.execute(update(tables.queues).where(Q.name == name).values(concurrency=concurrency))
+    if changed.rowcount == 0:
+        tx.conn.execute(insert(tables.queues), {"name": name, "concurrency": concurrency})
+    return changed.rowcount == 0 and name not in BUILT_IN
+
+
+def remove(tx: Transaction, name: str) -> None:
+    """Delete a queue of the site's own.
+
+    Raises:
+        NotFound: there is none of this name.
+        Conflict: it is built in, or operations or live jobs are in it.
+    """
+    if name in BUILT_IN:
+        raise Conflict(f"the queue {name} is built in: it cannot be deleted")
+    used = tx.conn.execute(
+        select(tables.operations.c.name)
+        .where(tables.operations.c.settings["queue"].as_string() == name)
+        .limit(1)
+    ).scalar()
+    if used is not None:
+        raise Conflict(f"the operation {used} uses the queue {name}: change it first")
+    if tx.conn.execute(select(J.id).where(J.queue == name, J.ended_at.is_(None)).limit(1)).first():
+        raise Conflict(f"jobs are in the queue {name}: wait for their end or cancel them")
+    if tx.conn.execute(delete(tables.queues).where(Q.name == name)).rowcount != 1:
+        raise NotFound(f"there is no queue {name}")
+
+
+def known_name(conn: Connection, name: str) -> str:
+    """The queue's own name for a name or an alias.
+
+    Raises:
+        BadRequest: there is no such queue.
+    """
+    name = ALIASES.get(name, name)
+    known = limits(conn)
+    if name not in known:
+        raise BadRequest(
+            f"there is no queue {name}: use one of {', '.join(sorted(known))}, or make it with PUT /queues/{name}",
+            field="queue",
+        )
+    return name
+
+
+# -- holding back and going on ------------------------------------------------------------------
+
+
+def has_place(conn: Connection, name: str, limit: int) -> bool:
+    """Whether another attempt may begin in a queue; nobody else begins one in it meanwhile."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(_lock, {"name": f"queue:{name}"})
+    return _running_in(conn, name) < limit
+
+
+_lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
+
+def _running_in(conn: Connection, name: str) -> int:
+    return int(_in_queue.scalar(conn, {"name": name}))
+
+
+_in_queue = Prepared(
+    select(func.count())
+    .select_from(tables.jobs)
+    .where(J.queue == bindparam("name"), UNDER_WAY, J.deadline_at.is_(None))
+)
+
+
+def hold_back(tx: Transaction, job: Job, reason: PendingReason) -> None:
+    """The job is ready and may not begin now: say why."""
+    if job.pending_reason is not reason:
+        _because.run(tx.conn, {"is_id": job.id, "reason": reason})
+
+
+_because = Prepared(
+    update(tables.jobs)
+    .where(J.id == bindparam("is_id"), J.status == Status.PENDING)
+    .values(pending_reason=bindparam("reason"))
+)
+
+
+def offer_next_of(tx: Transaction, name: str, now: int, offers: Offers) -> bool:
+    """An attempt left a limited queue: offer the next job that waits for a place; whether there was one."""
+    for row in _held_back.all(tx.conn, {"name": name, "now": now, "most": _LOOKED_AT}):
+        job = job_of(row)
+        if job.lane is None or not lane_active(tx.conn, job.lane):
+            _because.run(tx.conn, {"is_id": job.id, "reason": None})
+            offers.offer(tx, ticket_of(tx.conn, job))
+            return True
+    return False
+
+
+_held_back = Prepared(
+    select(*job_columns)
+    .where(literal_column(tables.HELD), J.queue == bindparam("name"), READY)
+    .order_by(J.low_priority, J.priority.desc(), J.seq)
+    .limit(bindparam("most"))
+)
+
+
+def holding_back(conn: Connection) -> list[str]:
+    """The queues in which jobs wait for a place."""
+    return list(conn.execute(select(J.queue).where(literal_column(tables.HELD)).distinct()).scalars())
+
+
+def go_on(tx: Transaction, name: str, limit: int | None, now: int, offers: Offers) -> None:
+    """Offer as many of a queue's waiting jobs as it has places: its limit may have been raised."""
+    places = _ALL if limit is None else limit - _running_in(tx.conn, name)
+    while places > 0 and offer_next_of(tx, name, now, offers):
+        places -= 1
+
+
+# -- the site's switch --------------------------------------------------------------------------
+
+_DISPATCH = "dispatch"
+
+
+def dispatching(conn: Connection) -> bool:
+    """Whether new attempts may begin."""
+    query = select(tables.site.c.value).where(tables.site.c.name == _DISPATCH)
+    return conn.execute(query).scalar() != "drained"
+
+
+def set_dispatching(tx: Transaction, is_open: bool) -> None:
+    """Open or drain the site. Ready jobs wait with the reason `drained` until it is opened."""
+    value = "open" if is_open else "drained"
+    changed = tx.conn.execute(update(tables.site).where(tables.site.c.name == _DISPATCH).values(value=value))
+    if changed.rowcount == 0:
+        tx.conn.execute(insert(tables.site), {"name": _DISPATCH, "value": value})
+    if is_open:
+        tx.conn.execute(
+            update(tables.jobs)
+            .where(J.status == Status.PENDING, J.pending_reason == PendingReason.DRAINED)
+            .values(pending_reason=None)
+        )
+    else:
+        tell_drained(tx)
+
+
+def tell_drained(tx: Transaction) -> None:
+    """Say of every job that waits for nothing else that the site is drained."""
+    tx.conn.execute(
+        update(tables.jobs)
+        .where(J.status == Status.PENDING, J.pending_reason.is_(None))
+        .values(pending_reason=PendingReason.DRAINED)
+    )
+
+
+def under_way(conn: Connection) -> int:
+    """Attempts that hold a worker, anywhere."""
+    query = select(func.count()).select_from(tables.jobs).where(UNDER_WAY, J.deadline_at.is_(None))
+    return int(conn.execute(query).scalar_one())
+
+
+def drains(conn: Connection) -> list[Job]:
+    """The STOP_APP jobs that wait for the end of what runs."""
+    query = select(*job_columns).where(J.type == JobType.STOP_APP, J.ended_at.is_(None))
+    return [job_of(row) for row in conn.execute(query)]

@@ -1,0 +1,103 @@
+"""Queues and the site's switch, as rows on both databases."""
+
+from __future__ import annotations
+
+import pytest
+
+from iotjobs.domain.errors import BadRequest, Conflict, NotFound
+from iotjobs.domain.jobs import Job, PendingReason
+from iotjobs.store import jobs as rows
+from iotjobs.store import queues
+from iotjobs.store.session import Store
+from tests.services.rows import Engine, Offered, add_job, job_of, running_job
+
+
+async def state_of(store: Store, name: str) -> queues.QueueState:
+    [found] = [state for state in await store.read(queues.states) if state.name == name]
+    return found
+
+
+async def test_built_in_queues_are_always_there_and_their_limit_may_be_changed(store: Store) -> None:
+    names = [state.name for state in await store.read(queues.states)]
+    assert names == ["mix", "light", "heavy", "system"]
+    assert await store.write(lambda tx: queues.put(tx, "heavy", 2)) is False
+    assert await store.write(lambda tx: queues.put(tx, "press", 1)) is True
+    assert await store.write(lambda tx: queues.put(tx, "press", 7)) is False
+    assert await store.read(queues.limits) == {
+        "mix": None,
+        "light": None,
+        "heavy": 2,
+        "system": None,
+        "press": 7,
+    }
+
+
+async def test_what_runs_and_waits_is_counted_without_the_parked(store: Store) -> None:
+    await running_job(store, queue="heavy")
+    parked = await running_job(store, queue="heavy")
+    await store.write(lambda tx: rows.note(tx, parked.id, 1, deadline_at=10**15))
+    await add_job(store, queue="heavy")
+    found = await state_of(store, "heavy")
+    assert (found.running, found.waiting, found.concurrency, found.built_in) == (1, 1, 4, True)
+    assert await store.read(lambda conn: queues.under_way(conn)) == 1
+
+
+async def test_a_queue_that_is_used_is_not_deleted(store: Store) -> None:
+    engine = Engine(store)
+    await store.write(lambda tx: queues.put(tx, "press", 1))
+    _, operation_id = await engine.script("true", queue="press")
+    job = await add_job(store, queue="line")
+    await store.write(lambda tx: queues.put(tx, "line", 1))
+    with pytest.raises(Conflict, match="uses the queue press"):
+        await store.write(lambda tx: queues.remove(tx, "press"))
+    with pytest.raises(Conflict, match="jobs are in the queue line"):
+        await store.write(lambda tx: queues.remove(tx, "line"))
+    with pytest.raises(Conflict, match="built in"):
+        await store.write(lambda tx: queues.remove(tx, "mix"))
+    with pytest.raises(NotFound):
+        await store.write(lambda tx: queues.remove(tx, "nowhere"))
+    await store.write(lambda tx: queues.put(tx, "empty", 1))
+    await store.write(lambda tx: queues.remove(tx, "empty"))
+    assert "empty" not in await store.read(queues.limits)
+    assert job.id
+    assert operation_id
+
+
+async def test_names_are_known_or_refused(store: Store) -> None:
+    assert await store.read(lambda conn: queues.known_name(conn, "default")) == "mix"
+    with pytest.raises(BadRequest, match="there is no queue press"):
+        await store.read(lambda conn: queues.known_name(conn, "press"))
+
+
+async def test_places_are_given_out_up_to_the_limit(store: Store) -> None:
+    await running_job(store, queue="heavy")
+    assert await store.write(lambda tx: queues.has_place(tx.conn, "heavy", 2))
+    await running_job(store, queue="heavy")
+    assert not await store.write(lambda tx: queues.has_place(tx.conn, "heavy", 2))
+
+
+async def held(store: Store, **columns: object) -> Job:
+    return await add_job(store, queue="heavy", pending_reason=PendingReason.QUEUE, **columns)
+
+
+async def test_a_raised_limit_offers_as_many_as_it_has_places(store: Store) -> None:
+    jobs = [await held(store) for _ in range(4)]
+    await running_job(store, queue="heavy")
+    offered = Offered()
+    assert await store.read(queues.holding_back) == ["heavy"]
+    await store.write(lambda tx: queues.go_on(tx, "heavy", 3, 10**13, offered))
+    assert [ticket.job_id for ticket in offered.tickets] == [job.id for job in jobs[:2]]
+    await store.write(lambda tx: queues.go_on(tx, "heavy", None, 10**13, offered))
+    assert len(offered.tickets) == 4
+    assert await store.read(queues.holding_back) == []
+
+
+async def test_the_switch_tells_who_waits_for_nothing_else(store: Store) -> None:
+    ready, laned = await add_job(store), await add_job(store, pending_reason=PendingReason.LANE)
+    assert await store.read(queues.dispatching)
+    await store.write(lambda tx: queues.set_dispatching(tx, False))
+    assert not await store.read(queues.dispatching)
+    assert (await job_of(store, ready.id)).pending_reason is PendingReason.DRAINED
+    assert (await job_of(store, laned.id)).pending_reason is PendingReason.LANE
+    await store.write(lambda tx: queues.set_dispatching(tx, True))
+    assert (await job_of(store, ready.id)).pending_reason is None

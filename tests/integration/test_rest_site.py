@@ -1,0 +1,90 @@
+"""Running the site over REST: drains and queues."""
+
+from __future__ import annotations
+
+from iotjobs_sim.sshd import SshServer
+
+from tests.services.site import Rest, eventually, new_name
+
+
+async def test_a_drained_site_takes_jobs_and_begins_none_until_it_is_opened(
+    rest: Rest, openssh: SshServer
+) -> None:
+    owner = await rest.device(openssh)
+    operation = await rest.script(owner, "echo ran")
+    drained = await rest.call("PUT", "/site", {"dispatch": "drained"})
+    assert (drained.status, drained.body["dispatch"]) == (200, "drained")
+    try:
+        waits = await rest.execute(owner, operation)
+
+        async def told() -> bool:
+            return (await rest.get(f"/jobs/{waits['id']}"))["pending_reason"] == "drained"
+
+        await eventually(told, 10)
+        drain = await rest.get(f"/jobs/{drained.body['job_id']}")
+        assert (drain["type"], drain["owner_type"], drain["label"]) == ("STOP_APP", 0, "drain the site")
+        ready = await rest.get("/readyz")
+        assert (ready["status"], list(ready["reasons"])) == ("degraded", ["dispatch"])
+        assert (await rest.get("/site")) == {
+            "dispatch": "drained",
+            "running": 0,
+            "waiting": 1,
+            "job_id": None,
+        }
+
+        async def over() -> bool:
+            return (await rest.get(f"/jobs/{drain['id']}"))["outcome"] == "succeeded"
+
+        await eventually(over, 10)
+    finally:
+        opened = await rest.call("PUT", "/site", {"dispatch": "open"})
+    assert (await rest.get(f"/jobs/{opened.body['job_id']}"))["type"] == "START_APP"
+    done = await rest.ended(waits["id"])
+    assert (done["outcome"], done["description"]["stdout"]) == ("succeeded", "ran\n")
+    assert (await rest.get("/readyz"))["status"] == "ready"
+
+
+async def test_queues_are_made_listed_changed_and_deleted(rest: Rest, openssh: SshServer) -> None:
+    name = new_name("queue")
+    made = await rest.call("PUT", f"/queues/{name}", {"concurrency": 3})
+    assert (made.status, made.body) == (
+        201,
+        {"name": name, "concurrency": 3, "built_in": False, "running": 0, "waiting": 0},
+    )
+    changed = await rest.call("PUT", f"/queues/{name}", {"concurrency": None})
+    assert (changed.status, changed.body["concurrency"]) == (200, None)
+    listed = [queue["name"] for queue in (await rest.get("/queues"))["items"]]
+    assert listed[:4] == ["mix", "light", "heavy", "system"]
+    assert name in listed
+    assert (await rest.get("/queues/default"))["name"] == "mix"
+
+    owner = await rest.device(openssh)
+    operation = await rest.script(owner, "true", queue=name)
+    assert (await rest.run(owner, operation))["queue"] == name
+    problem = await rest.refused("DELETE", f"/queues/{name}", status=409, code="conflict")
+    assert operation["name"] in problem["detail"]
+    await rest.call("DELETE", f"/objects/{owner['id']}/operations/{operation['id']}")
+    assert (await rest.call("DELETE", f"/queues/{name}")).status == 204
+
+
+async def test_what_does_not_fit_is_refused(rest: Rest, openssh: SshServer) -> None:
+    owner = await rest.device(openssh)
+    body = {"name": "x", "type": "script", "parameters": {"text": "true"}, "queue": "nowhere"}
+    path = f"/objects/{owner['id']}/operations"
+    problem = await rest.refused("POST", path, body, status=400, code="badRequest")
+    assert problem["errors"][0]["field"] == "queue"
+    assert (await rest.make(path, **{**body, "queue": "default"}))["queue"] == "mix"
+    for path, given in (
+        ("/queues/press", {"concurrency": 0}),
+        ("/queues/press", {"limit": 1}),
+        ("/site", {"dispatch": "closed"}),
+        ("/site", {}),
+    ):
+        await rest.refused("PUT", path, given, status=400, code="badRequest")
+    await rest.refused("DELETE", "/queues/mix", status=409, code="conflict")
+    await rest.refused("GET", "/queues/press", status=404, code="notFound")
+    _, token = await rest.user()
+    async with Rest(rest.serve, token) as operator:
+        await operator.refused("PUT", "/site", {"dispatch": "drained"}, status=403, code="notAllowed")
+        await operator.refused("PUT", "/queues/a", {"concurrency": 1}, status=403, code="notAllowed")
+        assert (await operator.get("/site"))["dispatch"] == "open"

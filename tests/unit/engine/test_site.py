@@ -1,0 +1,87 @@
+"""Draining: nothing begins, what runs goes on, and opening lets everything go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.jobs import JobType, PendingReason
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import site
+from iotjobs.store import queues
+from iotjobs.store.session import Store
+from tests.services.rows import ADMIN, MakeEngine, job_of
+from tests.services.site import eventually
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "SETTLED_AFTER_MS", 0)
+    monkeypatch.setattr(site, "LOOK_EVERY_S", 0.02)
+
+
+async def test_a_drained_site_begins_nothing_and_its_job_ends_with_what_runs(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    await engine.worker.start()
+    await engine.switch.start()
+    go = tmp_path / "go"
+    owner_id, operation_id = await engine.script(f"until [ -e {go} ]; do sleep 0.02; done", concurrent=True)
+    running = await engine.execute(owner_id, operation_id)
+    await eventually(lambda: engine.worker.running == 1, 3)
+
+    drain = await engine.switch.switch(is_open=False, caller=ADMIN)
+    waits = await engine.execute(owner_id, operation_id)
+
+    async def told() -> bool:
+        return (await job_of(sqlite_store, waits)).pending_reason is PendingReason.DRAINED
+
+    await eventually(told, 3)
+    assert engine.limits.drained() is not None
+    found = await job_of(sqlite_store, drain)
+    assert (found.type, found.status, found.owner_type) == (JobType.STOP_APP, Status.RUNNING, 0)
+    go.touch()
+    assert (await engine.ended(running)).outcome is Outcome.SUCCEEDED
+    assert (await engine.ended(drain)).outcome is Outcome.SUCCEEDED
+    assert (await job_of(sqlite_store, waits)).status is Status.PENDING
+
+    opened = await engine.switch.switch(is_open=True, caller=ADMIN)
+    assert (await engine.ended(opened)).type is JobType.START_APP
+    assert (await engine.ended(waits)).outcome is Outcome.SUCCEEDED
+    assert engine.limits.drained() is None
+
+
+async def test_a_drain_outlives_the_process(sqlite_store: Store, make_engine: MakeEngine) -> None:
+    before = make_engine()
+    drain = await before.switch.switch(is_open=False, caller=ADMIN)
+
+    after = make_engine(worker_id="w2")
+    await after.switch.look()
+    await after.worker.start()
+    job_id = await after.execute(*await after.script("true"))
+
+    assert not after.limits.opened.is_set()
+    assert (await job_of(sqlite_store, drain)).outcome is Outcome.SUCCEEDED  # nothing ran any more
+    assert not await after.feed.wait_for_end(job_id, 0.2)
+    await after.switch.switch(is_open=True, caller=ADMIN)
+    assert (await after.ended(job_id)).outcome is Outcome.SUCCEEDED
+
+
+async def test_opening_ends_the_job_of_a_drain_that_was_not_over(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine()
+    drain = await engine.switch.switch(is_open=False, caller=ADMIN)
+    await engine.switch.switch(is_open=True, caller=ADMIN)
+    found = await job_of(sqlite_store, drain)
+    assert (found.outcome, found.error_code) == (Outcome.FAILED, "replaced")
+    assert await sqlite_store.read(queues.drains) == []
+
+
+async def test_an_alias_is_no_queue_of_its_own(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    with pytest.raises(BadRequest, match="another name of mix"):
+        await engine.switch.put_queue("default", 3)
