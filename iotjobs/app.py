@@ -138,14 +138,9 @@ class Site:
         publishing = Publishing(store, settler, publisher)
         executor = Executor(store, settler, reach, publishing, output_cap_bytes=settings.output_cap_bytes)
         worker_id = clock.new_id()
+        at_once = settings.jobs_at_once
         self.worker = Worker(
-            store,
-            vault,
-            dispatcher,
-            executor,
-            limits=limits,
-            worker_id=worker_id,
-            at_once=settings.jobs_at_once,
+            store, vault, dispatcher, executor, limits=limits, worker_id=worker_id, at_once=at_once
         )
         deadlines = Deadlines(store, dispatcher, settler, self.worker)
         rescued = await rescue(store, settler, worker_id)
