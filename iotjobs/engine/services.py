@@ -13,6 +13,7 @@ import logging
 from typing import Protocol
 
 from iotjobs import clock
+from iotjobs.domain.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class LoopService:
             try:
                 await self._loop()
                 return
+            except StoreUnavailable as error:
+                log.warning("a service waits for the store", extra={"service": self.name, "why": str(error)})
+                await clock.sleep(RESTART_PAUSE_S)
             except Exception:
                 log.exception("a service failed and is begun again", extra={"service": self.name})
                 await clock.sleep(RESTART_PAUSE_S)

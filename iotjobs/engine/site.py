@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from iotjobs import clock
-from iotjobs.domain.errors import BadRequest, LeaseLost, StoreUnavailable, TransitionRefused
+from iotjobs.domain.errors import BadRequest, LeaseLost, TransitionRefused
 from iotjobs.domain.jobs import Cause, Ending, Job, JobType
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
@@ -59,10 +59,7 @@ class SiteSwitch(LoopService):
 
     async def _loop(self) -> None:
         while True:
-            try:
-                await self.look()
-            except StoreUnavailable as error:
-                log.warning("the site's switch cannot be read", extra={"why": str(error)})
+            await self.look()
             await clock.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:

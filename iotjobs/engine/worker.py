@@ -10,6 +10,7 @@ from dataclasses import replace
 import msgspec
 
 from iotjobs import clock
+from iotjobs.domain.errors import StoreUnavailable
 from iotjobs.domain.jobs import Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
@@ -121,6 +122,8 @@ class Worker(LoopService):
             begun = await self._store.write(lambda tx: self._begin(tx, ticket.job_id))
             if begun is not None:
                 await self._executor.run(begun)
+        except StoreUnavailable as error:
+            log.warning("an attempt waits for the store", extra={"job_id": ticket.job_id, "why": str(error)})
         except Exception:
             # The edge of one attempt: the sweep finds the job again if it is still ready.
             log.exception("an attempt could not be begun", extra={"job_id": ticket.job_id})

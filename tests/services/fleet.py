@@ -1,0 +1,54 @@
+"""A small fleet of real devices that count what they were told, for tests that break things."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from iotjobs_sim.mqtt_devices import PretendDevice
+from iotjobs_sim.sshd import SshServer
+
+from tests.services.site import Rest
+
+DEVICES = 5
+
+
+class Fleet:
+    """What is asked of the site, and what came to pass on the devices."""
+
+    def __init__(self, rest: Rest, folder: Path, valve: PretendDevice) -> None:
+        self.rest, self.runs, self.valve = rest, folder / "runs", valve
+        self.accepted: dict[str, dict[str, Any]] = {}
+        self._ways: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    async def define(self, server: SshServer) -> None:
+        """Five SSH devices and a valve, each with operations that may be repeated and that may not."""
+        count = f"echo $IOTJOBS_JOB_ID >> {self.runs}; sleep 0.3; echo done"
+        valve = await self.rest.thing(thing="valve")
+        for idempotent in (False, True):
+            for number in range(DEVICES):
+                owner = await self.rest.device(server)
+                given = {"idempotent": idempotent, "concurrent": number % 2 == 0}
+                self._ways.append((owner, await self.rest.script(owner, count, **given)))
+                program = await self.rest.operation(owner, "program", path="sh", args=["-c", count], **given)
+                self._ways.append((owner, program))
+            for answer in (None, {"within_s": 5}):
+                for _ in range(DEVICES):
+                    message = {"topic": "iotjobs/valve/cmd", "message": "{{jobId}}", "answer": answer}
+                    operation = await self.rest.operation(
+                        valve, "mqtt", idempotent=idempotent, parameters=message
+                    )
+                    self._ways.append((valve, operation))
+
+    async def submit(self, chance: random.Random) -> None:
+        """Ask for one job; only one that was accepted counts."""
+        owner, operation = chance.choice(self._ways)
+        job = await self.rest.execute(owner, operation)
+        self.accepted[job["id"]] = operation
+
+    def counted(self) -> Counter[str]:
+        """How often each job ran, by what devices counted; without what the broker itself repeated."""
+        runs = Counter(self.runs.read_text().split() if self.runs.exists() else [])
+        return runs + (self.valve.received - self.valve.redelivered)
