@@ -127,10 +127,7 @@ async def test_a_postgresql_that_is_cut_off_for_twenty_seconds(
             await submit_all(fleet, JOBS // 2)
             wire.freeze()
             during = asyncio.create_task(submit_all(fleet, 10))
-            await asyncio.sleep(CUT_S / 2)
-            wire.cut()
-            await asyncio.sleep(CUT_S / 2)
-            wire.mend()
+            await wire.outage(CUT_S)
             await during
             outcomes = await check(fleet)
             assert await submit_all(fleet, 5) == 0
@@ -156,10 +153,7 @@ async def test_a_broker_that_is_cut_off_for_twenty_seconds(
             await submit_all(fleet, JOBS // 2)
             wire.freeze()
             assert await submit_all(fleet, JOBS // 2) == 0
-            await asyncio.sleep(CUT_S / 2)
-            wire.cut()
-            await asyncio.sleep(CUT_S / 2)
-            wire.mend()
+            await wire.outage(CUT_S)
             outcomes = await check(fleet)
 
             async def ready() -> bool:

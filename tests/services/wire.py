@@ -54,6 +54,14 @@ class Wire:
         self._refusing = False
         self._passing.set()
 
+    async def outage(self, seconds: float) -> None:
+        """Be away for so long: silent at first, as without a network, then refusing, as without a server."""
+        self.freeze()
+        await asyncio.sleep(seconds / 2)
+        self.cut()
+        await asyncio.sleep(seconds / 2)
+        self.mend()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
