@@ -11,10 +11,10 @@ if ! [ -x "$env/bin/python" ]; then
   done
   "$python" -m venv "$env"
 fi
-wanted='ansible-core>=2.17 parallel-ssh>=2.12 aiosqlite>=0.21'
+wanted='ansible-core>=2.17 parallel-ssh>=2.12 aiosqlite>=0.21 procrastinate>=3.10 psycopg[binary,pool]>=3.2'
 installed="$wanted $(cksum <pyproject.toml)"
 if ! [ "$(cat "$env/.installed" 2>/dev/null)" = "$installed" ]; then
   # shellcheck disable=SC2086 - one word each
-  timeout 900 "$env/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[fast]' $wanted
+  timeout 900 "$env/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[fast,postgres]' $wanted
   echo "$installed" >"$env/.installed"
 fi

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from iotjobs import clock
 from iotjobs.domain.jobs import Job, PendingReason
-from iotjobs.store import queues
+from iotjobs.store import queue, queues
 from iotjobs.store.queue import Offers
 from iotjobs.store.writer import Transaction
 
@@ -24,19 +24,23 @@ class Limits:
         """Why nothing begins, if nothing does."""
         return None if self.opened.is_set() else "the site is drained: `iotjobs undrain` opens it"
 
-    def of(self, queue: str) -> int | None:
+    def of(self, name: str) -> int | None:
         """How many attempts of a queue may be under way; None: no limit."""
-        return self.concurrency.get(queue)
+        return self.concurrency.get(name)
 
-    def may_begin(self, tx: Transaction, job: Job) -> bool:
-        """Whether the site and the job's queue let it begin now; it is told what it waits for."""
-        if not self.opened.is_set():
-            queues.hold_back(tx, job, PendingReason.DRAINED)
-            return False
+    def may_begin(self, tx: Transaction, job: Job, offers: Offers) -> bool:
+        """Whether the site and the job's queue let it begin now.
+
+        If not, it is told what it waits for, and the next of its lane that waits for nothing is offered.
+        """
         limit = self.of(job.queue)
-        if limit is None or queues.has_place(tx.conn, job.queue, limit):
+        if not self.opened.is_set() and not queues.dispatching(tx.conn):
+            queues.hold_back(tx, job, PendingReason.DRAINED)
+        elif limit is None or queues.has_place(tx.conn, job.queue, limit):
             return True
-        queues.hold_back(tx, job, PendingReason.QUEUE)
+        else:
+            queues.hold_back(tx, job, PendingReason.QUEUE)
+            queue.offer_next(tx, job.lane, clock.now_ms(), offers, held_back=False)
         return False
 
     def left(self, tx: Transaction, job: Job, offers: Offers) -> None:

@@ -6,8 +6,11 @@ through this process. So another node stops to begin attempts within a second of
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+
+from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, LeaseLost, TransitionRefused
@@ -56,6 +59,7 @@ class SiteSwitch(LoopService):
         super().__init__()
         self._store, self._limits, self._settler = store, limits, settler
         self._offers, self._sweep = offers, sweep
+        self._one_at_a_time = asyncio.Lock()
 
     async def _loop(self) -> None:
         while True:
@@ -64,24 +68,24 @@ class SiteSwitch(LoopService):
 
     async def look(self) -> None:
         """Read everything anew; let go what was held back and need not be any more."""
-        is_open, concurrency, held = await self._store.read(
-            lambda conn: (queues.dispatching(conn), queues.limits(conn), queues.holding_back(conn))
-        )
-        self._limits.concurrency = concurrency
-        if is_open:
-            for name in held:
-                await self._store.write(lambda tx, name=name: self._go_on(tx, name))  # type: ignore[misc]
-        await self._switched(is_open)
-        if not is_open:
-            await self._store.write(queues.tell_drained)
-            await self._end_drains()
+        async with self._one_at_a_time:
+            is_open, drained, concurrency, held = await self._store.read(_read)
+            self._limits.concurrency = concurrency
+            if is_open:
+                for name in held:
+                    await self._store.write(lambda tx, name=name: self._go_on(tx, name))  # type: ignore[misc]
+            if drained or not is_open:
+                await self._store.write(queues.tell_switched)
+            await self._switched(is_open, stale=drained)
+            if not is_open:
+                await self._end_drains()
 
     def _go_on(self, tx: Transaction, name: str) -> None:
         queues.go_on(tx, name, self._limits.of(name), clock.now_ms(), self._offers)
 
-    async def _switched(self, is_open: bool) -> None:
+    async def _switched(self, is_open: bool, *, stale: bool = False) -> None:
         was_open = self._limits.opened.is_set()
-        if is_open and not was_open:
+        if is_open and (stale or not was_open):
             self._limits.opened.set()
             await self._sweep()
         elif not is_open:
@@ -114,8 +118,9 @@ class SiteSwitch(LoopService):
                 jobs.begin_attempt(tx, job, worker_id=SITE, nonce=job_id, at=now, sent=False)
                 jobs.note(tx, job_id, 1, deadline_at=now + DRAIN_MOST_MS)
 
-        await self._store.write(item)
-        await self._switched(is_open)
+        async with self._one_at_a_time:
+            await self._store.write(item)
+            await self._switched(is_open)
         log.warning("the site was opened" if is_open else "the site is drained", extra={"by": caller.login})
         return job_id
 
@@ -149,6 +154,15 @@ class SiteSwitch(LoopService):
             await self._store.write(lambda tx: self._settler.finish(tx, drain, ending, clock.now_ms()))
         except (TransitionRefused, LeaseLost) as error:
             log.info("a drain was ended by somebody else", extra={"job_id": drain.id, "why": str(error)})
+
+
+def _read(conn: Connection) -> tuple[bool, bool, dict[str, int | None], list[str]]:
+    return (
+        queues.dispatching(conn),
+        queues.any_drained(conn),
+        queues.limits(conn),
+        queues.holding_back(conn),
+    )
 
 
 _REPLACED = Ending(

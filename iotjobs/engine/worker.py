@@ -140,7 +140,7 @@ class Worker(LoopService):
             queue.lock_lane(tx.conn, job.lane)
             if queue.lane_active(tx.conn, job.lane):
                 return None
-        if not self._limits.may_begin(tx, job):
+        if not self._limits.may_begin(tx, job, self._dispatcher):
             return None
         stored, secret = jobs.plan_of(tx.conn, job_id)
         if secret is not None:

@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, literal_column, or_, select, text, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.domain.statuses import Status
@@ -81,12 +94,23 @@ def lock_lane(conn: Connection, lane: str) -> None:
 READY = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
 # Not IN: see `Prepared`.
 UNDER_WAY = or_(*(J.status == status for status in _ACTIVE))
+# What waits for more than its lane lets the others of the lane pass.
+_HELD_BACK = or_(*(J.pending_reason == reason for reason in _HELD))
+_FREE = or_(J.pending_reason.is_(None), not_(_HELD_BACK))
 _lane_busy = Prepared(
-    select(J.seq).where(J.lane == bindparam("lane"), or_(UNDER_WAY, READY), J.id != bindparam("but")).limit(1)
+    select(J.seq)
+    .where(J.lane == bindparam("lane"), or_(UNDER_WAY, and_(READY, _FREE)), J.id != bindparam("but"))
+    .limit(1)
 )
 _next_in_lane = Prepared(
     select(*job_columns)
     .where(J.lane == bindparam("lane"), READY)
+    .order_by(case((_HELD_BACK, 1), else_=0), J.low_priority, J.priority.desc(), J.seq)
+    .limit(1)
+)
+_next_free_in_lane = Prepared(
+    select(*job_columns)
+    .where(J.lane == bindparam("lane"), READY, _FREE)
     .order_by(J.low_priority, J.priority.desc(), J.seq)
     .limit(1)
 )
@@ -108,12 +132,18 @@ def lane_active(conn: Connection, lane: str) -> bool:
     return _lane_active.first(conn, {"lane": lane}) is not None
 
 
-def offer_next(tx: Transaction, lane: str | None, now: int, offers: Offers) -> None:
-    """A job left the lane: offer the next one, if nothing else is under way there."""
+def offer_next(
+    tx: Transaction, lane: str | None, now: int, offers: Offers, *, held_back: bool = True
+) -> None:
+    """A job left the lane: offer the next one, if nothing else is under way there.
+
+    What a full queue or a drained site holds back comes last; without `held_back`, not at all.
+    """
     if lane is None:
         return
     lock_lane(tx.conn, lane)
-    row = _next_in_lane.first(tx.conn, {"lane": lane, "now": now})
+    following = _next_in_lane if held_back else _next_free_in_lane
+    row = following.first(tx.conn, {"lane": lane, "now": now})
     if row is not None and not lane_active(tx.conn, lane):
         job = job_of(row)
         if job.pending_reason is not None:
@@ -145,6 +175,7 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
             and_(
                 other.c.status == Status.PENDING,
                 or_(other.c.start_at.is_(None), other.c.start_at <= now),
+                or_(other.c.pending_reason.is_(None), other.c.pending_reason.not_in(_HELD)),
                 _before(other.c, J),
             ),
         ),

@@ -9,22 +9,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, literal_column, select, text, update
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Job, JobType, PendingReason
 from iotjobs.domain.statuses import ACTIVE, Status
 from iotjobs.store import tables
 from iotjobs.store.jobs import J, job_columns, job_of
-from iotjobs.store.queue import READY, UNDER_WAY, Offers, lane_active, ticket_of
+from iotjobs.store.queue import READY, UNDER_WAY, Offers, ticket_of
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 # Always there; a row only changes their limit. None: as many as the workers have places.
 BUILT_IN: Mapping[str, int | None] = {"mix": None, "light": None, "heavy": 4, "system": None}
 ALIASES = {"default": "mix"}
-# How many waiting jobs are looked at for one whose lane is free.
-_LOOKED_AT = 20
 _ALL = 10_000
 
 Q = tables.queues.c
@@ -158,27 +169,44 @@ _because = Prepared(
 
 
 def offer_next_of(tx: Transaction, name: str, now: int, offers: Offers) -> bool:
-    """An attempt left a limited queue: offer the next job that waits for a place; whether there was one."""
-    for row in _held_back.all(tx.conn, {"name": name, "now": now, "most": _LOOKED_AT}):
-        job = job_of(row)
-        if job.lane is None or not lane_active(tx.conn, job.lane):
-            _because.run(tx.conn, {"is_id": job.id, "reason": None})
-            offers.offer(tx, ticket_of(tx.conn, job))
-            return True
-    return False
+    """An attempt left a limited queue: offer the next job that waits for a place; whether there was one.
+
+    Of the same priority those without a parent come first, so that a parent's many let them pass.
+    """
+    row = _next_held.first(tx.conn, {"name": name, "now": now})
+    if row is None:
+        return False
+    job = job_of(row)
+    _because.run(tx.conn, {"is_id": job.id, "reason": None})
+    offers.offer(tx, ticket_of(tx.conn, job))
+    return True
 
 
-_held_back = Prepared(
+_other = tables.jobs.alias("other")
+_lane_taken = (
+    select(literal_column("1"))
+    .select_from(_other)
+    .where(_other.c.lane == J.lane, or_(*(_other.c.status == status for status in sorted(ACTIVE))))
+    .exists()
+)
+_next_held = Prepared(
     select(*job_columns)
-    .where(literal_column(tables.HELD), J.queue == bindparam("name"), READY)
-    .order_by(J.low_priority, J.priority.desc(), J.seq)
-    .limit(bindparam("most"))
+    .where(
+        literal_column(tables.HELD),
+        J.pending_reason == PendingReason.QUEUE,
+        J.queue == bindparam("name"),
+        READY,
+        or_(J.lane.is_(None), not_(_lane_taken)),
+    )
+    .order_by(J.low_priority, J.priority.desc(), case((J.parent_id.is_(None), 0), else_=1), J.seq)
+    .limit(1)
 )
 
 
 def holding_back(conn: Connection) -> list[str]:
     """The queues in which jobs wait for a place."""
-    return list(conn.execute(select(J.queue).where(literal_column(tables.HELD)).distinct()).scalars())
+    query = select(J.queue).where(literal_column(tables.HELD), J.pending_reason == PendingReason.QUEUE)
+    return list(conn.execute(query.distinct()).scalars())
 
 
 def go_on(tx: Transaction, name: str, limit: int | None, now: int, offers: Offers) -> None:
@@ -205,23 +233,27 @@ def set_dispatching(tx: Transaction, is_open: bool) -> None:
     changed = tx.conn.execute(update(tables.site).where(tables.site.c.name == _DISPATCH).values(value=value))
     if changed.rowcount == 0:
         tx.conn.execute(insert(tables.site), {"name": _DISPATCH, "value": value})
-    if is_open:
-        tx.conn.execute(
-            update(tables.jobs)
-            .where(J.status == Status.PENDING, J.pending_reason == PendingReason.DRAINED)
-            .values(pending_reason=None)
+    tell_switched(tx)
+
+
+def tell_switched(tx: Transaction) -> int:
+    """Say of the jobs that wait for nothing else whether they wait for the site; how many it was new for.
+
+    To be called again and again: a transaction beside the one that switched may have told the opposite.
+    """
+    if dispatching(tx.conn):
+        change = update(tables.jobs).where(
+            literal_column(tables.HELD), J.pending_reason == PendingReason.DRAINED
         )
-    else:
-        tell_drained(tx)
+        return tx.conn.execute(change.values(pending_reason=None)).rowcount
+    change = update(tables.jobs).where(J.status == Status.PENDING, J.pending_reason.is_(None))
+    return tx.conn.execute(change.values(pending_reason=PendingReason.DRAINED)).rowcount
 
 
-def tell_drained(tx: Transaction) -> None:
-    """Say of every job that waits for nothing else that the site is drained."""
-    tx.conn.execute(
-        update(tables.jobs)
-        .where(J.status == Status.PENDING, J.pending_reason.is_(None))
-        .values(pending_reason=PendingReason.DRAINED)
-    )
+def any_drained(conn: Connection) -> bool:
+    """Whether jobs are said to wait for the site."""
+    query = select(J.id).where(literal_column(tables.HELD), J.pending_reason == PendingReason.DRAINED)
+    return conn.execute(query.limit(1)).first() is not None
 
 
 def under_way(conn: Connection) -> int:

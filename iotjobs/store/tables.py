@@ -149,8 +149,8 @@ DUE = {
     "expires_at": "expires_at IS NOT NULL AND status IN ('PENDING', 'STOPPED')",
     "deadline_at": "deadline_at IS NOT NULL AND status IN ('RUNNING', 'STOPPING', 'CANCELING')",
 }
-# What a full queue holds back, likewise.
-HELD = "pending_reason = 'queue' AND status = 'PENDING'"
+# What a full queue or a drained site holds back, likewise.
+HELD = "pending_reason IN ('queue', 'drained') AND status = 'PENDING'"
 
 
 class JobRow(SQLModel, table=True):

@@ -101,3 +101,15 @@ async def test_the_switch_tells_who_waits_for_nothing_else(store: Store) -> None
     assert (await job_of(store, laned.id)).pending_reason is PendingReason.LANE
     await store.write(lambda tx: queues.set_dispatching(tx, True))
     assert (await job_of(store, ready.id)).pending_reason is None
+
+
+async def test_a_free_job_is_found_behind_many_whose_lanes_are_busy(store: Store) -> None:
+    await running_job(store, lane="busy")
+    for _ in range(25):
+        await held(store, lane="busy", priority=9)
+    child = await held(store, parent_id="p" * 32)
+    single = await held(store)
+    offered = Offered()
+    for _ in range(3):
+        await store.write(lambda tx: queues.offer_next_of(tx, "heavy", 10**13, offered))
+    assert offered.ids == [single.id, child.id]

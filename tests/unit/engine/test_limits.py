@@ -85,3 +85,29 @@ async def test_the_next_is_the_first_by_priority_whose_lane_is_free(
 
     assert (await engine.dispatcher.take()).job_id == urgent.id
     assert (await job_of(sqlite_store, urgent.id)).pending_reason is None
+
+
+async def test_what_a_full_queue_holds_back_lets_others_of_its_lane_pass_and_follows_them(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    await engine.switch.put_queue("press", 1)
+    await engine.worker.start()
+    go = tmp_path / "go"
+    [holder] = await waiting(engine, go, 1, queue="press")
+    await eventually(lambda: engine.worker.running == 1, 3)
+    owner_id, held_operation = await engine.script("true", queue="press")
+    free_operation = await engine.operation(owner_id, parameters={"text": "true"})
+
+    held = await engine.execute(owner_id, held_operation)
+
+    async def told() -> bool:
+        return (await job_of(sqlite_store, held)).pending_reason is PendingReason.QUEUE
+
+    await eventually(told, 3)
+    free = await engine.execute(owner_id, free_operation)
+    assert (await engine.ended(free)).outcome is Outcome.SUCCEEDED
+    go.touch()
+    await engine.ended(holder)
+    assert (await engine.ended(held)).outcome is Outcome.SUCCEEDED
+    assert engine.deadlines.swept == 0

@@ -12,7 +12,7 @@ from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import site
 from iotjobs.store import queues
 from iotjobs.store.session import Store
-from tests.services.rows import ADMIN, MakeEngine, job_of
+from tests.services.rows import ADMIN, MakeEngine, add_job, job_of
 from tests.services.site import eventually
 
 
@@ -85,3 +85,22 @@ async def test_an_alias_is_no_queue_of_its_own(make_engine: MakeEngine) -> None:
     engine = make_engine()
     with pytest.raises(BadRequest, match="another name of mix"):
         await engine.switch.put_queue("default", 3)
+
+
+async def test_a_job_that_was_told_drained_after_the_opening_goes_on_all_the_same(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine()
+    late = await add_job(sqlite_store, pending_reason=PendingReason.DRAINED)
+    await engine.switch.look()
+    assert (await job_of(sqlite_store, late.id)).pending_reason is None
+    assert (await engine.dispatcher.take()).job_id == late.id
+
+
+async def test_a_stale_look_of_the_worker_holds_nothing_back(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine()
+    engine.limits.opened.clear()  # the site was opened, and this node has not read it yet
+    job = await add_job(sqlite_store)
+    assert await sqlite_store.write(lambda tx: engine.limits.may_begin(tx, job, engine.dispatcher))

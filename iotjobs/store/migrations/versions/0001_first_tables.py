@@ -166,8 +166,8 @@ def upgrade() -> None:
         "job",
         ["queue", "seq"],
         unique=False,
-        sqlite_where=sa.text("pending_reason = 'queue' AND status = 'PENDING'"),
-        postgresql_where=sa.text("pending_reason = 'queue' AND status = 'PENDING'"),
+        sqlite_where=sa.text("pending_reason IN ('queue', 'drained') AND status = 'PENDING'"),
+        postgresql_where=sa.text("pending_reason IN ('queue', 'drained') AND status = 'PENDING'"),
     )
     op.create_index(
         "job_parent",
