@@ -22,6 +22,7 @@ from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.enrolment import Enrolment
+from iotjobs.engine.events import EventFeed, FeedLag
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Intake
@@ -83,6 +84,7 @@ class Site:
     _store: Store | None = None
     _ssh: SshTransport | None = None
     _feed: Feed | None = None
+    _events: EventFeed | None = None
     _services: list[Service] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -108,7 +110,15 @@ class Site:
         self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))
         self.readiness.watch("store", lambda: store.up)
         await self._run(ClaimWatch(store, self.claim_lost.set))
+        await self._watch_events(store)
         await self._start_engine(store, vault)
+
+    async def _watch_events(self, store: Store) -> None:
+        self._events = EventFeed(store)
+        if self.settings.database_url is not None:
+            lag = FeedLag(store)
+            self.readiness.degraded("events", lag.reason)
+            await self._run(lag)
 
     def _open_secrets(self) -> Secrets:
         embedded = self.settings.database_url is None
@@ -213,9 +223,10 @@ class Site:
         await service.start()
 
     def let_go(self) -> None:
-        """Answer those who wait for a job, so that they do not hold up the end."""
-        if self._feed is not None:
-            self._feed.let_go()
+        """Answer those who wait for a job, or for events, so that they do not hold up the end."""
+        for feed in (self._feed, self._events):
+            if feed is not None:
+                feed.let_go()
 
     async def stop(self) -> None:
         """Let running jobs end within the grace, then take everything down in the opposite order."""

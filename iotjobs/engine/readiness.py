@@ -13,6 +13,7 @@ class Readiness:
     _watched: dict[str, Callable[[], bool]] = field(default_factory=dict)
     _was_up: set[str] = field(default_factory=set)
     _absent: dict[str, str] = field(default_factory=dict)
+    _troubles: dict[str, Callable[[], str | None]] = field(default_factory=dict)
 
     def up(self, part: str) -> None:
         """The part is up for good."""
@@ -26,9 +27,14 @@ class Readiness:
         """The site has no such part; it works without."""
         self._absent[part] = why
 
+    def degraded(self, part: str, reason: Callable[[], str | None]) -> None:
+        """Ask this for what troubles a part that is up; None while nothing does."""
+        self._troubles[part] = reason
+
     def report(self) -> tuple[bool, dict[str, str]]:
         """Whether the site is ready, and the reasons why a part is not up."""
-        reasons = dict(self._absent)
+        told = {part: reason() for part, reason in self._troubles.items()}
+        reasons = self._absent | {part: reason for part, reason in told.items() if reason is not None}
         ready = True
         for part, is_up in self._watched.items():
             if is_up():

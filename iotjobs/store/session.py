@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 READERS = 4
 CLAIM_ANSWER_S = 4.0
+# One transaction left open anywhere holds the event feed back.
+IDLE_IN_TRANSACTION_MS = 5000
+STATEMENT_MS = 30_000
 RACES = 5  # tries of a PostgreSQL transaction that lost a race
 _CLAIM = 0x696F746A6F6273  # "iotjobs"; the key of the lock that one serving process holds
 _LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
@@ -43,9 +46,11 @@ class Store(Protocol):
 
     Attributes:
         up: it answered when it was last asked.
+        after_writes: called in the event loop after each commit of this process: hints, and nothing more.
     """
 
     up: bool
+    after_writes: list[Callable[[], object]]
 
     async def start(self) -> None:
         """Begin to take writes and reads."""
@@ -158,6 +163,7 @@ class SqliteStore:
     def __init__(self, path: str) -> None:
         self.path = path
         self.up = True
+        self.after_writes: list[Callable[[], object]] = []
         self._write_engine = sqlite_engine(path, read_only=False, busy_ms=0)  # it waits in the loop
         self._read_engine = sqlite_engine(path, read_only=True)
         self._writer = GroupWriter(self._write_engine)
@@ -195,6 +201,8 @@ class SqliteStore:
             self.up = False
             raise
         self.up = True
+        for hint in self.after_writes:
+            hint()
         return result
 
     async def look(self, query: Callable[[Connection], T]) -> T:
@@ -225,6 +233,7 @@ class PostgresStore:
 
     def __init__(self, url: URL) -> None:
         self.up = True
+        self.after_writes: list[Callable[[], object]] = []
         self._claim: AsyncConnection | None = None
         self._engine: AsyncEngine = create_async_engine(
             url,
@@ -233,12 +242,11 @@ class PostgresStore:
             pool_size=10,
             max_overflow=10,
             pool_pre_ping=True,
-            # One transaction left open anywhere holds the event feed back.
             connect_args={
                 "server_settings": {
                     "application_name": "iotjobs",
-                    "idle_in_transaction_session_timeout": "5000",
-                    "statement_timeout": "30000",
+                    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
+                    "statement_timeout": str(STATEMENT_MS),
                 }
             },
         )
@@ -294,7 +302,7 @@ class PostgresStore:
                 refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
                 raise self._refusal(refusal) from error
             self.up = True
-            for callback in callbacks:
+            for callback in [*callbacks, *self.after_writes]:
                 callback()
             return result
         raise AssertionError("the last try returns or raises")

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    literal_column,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement
 from sqlmodel import AutoString, Field, SQLModel
 
 # SQLite counts only a column declared INTEGER PRIMARY KEY.
@@ -288,17 +301,48 @@ class LogRow(SQLModel, table=True):
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
+class _CurrentTransaction(ColumnElement[int]):
+    """The number of the transaction that inserts a row; SQLite has one writer and needs none."""
+
+    inherit_cache = True
+
+
+@compiles(_CurrentTransaction)
+def _no_transaction(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "0"
+
+
+@compiles(_CurrentTransaction, "postgresql")
+def _postgres_transaction(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "pg_current_xact_id()::text::bigint"
+
+
+GENERATION = "event_generation"  # a fact of the site, absent before the first restore
+current_generation: ColumnElement[int] = literal_column(
+    f"coalesce((SELECT CAST(value AS BIGINT) FROM site WHERE name = '{GENERATION}'), 1)"
+)
+
+
 class EventRow(SQLModel, table=True):
-    """A permanent, numbered record of a change."""
+    """A permanent, numbered record of a change; read in the order of `generation`, `xid`, `id`.
+
+    PostgreSQL counts `id` before the commit, so that a later number may be seen first: see `store.events`.
+    """
 
     __tablename__ = "event"
     id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    generation: int = Field(
+        default=None, sa_column=Column(BigInteger, nullable=False, default=current_generation)
+    )
+    xid: int = Field(
+        default=None, sa_column=Column(BigInteger, nullable=False, server_default=_CurrentTransaction())
+    )
     kind: str
     at: int = _ms(nullable=False)
     job_id: str | None = Field(default=None, index=True)
     entity_id: str | None = None
     data: dict[str, Any] = _json()
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (Index("event_position", "generation", "xid", "id"), {"sqlite_autoincrement": True})
 
 
 class IdempotencyRow(SQLModel, table=True):
