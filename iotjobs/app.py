@@ -30,6 +30,7 @@ from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.readiness import Readiness
 from iotjobs.engine.rescue import rescue
+from iotjobs.engine.retention import Keep, Retention
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
@@ -169,6 +170,7 @@ class Site:
             await self._start_mqtt(store, settler, publisher, address)
         await self._run(deadlines)
         await self._run(self.worker)
+        await self._run(Retention(store, _keep(settings)))
         engine = EngineServices(
             intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
             feed=feed,
@@ -241,6 +243,16 @@ class Site:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _keep(settings: Settings) -> Keep:
+    return Keep(
+        output_days=settings.keep_output_days,
+        output_bytes=settings.keep_output_bytes,
+        logs_days=settings.keep_logs_days,
+        jobs_days=settings.keep_jobs_days,
+        output_cap_bytes=settings.output_cap_bytes,
+    )
 
 
 def take_lock(path: Path) -> int:

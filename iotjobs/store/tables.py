@@ -163,6 +163,9 @@ DUE = {
     "deadline_at": "deadline_at IS NOT NULL AND status IN ('RUNNING', 'STOPPING', 'CANCELING')",
 }
 
+# What retention deletes first; the index is small, since output that is gone falls out of it.
+OUTPUT_KEPT = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"
+
 
 class JobRow(SQLModel, table=True):
     """One job; `domain.jobs.Job` says what each column means."""
@@ -217,6 +220,7 @@ class JobRow(SQLModel, table=True):
     results_count: int = 0
     output_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     output_truncated: bool = False
+    output_pruned_at: int | None = _ms()
     transient: bool = False
     abortable: bool = True
     __table_args__ = (
@@ -233,6 +237,13 @@ class JobRow(SQLModel, table=True):
             "seq",
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
+        ),
+        Index(
+            "job_output",
+            "ended_at",
+            "output_bytes",
+            sqlite_where=text(OUTPUT_KEPT),
+            postgresql_where=text(OUTPUT_KEPT),
         ),
         *(
             Index(f"job_{moment}", moment, sqlite_where=text(where), postgresql_where=text(where))

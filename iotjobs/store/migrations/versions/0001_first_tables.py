@@ -143,6 +143,7 @@ def upgrade() -> None:
         sa.Column("results_count", sa.Integer(), nullable=False),
         sa.Column("output_bytes", sa.BigInteger(), nullable=False),
         sa.Column("output_truncated", sa.Boolean(), nullable=False),
+        sa.Column("output_pruned_at", sa.BigInteger(), nullable=True),
         sa.Column("transient", sa.Boolean(), nullable=False),
         sa.Column("abortable", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
@@ -177,6 +178,15 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("parent_id IS NOT NULL"),
         postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
+    output_kept = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"
+    op.create_index(
+        "job_output",
+        "job",
+        ["ended_at", "output_bytes"],
+        unique=False,
+        sqlite_where=sa.text(output_kept),
+        postgresql_where=sa.text(output_kept),
     )
     op.create_index("job_operation", "job", ["operation_id", "timestamp", "seq"], unique=False)
     op.create_index("job_owner", "job", ["owner_id", "timestamp", "seq"], unique=False)
