@@ -55,6 +55,11 @@ async def eventually(look: Callable[[], Any], within_s: float = 10.0, every_s: f
         await asyncio.sleep(every_s)
 
 
+async def pause(seconds: float) -> None:
+    """Let time pass, for a load that has a length."""
+    await asyncio.sleep(seconds)
+
+
 def log_has(serve: Serve, text: str) -> bool:
     """Whether the log holds a text."""
     return text in serve.log
