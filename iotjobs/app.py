@@ -7,11 +7,9 @@ opposite order. Nothing below knows the settings.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -39,6 +37,7 @@ from iotjobs.inputs.rest.api import build_api
 from iotjobs.inputs.rest.services import ApiServices, EngineServices
 from iotjobs.settings import Settings
 from iotjobs.store import accounts, facts, secrets
+from iotjobs.store.lock import AlreadyRunning, take_lock
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.permissions import make_private
 from iotjobs.store.secrets import Secrets
@@ -57,10 +56,6 @@ log = logging.getLogger(__name__)
 
 # No thing's login has an @, see `broker_username`.
 BROKER_USER = "iotjobs@service"
-
-
-class AlreadyRunning(ConfigurationError):
-    """Another process holds the data directory or the database."""
 
 
 @dataclass(slots=True)
@@ -253,24 +248,6 @@ def _keep(settings: Settings) -> Keep:
         jobs_days=settings.keep_jobs_days,
         output_cap_bytes=settings.output_cap_bytes,
     )
-
-
-def take_lock(path: Path) -> int:
-    """Hold the data directory for this process; the lock ends with it, however it ends.
-
-    Raises:
-        AlreadyRunning: names the process that holds it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode().strip() or "unknown"
-        os.close(descriptor)
-        raise AlreadyRunning(f"{path.parent} is served by process {holder}: stop it first") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 def _new_client_id() -> str:

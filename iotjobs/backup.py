@@ -17,10 +17,10 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from iotjobs.app import AlreadyRunning, take_lock
 from iotjobs.domain.errors import ConfigurationError, StorageFull, StoreUnavailable
 from iotjobs.settings import Settings
 from iotjobs.store import backups
+from iotjobs.store.lock import AlreadyRunning, take_lock
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.secrets import Secrets, load_or_make_key
 from iotjobs.store.session import open_store, postgres_url

@@ -27,9 +27,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")]
 
 def _end(error: IotJobsError) -> typer.Exit:
     """Say why a command of the server could not do it; the exit that follows."""
-    from iotjobs.app import AlreadyRunning
     from iotjobs.backup import InTheWay
     from iotjobs.domain.errors import StorageFull, StoreUnavailable
+    from iotjobs.store.lock import AlreadyRunning
 
     printing.say(f"iotjobs: {error}")
     match error:

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 import uvicorn
 
 from iotjobs import __version__, logs
-from iotjobs.app import AlreadyRunning, Site
+from iotjobs.app import Site
 from iotjobs.domain.errors import ConfigurationError
 from iotjobs.settings import Settings
+from iotjobs.store.lock import AlreadyRunning
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from iotjobs import serving
-from iotjobs.app import AlreadyRunning
 from iotjobs.settings import Settings
+from iotjobs.store.lock import AlreadyRunning
 
 
 class Stuck:
