@@ -35,6 +35,8 @@ missing_packages() {
   have dropbear || echo dropbear-bin
   have busybox || echo busybox
   have_postgres || echo postgresql
+  have faketime || echo faketime
+  have strace || echo strace
   have chromium || echo chromium
 }
 

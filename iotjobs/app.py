@@ -64,6 +64,7 @@ class Site:
 
     Attributes:
         claim_lost: another process serves the database now; this one has to go.
+        disk_failed: what was written may not be on disk; this process has to go, and a new one to look.
         api: the HTTP application, after `start`.
         admin_token: the administrator's token if this start made one: to be shown once.
         mqtt_url: where devices connect, without a login; None without a broker.
@@ -71,6 +72,7 @@ class Site:
 
     settings: Settings
     claim_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    disk_failed: asyncio.Event = field(default_factory=asyncio.Event)
     api: FastAPI | None = None
     admin_token: str | None = None
     mqtt_url: str | None = None
@@ -97,6 +99,7 @@ class Site:
         make_private(settings.data_dir)
         vault = self._open_secrets()
         store = self._store = open_store(settings.store_url)
+        store.on_broken = self._give_up
         if not await store.claim():
             raise AlreadyRunning("another iotjobs serves this database: stop it first")
         await asyncio.to_thread(migrate, settings.store_url)
@@ -105,6 +108,9 @@ class Site:
         given = settings.admin_token.get_secret_value() if settings.admin_token else None
         self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))
         self.readiness.watch("store", lambda: store.up)
+        self.readiness.degraded(
+            "disk", lambda: "is full: free space, no restart is needed" if store.full else None
+        )
         await self._run(ClaimWatch(store, self.claim_lost.set))
         await self._watch_events(store)
         await self._start_engine(store, vault)
@@ -219,6 +225,15 @@ class Site:
         self._services.append(service)
         await service.start()
 
+    def _give_up(self) -> None:
+        if not self.disk_failed.is_set():
+            log.critical(
+                "the disk did not keep what was written: stopping",
+                extra={"data": str(self.settings.data_dir)},
+            )
+            self.readiness.failed("store", "the disk did not keep what was written")
+            self.disk_failed.set()
+
     def let_go(self) -> None:
         """Answer those who wait for a job, or for events, so that they do not hold up the end."""
         for feed in (self._feed, self._events):
@@ -227,8 +242,9 @@ class Site:
 
     async def stop(self) -> None:
         """Let running jobs end within the grace, then take everything down in the opposite order."""
+        grace_s = 0.0 if self.disk_failed.is_set() else self.settings.stop_grace_s  # no end can be kept
         if self.worker is not None:
-            await self.worker.drain(self.settings.stop_grace_s)
+            await self.worker.drain(grace_s)
         while self._services:
             await self._services.pop().stop()
         if self._ssh is not None:

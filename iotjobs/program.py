@@ -28,13 +28,15 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")]
 def _end(error: IotJobsError) -> typer.Exit:
     """Say why a command of the server could not do it; the exit that follows."""
     from iotjobs.backup import InTheWay
-    from iotjobs.domain.errors import StorageFull, StoreUnavailable
+    from iotjobs.domain.errors import StorageFull, StoreBroken, StoreUnavailable
     from iotjobs.store.lock import AlreadyRunning
 
     printing.say(f"iotjobs: {error}")
     match error:
         case AlreadyRunning() | InTheWay():
             return typer.Exit(ExitCode.CONFLICT)
+        case StoreBroken():
+            return typer.Exit(ExitCode.BROKEN)
         case StoreUnavailable() | StorageFull():
             return typer.Exit(ExitCode.UNREACHABLE)
         case _:

@@ -13,6 +13,7 @@ class Readiness:
     _watched: dict[str, Callable[[], bool]] = field(default_factory=dict)
     _was_up: set[str] = field(default_factory=set)
     _absent: dict[str, str] = field(default_factory=dict)
+    _failed: dict[str, str] = field(default_factory=dict)
     _troubles: dict[str, Callable[[], str | None]] = field(default_factory=dict)
 
     def up(self, part: str) -> None:
@@ -31,6 +32,10 @@ class Readiness:
         """Ask this for what troubles a part that is up; None while nothing does."""
         self._troubles[part] = reason
 
+    def failed(self, part: str, why: str) -> None:
+        """The part is gone for good: the site is not ready any more."""
+        self._failed[part] = why
+
     def report(self) -> tuple[bool, dict[str, str]]:
         """Whether the site is ready, and the reasons why a part is not up."""
         told = {part: reason() for part, reason in self._troubles.items()}
@@ -44,4 +49,4 @@ class Readiness:
             else:
                 reasons[part] = f"the {part} was not up yet"
                 ready = False
-        return ready, reasons
+        return ready and not self._failed, reasons | self._failed

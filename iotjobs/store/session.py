@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from iotjobs.domain.errors import ConfigurationError, IotJobsError, StoreUnavailable
+from iotjobs.domain.errors import ConfigurationError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
 from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, map_store_error
 
 T = TypeVar("T")
@@ -41,15 +41,23 @@ def _encode(value: Any) -> str:
     return _encoder.encode(value).decode()
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Store(Protocol):
     """A database that is open. `start` and `stop` may be called twice.
 
     Attributes:
         up: it answered when it was last asked.
+        full: there was no room for what was last written.
+        on_broken: called in the event loop when the disk has not kept what was written.
         after_writes: called in the event loop after each commit of this process: hints, and nothing more.
     """
 
     up: bool
+    full: bool
+    on_broken: Callable[[], object]
     after_writes: list[Callable[[], object]]
 
     async def start(self) -> None:
@@ -162,7 +170,8 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.up = True
+        self.up, self.full = True, False
+        self.on_broken: Callable[[], object] = _nothing
         self.after_writes: list[Callable[[], object]] = []
         self._write_engine = sqlite_engine(path, read_only=False, busy_ms=0)  # it waits in the loop
         self._read_engine = sqlite_engine(path, read_only=True)
@@ -197,10 +206,12 @@ class SqliteStore:
         """See `Store`."""
         try:
             result = await self._writer.write(item, size=size)
-        except StoreUnavailable:
-            self.up = False
+        except (StoreUnavailable, StorageFull) as error:
+            self.up, self.full = not isinstance(error, StoreUnavailable), isinstance(error, StorageFull)
+            if isinstance(error, StoreBroken):
+                self.on_broken()
             raise
-        self.up = True
+        self.up, self.full = True, False
         for hint in self.after_writes:
             hint()
         return result
@@ -232,7 +243,8 @@ class PostgresStore:
     """The scaled-out store."""
 
     def __init__(self, url: URL) -> None:
-        self.up = True
+        self.up, self.full = True, False
+        self.on_broken: Callable[[], object] = _nothing  # the server's disk is its own affair
         self.after_writes: list[Callable[[], object]] = []
         self._claim: AsyncConnection | None = None
         self._engine: AsyncEngine = create_async_engine(
@@ -301,7 +313,7 @@ class PostgresStore:
             except (OSError, PoolTimeout) as error:
                 refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
                 raise self._refusal(refusal) from error
-            self.up = True
+            self.up, self.full = True, False
             for callback in [*callbacks, *self.after_writes]:
                 callback()
             return result
@@ -325,7 +337,7 @@ class PostgresStore:
             raise self._refusal(refusal) from error
 
     def _refusal(self, refusal: IotJobsError) -> IotJobsError:
-        self.up = not isinstance(refusal, StoreUnavailable)
+        self.up, self.full = not isinstance(refusal, StoreUnavailable), isinstance(refusal, StorageFull)
         return refusal
 
 

@@ -32,7 +32,6 @@ PROVED_BY = {
     "iotjobs.transports.ssh_dial": "tests/integration/test_ssh_zoo.py",
     "iotjobs.transports.ssh_pool": "tests/integration/test_ssh_run.py",
     "iotjobs.store.backups": "tests/faults/test_backup.py",
-    "iotjobs.store.lock": "tests/faults/test_sigterm.py",
     "iotjobs.store.references": "tests/contract/test_definitions.py",
     "iotjobs.inputs.job_shapes": "tests/integration/test_rest_jobs.py",
     "iotjobs.inputs.rest.definitions": "tests/integration/test_rest_definitions.py",

@@ -31,3 +31,13 @@ def test_what_troubles_a_part_is_told_while_it_does() -> None:
     assert readiness.report() == (True, {"events": "held back"})
     said.clear()
     assert readiness.report() == (True, {})
+
+
+def test_a_site_whose_part_is_gone_for_good_is_not_ready_any_more() -> None:
+    readiness = Readiness()
+    readiness.up("store")
+    assert readiness.report() == (True, {})
+
+    readiness.failed("store", "the disk did not keep what was written")
+
+    assert readiness.report() == (False, {"store": "the disk did not keep what was written"})
