@@ -36,6 +36,8 @@ missing_packages() {
   have busybox || echo busybox
   have sudo || echo sudo
   have_postgres || echo postgresql
+  have faketime || echo faketime
+  have strace || echo strace
   have chromium || echo chromium
 }
 

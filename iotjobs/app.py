@@ -7,11 +7,9 @@ opposite order. Nothing below knows the settings.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -22,6 +20,7 @@ from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.enrolment import Enrolment
+from iotjobs.engine.events import EventFeed, FeedLag
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Intake
@@ -30,6 +29,7 @@ from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.readiness import Readiness
 from iotjobs.engine.rescue import rescue
+from iotjobs.engine.retention import Keep, Retention
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.site import SiteSwitch
@@ -39,6 +39,7 @@ from iotjobs.inputs.rest.api import build_api
 from iotjobs.inputs.rest.services import ApiServices, EngineServices
 from iotjobs.settings import Settings
 from iotjobs.store import accounts, facts, secrets
+from iotjobs.store.lock import AlreadyRunning, take_lock
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.permissions import make_private
 from iotjobs.store.secrets import Secrets
@@ -59,16 +60,13 @@ log = logging.getLogger(__name__)
 BROKER_USER = "iotjobs@service"
 
 
-class AlreadyRunning(ConfigurationError):
-    """Another process holds the data directory or the database."""
-
-
 @dataclass(slots=True)
 class Site:
     """One running iotjobs. `start` once, `stop` once.
 
     Attributes:
         claim_lost: another process serves the database now; this one has to go.
+        disk_failed: what was written may not be on disk; this process has to go, and a new one to look.
         api: the HTTP application, after `start`.
         admin_token: the administrator's token if this start made one: to be shown once.
         mqtt_url: where devices connect, without a login; None without a broker.
@@ -76,6 +74,7 @@ class Site:
 
     settings: Settings
     claim_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    disk_failed: asyncio.Event = field(default_factory=asyncio.Event)
     api: FastAPI | None = None
     admin_token: str | None = None
     mqtt_url: str | None = None
@@ -85,6 +84,7 @@ class Site:
     _store: Store | None = None
     _ssh: SshTransport | None = None
     _feed: Feed | None = None
+    _events: EventFeed | None = None
     _services: list[Service] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -101,6 +101,7 @@ class Site:
         make_private(settings.data_dir)
         vault = self._open_secrets()
         store = self._store = open_store(settings.store_url)
+        store.on_broken = self._give_up
         if not await store.claim():
             raise AlreadyRunning("another iotjobs serves this database: stop it first")
         await asyncio.to_thread(migrate, settings.store_url)
@@ -109,8 +110,19 @@ class Site:
         given = settings.admin_token.get_secret_value() if settings.admin_token else None
         self.admin_token = await store.write(lambda tx: accounts.ensure_admin(tx, given, clock.now_ms()))
         self.readiness.watch("store", lambda: store.up)
+        self.readiness.degraded(
+            "disk", lambda: "is full: free space, no restart is needed" if store.full else None
+        )
         await self._run(ClaimWatch(store, self.claim_lost.set))
+        await self._watch_events(store)
         await self._start_engine(store, vault)
+
+    async def _watch_events(self, store: Store) -> None:
+        self._events = EventFeed(store)
+        if self.settings.database_url is not None:
+            lag = FeedLag(store)
+            self.readiness.degraded("events", lag.reason)
+            await self._run(lag)
 
     def _open_secrets(self) -> Secrets:
         embedded = self.settings.database_url is None
@@ -154,10 +166,11 @@ class Site:
 
         if publisher is not None and address is not None:
             await self._start_mqtt(store, settler, publisher, address)
-        self.readiness.remark("dispatch", limits.drained)
+        self.readiness.degraded("dispatch", limits.drained)
         await self._run(switch)
         await self._run(deadlines)
         await self._run(self.worker)
+        await self._run(Retention(store, _keep(settings)))
         engine = EngineServices(
             intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
             feed=feed,
@@ -212,15 +225,26 @@ class Site:
         self._services.append(service)
         await service.start()
 
+    def _give_up(self) -> None:
+        if not self.disk_failed.is_set():
+            log.critical(
+                "the disk did not keep what was written: stopping",
+                extra={"data": str(self.settings.data_dir)},
+            )
+            self.readiness.failed("store", "the disk did not keep what was written")
+            self.disk_failed.set()
+
     def let_go(self) -> None:
-        """Answer those who wait for a job, so that they do not hold up the end."""
-        if self._feed is not None:
-            self._feed.let_go()
+        """Answer those who wait for a job, or for events, so that they do not hold up the end."""
+        for feed in (self._feed, self._events):
+            if feed is not None:
+                feed.let_go()
 
     async def stop(self) -> None:
         """Let running jobs end within the grace, then take everything down in the opposite order."""
+        grace_s = 0.0 if self.disk_failed.is_set() else self.settings.stop_grace_s  # no end can be kept
         if self.worker is not None:
-            await self.worker.drain(self.settings.stop_grace_s)
+            await self.worker.drain(grace_s)
         while self._services:
             await self._services.pop().stop()
         if self._ssh is not None:
@@ -245,22 +269,14 @@ def _ssh_of(settings: Settings) -> SshTransport:
     )
 
 
-def take_lock(path: Path) -> int:
-    """Hold the data directory for this process; the lock ends with it, however it ends.
-
-    Raises:
-        AlreadyRunning: names the process that holds it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode().strip() or "unknown"
-        os.close(descriptor)
-        raise AlreadyRunning(f"{path.parent} is served by process {holder}: stop it first") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+def _keep(settings: Settings) -> Keep:
+    return Keep(
+        output_days=settings.keep_output_days,
+        output_bytes=settings.keep_output_bytes,
+        logs_days=settings.keep_logs_days,
+        jobs_days=settings.keep_jobs_days,
+        output_cap_bytes=settings.output_cap_bytes,
+    )
 
 
 def _new_client_id() -> str:

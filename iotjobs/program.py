@@ -13,12 +13,34 @@ import typer
 from iotjobs.cli import printing, site
 from iotjobs.cli.commands import app
 from iotjobs.cli.exitcodes import ExitCode
+from iotjobs.domain.errors import IotJobsError
 
 __all__ = ["app", "site"]  # the site's commands join the app by being imported
 
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Directory of the database and the keys.")
 ]
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")]
+
+
+def _end(error: IotJobsError) -> typer.Exit:
+    """Say why a command of the server could not do it; the exit that follows."""
+    from iotjobs.backup import InTheWay
+    from iotjobs.domain.errors import StorageFull, StoreBroken, StoreUnavailable
+    from iotjobs.store.lock import AlreadyRunning
+
+    printing.say(f"iotjobs: {error}")
+    match error:
+        case AlreadyRunning() | InTheWay():
+            return typer.Exit(ExitCode.CONFLICT)
+        case StoreBroken():
+            return typer.Exit(ExitCode.BROKEN)
+        case StoreUnavailable() | StorageFull():
+            return typer.Exit(ExitCode.UNREACHABLE)
+        case _:
+            return typer.Exit(ExitCode.USAGE)
 
 
 @app.command()
@@ -31,22 +53,57 @@ def serve(
 ) -> None:
     """Start the server: HTTP, workers and, when mosquitto is installed, a broker."""
     from iotjobs import settings
-    from iotjobs.app import AlreadyRunning
-    from iotjobs.domain.errors import EngineError, StoreUnavailable
+    from iotjobs.domain.errors import EngineError
     from iotjobs.serving import run_server
 
     try:
         run_server(settings.load(data_dir=data, host=host, port=port, mqtt_port=mqtt_port))
     except EngineError as error:
-        printing.say(f"iotjobs: {error}")
-        match error:
-            case AlreadyRunning():
-                code = ExitCode.CONFLICT
-            case StoreUnavailable():
-                code = ExitCode.UNREACHABLE
-            case _:
-                code = ExitCode.USAGE
-        raise typer.Exit(code) from error
+        raise _end(error) from error
+
+
+@app.command()
+def backup(
+    file: File,
+    *,
+    data: Data = None,
+    with_key: Annotated[
+        bool, typer.Option("--with-key", help="Also copy the key that opens its secrets, to FILE.key.")
+    ] = False,
+) -> None:
+    """Write the site into a new file; the server may run meanwhile."""
+    from iotjobs import settings
+    from iotjobs.backup import back_up
+
+    try:
+        for line in back_up(settings.load(data_dir=data), file, with_key=with_key):
+            printing.say(line)
+    except IotJobsError as error:
+        raise _end(error) from error
+
+
+@app.command()
+def restore(
+    file: File,
+    *,
+    data: Data = None,
+    moved: Annotated[
+        bool,
+        typer.Option(
+            "--moved",
+            help="The old site was stopped before the backup and has not run since: what waited goes on.",
+        ),
+    ] = False,
+) -> None:
+    """Make a site of a backup: into a directory without a database, or an empty PostgreSQL database."""
+    from iotjobs import settings
+    from iotjobs.backup import restore as restore_site
+
+    try:
+        for line in restore_site(settings.load(data_dir=data), file, moved=moved):
+            printing.say(line)
+    except IotJobsError as error:
+        raise _end(error) from error
 
 
 @app.command()

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 import uvicorn
 
 from iotjobs import __version__, logs
-from iotjobs.app import AlreadyRunning, Site
-from iotjobs.domain.errors import ConfigurationError
+from iotjobs.app import Site
+from iotjobs.domain.errors import ConfigurationError, StoreBroken
 from iotjobs.settings import Settings
+from iotjobs.store.lock import AlreadyRunning
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def run_server(settings: Settings) -> None:
 
     Raises:
         ConfigurationError: it could not be started; the message says why.
+        StoreBroken: the disk has failed under it.
         AlreadyRunning: another process serves the same data, or came to while this one was cut off.
     """
     os.umask(0o077)  # what is in the data directory is nobody else's
@@ -64,7 +66,7 @@ async def _serve(settings: Settings) -> None:
     site = Site(settings)
     starting = asyncio.create_task(site.start(), name="start")
     try:
-        await _first(starting, stopping, site.claim_lost)
+        await _first(starting, stopping, site.claim_lost, site.disk_failed)
         if starting.done():
             await starting
             await _serve_http(site, listener, stopping)
@@ -74,6 +76,8 @@ async def _serve(settings: Settings) -> None:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await site.stop()
+    if site.disk_failed.is_set():
+        raise StoreBroken("the disk did not keep what was written: look at it, then start again")
     if site.claim_lost.is_set():
         raise AlreadyRunning("another iotjobs has come to serve this database")
 
@@ -91,7 +95,7 @@ async def _serve_http(site: Site, listener: socket.socket, stopping: asyncio.Eve
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     _announce(site, listener)
-    await _first(serving, stopping, site.claim_lost)
+    await _first(serving, stopping, site.claim_lost, site.disk_failed)
     site.let_go()
     server.should_exit = True
     await serving

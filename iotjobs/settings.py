@@ -72,6 +72,18 @@ class Settings(BaseSettings):
     output_cap_bytes: int = Field(
         16 * 1024 * 1024, ge=1024, description="bytes kept of one attempt's output: its head and its tail"
     )
+    keep_output_days: float = Field(
+        30.0, gt=0, description="days that output is kept behind the end of its job; the record stays"
+    )
+    keep_output_bytes: int = Field(
+        10 * 1024**3, ge=0, description="bytes of output kept of all ended jobs; the oldest goes first"
+    )
+    keep_logs_days: float = Field(30.0, gt=0, description="days that the log entries of jobs are kept")
+    keep_jobs_days: float | None = Field(
+        None,
+        ge=1,
+        description="days that ended jobs are kept, with all that is known of them; none: for ever",
+    )
     stop_grace_s: float = Field(30.0, ge=0, description="seconds that running jobs may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"

@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     TIMED_OUT = 7
     PARTIAL = 8
     LOST = 9
+    BROKEN = 70
     INTERRUPTED = 130
 
 
@@ -46,6 +47,7 @@ MEANING = {
     ExitCode.TIMED_OUT: "timed out waiting; the job goes on",
     ExitCode.PARTIAL: "some jobs succeeded, others did not",
     ExitCode.LOST: "the outcome cannot be known (`lost`): it may have run",
+    ExitCode.BROKEN: "the disk of the server did not keep what was written; it ended",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C; jobs that were started go on",
 }
 

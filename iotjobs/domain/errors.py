@@ -10,7 +10,7 @@
         AnswerTimeout · BadAnswer
       OperationFailed         the device did it and said no
       EngineError             ours
-        LeaseLost · StoreUnavailable · MigrationNeeded · ConfigurationError
+        LeaseLost · StoreUnavailable · StoreBroken · MigrationNeeded · ConfigurationError
 
 Names say what happened, facts are attributes, the message is built here.
 """
@@ -251,6 +251,10 @@ class LeaseLost(EngineError):
 
 class StoreUnavailable(EngineError):
     """The database does not answer."""
+
+
+class StoreBroken(StoreUnavailable):
+    """The disk did not keep what was written: nobody knows what is on it, so nothing more is written."""
 
 
 class MigrationNeeded(EngineError):

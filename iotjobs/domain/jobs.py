@@ -79,6 +79,7 @@ class Job:
             None in a PENDING job when no process of an earlier attempt can be left there.
         lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
         worker_id: who holds the newest attempt.
+        output_pruned_at: when what it wrote was deleted, because it had been kept long enough.
     """
 
     seq: int
@@ -130,6 +131,7 @@ class Job:
     results_count: int
     output_bytes: int
     output_truncated: bool
+    output_pruned_at: int | None
     transient: bool
     abortable: bool
 

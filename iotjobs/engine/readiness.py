@@ -13,7 +13,8 @@ class Readiness:
     _watched: dict[str, Callable[[], bool]] = field(default_factory=dict)
     _was_up: set[str] = field(default_factory=set)
     _absent: dict[str, str] = field(default_factory=dict)
-    _remarks: dict[str, Callable[[], str | None]] = field(default_factory=dict)
+    _failed: dict[str, str] = field(default_factory=dict)
+    _troubles: dict[str, Callable[[], str | None]] = field(default_factory=dict)
 
     def up(self, part: str) -> None:
         """The part is up for good."""
@@ -27,14 +28,18 @@ class Readiness:
         """The site has no such part; it works without."""
         self._absent[part] = why
 
-    def remark(self, part: str, why: Callable[[], str | None]) -> None:
-        """The site is ready whatever this says; what it says is a reason of being degraded."""
-        self._remarks[part] = why
+    def degraded(self, part: str, reason: Callable[[], str | None]) -> None:
+        """Ask this for what troubles a part that is up; None while nothing does."""
+        self._troubles[part] = reason
+
+    def failed(self, part: str, why: str) -> None:
+        """The part is gone for good: the site is not ready any more."""
+        self._failed[part] = why
 
     def report(self) -> tuple[bool, dict[str, str]]:
         """Whether the site is ready, and the reasons why a part is not up."""
-        reasons = dict(self._absent)
-        reasons |= {part: said for part, why in self._remarks.items() if (said := why()) is not None}
+        told = {part: reason() for part, reason in self._troubles.items()}
+        reasons = self._absent | {part: reason for part, reason in told.items() if reason is not None}
         ready = True
         for part, is_up in self._watched.items():
             if is_up():
@@ -44,4 +49,4 @@ class Readiness:
             else:
                 reasons[part] = f"the {part} was not up yet"
                 ready = False
-        return ready, reasons
+        return ready and not self._failed, reasons | self._failed

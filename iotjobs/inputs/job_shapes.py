@@ -63,6 +63,7 @@ class OutputOut(BaseModel):
 
     bytes: int
     truncated: bool
+    pruned_at: str | None = Field(description="when what was kept of it was deleted, by the site's limits")
 
 
 class JobOut(BaseModel):
@@ -119,7 +120,7 @@ def job_json(record: JobRecord, now: int) -> dict[str, Any]:
         now: milliseconds, for what still waits or runs.
     """
     job = record.job
-    shown_whole = record.stdout.whole and record.stderr.whole
+    shown_whole = record.stdout.whole and record.stderr.whole and job.output_pruned_at is None
     return {
         "id": job.id,
         "operation_id": job.operation_id,
@@ -161,7 +162,11 @@ def job_json(record: JobRecord, now: int) -> dict[str, Any]:
         "cancel": job.cancel,
         "transient": job.transient,
         "abortable": job.abortable,
-        "output": {"bytes": job.output_bytes, "truncated": job.output_truncated or not shown_whole},
+        "output": {
+            "bytes": job.output_bytes,
+            "truncated": job.output_truncated or not shown_whole,
+            "pruned_at": clock.rfc3339(job.output_pruned_at),
+        },
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.store import tables
 from iotjobs.store.writer import Transaction
@@ -19,3 +20,15 @@ def remembered(tx: Transaction, name: str, make: Callable[[], str]) -> str:
         value = make()
         tx.conn.execute(insert(tables.site), {"name": name, "value": value})
     return value
+
+
+def put(tx: Transaction, name: str, value: str) -> None:
+    """Make this the value of a fact, whatever it was."""
+    put_first(tx, name, value)
+    tx.conn.execute(update(tables.site).where(tables.site.c.name == name).values(value=value))
+
+
+def put_first(tx: Transaction, name: str, value: str) -> None:
+    """Make this the value of a fact that has none yet."""
+    made = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
+    tx.conn.execute(made(tables.site).on_conflict_do_nothing(), {"name": name, "value": value})

@@ -19,13 +19,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from iotjobs.domain.errors import ConfigurationError, IotJobsError, StoreUnavailable
+from iotjobs.domain.errors import ConfigurationError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
 from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, map_store_error
 
 T = TypeVar("T")
 
 READERS = 4
 CLAIM_ANSWER_S = 4.0
+# One transaction left open anywhere holds the event feed back.
+IDLE_IN_TRANSACTION_MS = 5000
+STATEMENT_MS = 30_000
 RACES = 5  # tries of a PostgreSQL transaction that lost a race
 _CLAIM = 0x696F746A6F6273  # "iotjobs"; the key of the lock that one serving process holds
 _LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
@@ -38,14 +41,24 @@ def _encode(value: Any) -> str:
     return _encoder.encode(value).decode()
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Store(Protocol):
     """A database that is open. `start` and `stop` may be called twice.
 
     Attributes:
         up: it answered when it was last asked.
+        full: there was no room for what was last written.
+        on_broken: called in the event loop when the disk has not kept what was written.
+        after_writes: called in the event loop after each commit of this process: hints, and nothing more.
     """
 
     up: bool
+    full: bool
+    on_broken: Callable[[], object]
+    after_writes: list[Callable[[], object]]
 
     async def start(self) -> None:
         """Begin to take writes and reads."""
@@ -157,7 +170,9 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.up = True
+        self.up, self.full = True, False
+        self.on_broken: Callable[[], object] = _nothing
+        self.after_writes: list[Callable[[], object]] = []
         self._write_engine = sqlite_engine(path, read_only=False, busy_ms=0)  # it waits in the loop
         self._read_engine = sqlite_engine(path, read_only=True)
         self._writer = GroupWriter(self._write_engine)
@@ -191,10 +206,14 @@ class SqliteStore:
         """See `Store`."""
         try:
             result = await self._writer.write(item, size=size)
-        except StoreUnavailable:
-            self.up = False
+        except (StoreUnavailable, StorageFull) as error:
+            self.up, self.full = not isinstance(error, StoreUnavailable), isinstance(error, StorageFull)
+            if isinstance(error, StoreBroken):
+                self.on_broken()
             raise
-        self.up = True
+        self.up, self.full = True, False
+        for hint in self.after_writes:
+            hint()
         return result
 
     async def look(self, query: Callable[[Connection], T]) -> T:
@@ -224,7 +243,9 @@ class PostgresStore:
     """The scaled-out store."""
 
     def __init__(self, url: URL) -> None:
-        self.up = True
+        self.up, self.full = True, False
+        self.on_broken: Callable[[], object] = _nothing  # the server's disk is its own affair
+        self.after_writes: list[Callable[[], object]] = []
         self._claim: AsyncConnection | None = None
         self._engine: AsyncEngine = create_async_engine(
             url,
@@ -233,12 +254,11 @@ class PostgresStore:
             pool_size=10,
             max_overflow=10,
             pool_pre_ping=True,
-            # One transaction left open anywhere holds the event feed back.
             connect_args={
                 "server_settings": {
                     "application_name": "iotjobs",
-                    "idle_in_transaction_session_timeout": "5000",
-                    "statement_timeout": "30000",
+                    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
+                    "statement_timeout": str(STATEMENT_MS),
                 }
             },
         )
@@ -293,8 +313,8 @@ class PostgresStore:
             except (OSError, PoolTimeout) as error:
                 refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
                 raise self._refusal(refusal) from error
-            self.up = True
-            for callback in callbacks:
+            self.up, self.full = True, False
+            for callback in [*callbacks, *self.after_writes]:
                 callback()
             return result
         raise AssertionError("the last try returns or raises")
@@ -317,7 +337,7 @@ class PostgresStore:
             raise self._refusal(refusal) from error
 
     def _refusal(self, refusal: IotJobsError) -> IotJobsError:
-        self.up = not isinstance(refusal, StoreUnavailable)
+        self.up, self.full = not isinstance(refusal, StoreUnavailable), isinstance(refusal, StorageFull)
         return refusal
 
 

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    literal_column,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement
 from sqlmodel import AutoString, Field, SQLModel
 
 # SQLite counts only a column declared INTEGER PRIMARY KEY.
@@ -152,6 +165,9 @@ DUE = {
 # What a full queue or a drained site holds back, likewise.
 HELD = "pending_reason IN ('queue', 'drained') AND status = 'PENDING'"
 
+# What retention deletes first; the index is small, since output that is gone falls out of it.
+OUTPUT_KEPT = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"
+
 
 class JobRow(SQLModel, table=True):
     """One job; `domain.jobs.Job` says what each column means."""
@@ -206,6 +222,7 @@ class JobRow(SQLModel, table=True):
     results_count: int = 0
     output_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     output_truncated: bool = False
+    output_pruned_at: int | None = _ms()
     transient: bool = False
     abortable: bool = True
     __table_args__ = (
@@ -223,6 +240,13 @@ class JobRow(SQLModel, table=True):
             "seq",
             sqlite_where=text("parent_id IS NOT NULL"),
             postgresql_where=text("parent_id IS NOT NULL"),
+        ),
+        Index(
+            "job_output",
+            "ended_at",
+            "output_bytes",
+            sqlite_where=text(OUTPUT_KEPT),
+            postgresql_where=text(OUTPUT_KEPT),
         ),
         *(
             Index(f"job_{moment}", moment, sqlite_where=text(where), postgresql_where=text(where))
@@ -291,17 +315,48 @@ class LogRow(SQLModel, table=True):
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
+class _CurrentTransaction(ColumnElement[int]):
+    """The number of the transaction that inserts a row; SQLite has one writer and needs none."""
+
+    inherit_cache = True
+
+
+@compiles(_CurrentTransaction)
+def _no_transaction(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "0"
+
+
+@compiles(_CurrentTransaction, "postgresql")
+def _postgres_transaction(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "pg_current_xact_id()::text::bigint"
+
+
+GENERATION = "event_generation"  # a fact of the site, absent before the first restore
+current_generation: ColumnElement[int] = literal_column(
+    f"coalesce((SELECT CAST(value AS BIGINT) FROM site WHERE name = '{GENERATION}'), 1)"
+)
+
+
 class EventRow(SQLModel, table=True):
-    """A permanent, numbered record of a change."""
+    """A permanent, numbered record of a change; read in the order of `generation`, `xid`, `id`.
+
+    PostgreSQL counts `id` before the commit, so that a later number may be seen first: see `store.events`.
+    """
 
     __tablename__ = "event"
     id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    generation: int = Field(
+        default=None, sa_column=Column(BigInteger, nullable=False, default=current_generation)
+    )
+    xid: int = Field(
+        default=None, sa_column=Column(BigInteger, nullable=False, server_default=_CurrentTransaction())
+    )
     kind: str
     at: int = _ms(nullable=False)
     job_id: str | None = Field(default=None, index=True)
     entity_id: str | None = None
     data: dict[str, Any] = _json()
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (Index("event_position", "generation", "xid", "id"), {"sqlite_autoincrement": True})
 
 
 class QueueRow(SQLModel, table=True):

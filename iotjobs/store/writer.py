@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, RootTransaction, Table, insert
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
-from iotjobs.domain.errors import EngineError, IotJobsError, StorageFull, StoreUnavailable
+from iotjobs.domain.errors import EngineError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
 from iotjobs.store.statements import Prepared, command
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,18 @@ class _Pending:
     error: BaseException | None = None
 
 
+# SQLite's names for an fsync that failed. The system may have thrown the pages away, so that a second
+# one succeeds and says nothing: what is on the disk is seen only by reading it anew, after a restart.
+_LOST_PAGES = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC"})
 # Classes of PostgreSQL's errors that another try does not mend: data, integrity, syntax.
 _FAULTS = ("22", "23", "42")
 
 
 def map_store_error(error: DBAPIError) -> IotJobsError:
-    """What a database's own error means to us: full, away for a moment, or a fault of ours."""
+    """What a database's own error means to us: full, away for a moment, broken, or a fault of ours."""
     text = str(error.orig).lower()
+    if getattr(error.orig, "sqlite_errorname", None) in _LOST_PAGES:
+        return StoreBroken(f"the disk did not keep what was written: {error.orig}")
     if "is full" in text or "no space" in text:
         return StorageFull("the store cannot take more: free disk space")
     state = getattr(error.orig, "sqlstate", None) or ""
@@ -123,6 +128,7 @@ class GroupWriter:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._committing: ThreadPoolExecutor | None = None
+        self._broken: StoreBroken | None = None
 
     def start(self) -> None:
         """Begin to take items; to be called in the running event loop."""
@@ -150,9 +156,12 @@ class GroupWriter:
         Raises:
             RequestError: whatever the item raised; its effects are undone.
             StorageFull, StoreUnavailable: nothing of it is on disk.
+            StoreBroken: it may be on disk; nothing is taken any more.
         """
         if self._task is None:
             raise StoreUnavailable("the store is closed")
+        if self._broken is not None:
+            raise StoreBroken(str(self._broken))
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.append(_Pending(item, future, size))
         self._arrived.set()
@@ -171,12 +180,17 @@ class GroupWriter:
     async def _commit(self, conn: Connection) -> None:
         """One transaction; whatever goes wrong is answered to its items, never raised."""
         batch: list[_Pending] = []
+        if self._broken is not None:
+            batch.extend(self._queue)
+            self._queue.clear()
+            _refuse(batch, self._broken)
+            return
         try:
             transaction = await self._begin(conn)
         except DBAPIError as error:
             batch.extend(self._queue)
             self._queue.clear()
-            _refuse(batch, error)
+            _refuse(batch, map_store_error(error))
             return
         try:
             await self._gather(conn, batch)
@@ -186,7 +200,10 @@ class GroupWriter:
         except Exception as error:  # noqa: BLE001 - the edge of one transaction: handed to its callers
             log.warning("a transaction was undone", extra={"items": len(batch), "why": repr(error)})
             _roll_back(transaction)
-            _refuse(batch, error)
+            mapped = map_store_error(error) if isinstance(error, DBAPIError) else error
+            if isinstance(mapped, StoreBroken):
+                self._broken = mapped
+            _refuse(batch, mapped)
         except BaseException:
             _roll_back(transaction)
             raise
@@ -242,9 +259,8 @@ def _roll_back(transaction: RootTransaction) -> None:
 
 def _refuse(batch: list[_Pending], error: Exception) -> None:
     """Nothing of the batch is on disk; items that were refused before keep their own reason."""
-    if isinstance(error, DBAPIError):
-        refusal: Exception = map_store_error(error)
-    else:
+    refusal = error
+    if not isinstance(error, IotJobsError):
         refusal = EngineError(f"a row could not be written: {error!r}")
     for pending in batch:
         pending.error = pending.error or refusal

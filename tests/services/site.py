@@ -55,6 +55,11 @@ async def eventually(look: Callable[[], Any], within_s: float = 10.0, every_s: f
         await asyncio.sleep(every_s)
 
 
+async def pause(seconds: float) -> None:
+    """Let time pass, for a load that has a length."""
+    await asyncio.sleep(seconds)
+
+
 def log_has(serve: Serve, text: str) -> bool:
     """Whether the log holds a text."""
     return text in serve.log
@@ -68,6 +73,8 @@ class Serve:
         folder: holds the data, the key and the log.
         database_url: None is SQLite in the data directory.
         settings: further `IOTJOBS_…` settings, by their names in lower case.
+        prefix: a command that runs the server, in its own place: tracing it, or with another disk.
+        variables: of the environment beside its settings.
     """
 
     folder: Path
@@ -76,6 +83,8 @@ class Serve:
     port: int = field(default_factory=free_port)
     mqtt_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -114,12 +123,12 @@ class Serve:
                 "IOTJOBS_DATABASE_URL": self.database_url,
                 "IOTJOBS_SECRET_KEY_FILE": str(key),
             }
-        return mine | given
+        return mine | given | self.variables
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start a process on this data and wait for nothing; who calls this ends it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "iotjobs", "serve", "--data", str(self.data)]
+        command = [*self.prefix, sys.executable, "-m", "iotjobs", "serve", "--data", str(self.data)]
         command += ["--port", str(self.port), "--mqtt-port", str(self.mqtt_port)]
         with (self.folder / "log").open("ab") as log, (self.folder / "out").open("ab") as out:
             return subprocess.Popen(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from iotjobs import serving
-from iotjobs.app import AlreadyRunning
+from iotjobs.domain.errors import StoreBroken
 from iotjobs.settings import Settings
+from iotjobs.store.lock import AlreadyRunning
 
 
 class Stuck:
@@ -19,7 +20,7 @@ class Stuck:
 
     def __init__(self, _settings: Settings) -> None:
         Stuck.made = self
-        self.claim_lost, self.begun = asyncio.Event(), asyncio.Event()
+        self.claim_lost, self.begun, self.disk_failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.ends: list[str] = []
 
     async def start(self) -> None:
@@ -68,5 +69,16 @@ async def test_who_lost_the_database_to_another_ends_and_says_so(tmp_path: Path)
     Stuck.made.claim_lost.set()
 
     with pytest.raises(AlreadyRunning, match="has come to serve"):
+        await task
+    assert Stuck.made.ends == ["start", "stop"]
+
+
+@pytest.mark.usefixtures("stuck")
+async def test_who_cannot_trust_the_disk_ends_and_says_so(tmp_path: Path) -> None:
+    task = await begun(tmp_path)
+
+    Stuck.made.disk_failed.set()
+
+    with pytest.raises(StoreBroken, match="did not keep what was written"):
         await task
     assert Stuck.made.ends == ["start", "stop"]

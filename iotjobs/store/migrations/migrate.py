@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from iotjobs.domain.errors import MigrationNeeded, StoreUnavailable
-from iotjobs.store.session import postgres_url, sqlite_engine
+from iotjobs.store.session import IDLE_IN_TRANSACTION_MS, postgres_url, sqlite_engine
 
 # In their order; a test holds them equal to `versions/`.
 REVISIONS = ("0001",)
@@ -57,7 +57,9 @@ def _migrate_sqlite(path: str) -> None:
 
 
 async def _migrate_postgres(url: URL) -> None:
-    engine = create_async_engine(url, poolclass=NullPool)
+    # A revision may take its time, but not stand still in a transaction.
+    limits = {"idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS)}
+    engine = create_async_engine(url, poolclass=NullPool, connect_args={"server_settings": limits})
     try:
         async with engine.connect() as conn:
             if await conn.run_sync(revision_of) == HEAD:

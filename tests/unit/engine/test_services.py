@@ -8,6 +8,8 @@ import pytest
 
 from iotjobs import clock
 from iotjobs.engine.devices import DeviceMessages
+from iotjobs.engine.events import FeedLag
+from iotjobs.engine.retention import Keep, Retention
 from iotjobs.engine.services import LoopService, Service
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
@@ -40,6 +42,8 @@ def nobody() -> BrokerAddress:
 SERVICES: dict[str, Callable[[Engine], Service]] = {
     "worker": lambda engine: engine.worker,
     "deadlines": lambda engine: engine.deadlines,
+    "retention": lambda engine: Retention(engine.store, Keep()),
+    "feed lag": lambda engine: FeedLag(engine.store),
     "device messages": lambda engine: DeviceMessages(engine.store, engine.settler),
     "publisher": lambda _: MqttPublisher(nobody()),
     "consumer": lambda _: MqttConsumer(nobody(), client_id="x", filters=("a/b",), handler=print),

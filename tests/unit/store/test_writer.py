@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import RootTransaction
+from sqlalchemy.exc import OperationalError
 
-from iotjobs.domain.errors import Conflict, EngineError, StoreUnavailable
+from iotjobs.domain.errors import Conflict, EngineError, StoreBroken, StoreUnavailable
 from iotjobs.store import tables
 from iotjobs.store import writer as writer_module
 from iotjobs.store.session import SqliteStore, sqlite_engine
@@ -43,6 +45,31 @@ async def test_a_row_that_cannot_be_written_refuses_its_batch_and_not_the_next(s
 
     await store.write(lambda tx: tx.append(*fact("fit", "1")))
     assert await names(store) == {"fit"}
+
+
+async def test_after_a_sync_that_failed_nothing_is_taken_any_more(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    store.on_broken = lambda: told.append("broken")
+    await store.write(lambda tx: tx.append(*fact("before", "1")))
+
+    def commit(_transaction: RootTransaction) -> None:
+        failed = sqlite3.OperationalError("disk I/O error")
+        failed.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+        raise OperationalError("COMMIT", None, failed)
+
+    monkeypatch.setattr(RootTransaction, "commit", commit)
+    ends = [store.write(lambda tx, n=n: tx.append(*fact(n, "1"))) for n in ("a", "b")]
+    refused = await asyncio.gather(*ends, return_exceptions=True)
+    monkeypatch.undo()
+    with pytest.raises(StoreBroken, match="disk I/O error"):
+        await store.write(lambda tx: tx.append(*fact("later", "1")))
+
+    assert [type(end) for end in refused] == [StoreBroken, StoreBroken]
+    assert await names(store) == {"before"}
+    assert told == ["broken"] * 3
+    assert not store.up
 
 
 async def test_a_refused_item_undoes_itself_alone(store: SqliteStore) -> None:

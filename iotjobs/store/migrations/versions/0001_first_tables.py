@@ -14,6 +14,7 @@ COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Make them."""
+    postgresql = op.get_bind().dialect.name == "postgresql"
     op.create_table(
         "account",
         sa.Column("id", sa.String(), nullable=False),
@@ -65,6 +66,13 @@ def upgrade() -> None:
     op.create_table(
         "event",
         sa.Column("id", COUNTER, autoincrement=True, nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "xid",
+            sa.BigInteger(),
+            server_default=sa.text("pg_current_xact_id()::text::bigint" if postgresql else "0"),
+            nullable=False,
+        ),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("job_id", sa.String(), nullable=True),
@@ -73,6 +81,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sqlite_autoincrement=True,
     )
+    op.create_index("event_position", "event", ["generation", "xid", "id"], unique=False)
     op.create_index(("ix_event_job_id"), "event", ["job_id"], unique=False)
     op.create_table(
         "idempotency",
@@ -134,6 +143,7 @@ def upgrade() -> None:
         sa.Column("results_count", sa.Integer(), nullable=False),
         sa.Column("output_bytes", sa.BigInteger(), nullable=False),
         sa.Column("output_truncated", sa.Boolean(), nullable=False),
+        sa.Column("output_pruned_at", sa.BigInteger(), nullable=True),
         sa.Column("transient", sa.Boolean(), nullable=False),
         sa.Column("abortable", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
@@ -176,6 +186,15 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("parent_id IS NOT NULL"),
         postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
+    output_kept = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"
+    op.create_index(
+        "job_output",
+        "job",
+        ["ended_at", "output_bytes"],
+        unique=False,
+        sqlite_where=sa.text(output_kept),
+        postgresql_where=sa.text(output_kept),
     )
     op.create_index("job_operation", "job", ["operation_id", "timestamp", "seq"], unique=False)
     op.create_index("job_owner", "job", ["owner_id", "timestamp", "seq"], unique=False)

@@ -1,0 +1,87 @@
+"""Deletes what was kept long enough, a little at a time: each function is one small step.
+
+Two nodes that do the same at once do it twice over, and no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from iotjobs.domain.statuses import ENDED
+from iotjobs.store import events, tables
+from iotjobs.store.jobs import J
+from iotjobs.store.writer import Transaction
+
+L = tables.log_entries.c
+
+_has_output: ColumnElement[bool] = literal_column(tables.OUTPUT_KEPT)
+_ended = or_(*(J.status == status for status in sorted(ENDED)))
+# What a job's life leaves, its events apart: they move a mark.
+_OF_A_JOB = (tables.plans, tables.attempts, tables.results, tables.output, tables.log_entries)
+
+
+def outputs(conn: Connection, *, limit: int, ended_before: int | None = None) -> list[tuple[str, int]]:
+    """Ended jobs whose output is still there, oldest first: (job id, its bytes)."""
+    query = select(J.id, J.output_bytes).where(_has_output).order_by(J.ended_at).limit(limit)
+    if ended_before is not None:
+        query = query.where(J.ended_at < ended_before)
+    return [(id_, size) for id_, size in conn.execute(query)]
+
+
+def output_bytes(conn: Connection, cap_bytes: int) -> int:
+    """How much output of ended jobs is there, by their newest attempts and what was kept of each at most."""
+    kept = case((J.output_bytes > cap_bytes, cap_bytes), else_=J.output_bytes)
+    total = func.coalesce(func.sum(cast(kept, BigInteger)), 0)
+    return int(conn.execute(select(total).where(_has_output)).scalar_one())
+
+
+def drop_outputs(tx: Transaction, job_ids: Sequence[str], now: int) -> None:
+    """Delete what jobs wrote; their records stay and say so."""
+    tx.conn.execute(delete(tables.output).where(tables.output.c.job_id.in_(job_ids)))
+    tx.conn.execute(update(tables.jobs).where(J.id.in_(job_ids)).values(output_pruned_at=now))
+
+
+def ended_jobs(conn: Connection, *, limit: int, before: int) -> list[str]:
+    """Ids of jobs that were made and have ended before a moment, oldest first."""
+    query = select(J.id).where(J.timestamp < before, J.ended_at < before, _ended)
+    return list(conn.execute(query.order_by(J.timestamp, J.seq).limit(limit)).scalars())
+
+
+def drop_jobs(tx: Transaction, job_ids: Sequence[str]) -> None:
+    """Delete jobs with all that is known of them; readers of events are told of the gap."""
+    events.forget(tx, job_ids)
+    for table in _OF_A_JOB:
+        tx.conn.execute(delete(table).where(table.c.job_id.in_(job_ids)))
+    tx.conn.execute(delete(tables.jobs).where(J.id.in_(job_ids)))
+
+
+def drop_log_entries(tx: Transaction, *, behind: int, limit: int, before: int) -> tuple[int, int | None]:
+    """Look at the next entries behind an id and delete those from before a moment.
+
+    Returns:
+        How many were deleted, and the id to go on behind; None when nothing older is to be expected.
+    """
+    page = tx.conn.execute(select(L.id, L.at).where(L.id > behind).order_by(L.id).limit(limit)).all()
+    old = [id_ for id_, at in page if at < before]
+    if old:
+        tx.conn.execute(delete(tables.log_entries).where(L.id.in_(old)))
+    return len(old), page[-1].id if old and len(page) == limit else None
+
+
+def drop_keys(tx: Transaction, before: int) -> int:
+    """Delete idempotency keys from before a moment; how many."""
+    return tx.conn.execute(delete(tables.idempotency).where(tables.idempotency.c.at < before)).rowcount

@@ -1,0 +1,236 @@
+"""What is kept, what is deleted, and what the records say of it, on both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, func, insert, select
+
+from iotjobs import clock
+from iotjobs.domain.errors import NotFound, StorageFull
+from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.rights import EVERYTHING
+from iotjobs.domain.statuses import Outcome
+from iotjobs.engine import retention as module
+from iotjobs.engine.retention import DAY_MS, Keep, Retention
+from iotjobs.inputs.job_shapes import job_json
+from iotjobs.store import events, jobs, output, reads, retention, tables
+from iotjobs.store.output import Chunk
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+from tests.services.rows import Failing, add_job, job_of, rows_of, running_job
+
+LONG = {"output_days": 10_000, "output_bytes": 10**12, "logs_days": 10_000}
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.0)
+
+
+async def ended(store: Store, days_ago: float, said: bytes = b"", **columns: Any) -> Job:
+    """A job that ended so many days ago, and what it wrote."""
+    at = clock.now_ms() - int(days_ago * DAY_MS)
+    job = await running_job(store, timestamp=at - 10, **columns)
+
+    def item(tx: Transaction) -> None:
+        output.append(tx, job.id, 1, [Chunk(0, "stdout", 0, said)] if said else [])
+        jobs.log(tx, job.id, at, "INFO", "said something")
+        jobs.append_result(tx, job, {"a": 1}, "u", at)
+        jobs.settle(tx, job, Ending(Outcome.SUCCEEDED, exit_code=0), at, output_bytes=len(said))
+
+    await store.write(item)
+    return await job_of(store, job.id)
+
+
+async def prune(store: Store, **keep: Any) -> dict[str, int]:
+    return dict(await Retention(store, Keep(**{**LONG, **keep})).prune())
+
+
+async def kept(store: Store, *jobs_: Job) -> list[bool]:
+    """Whether the output of each is there."""
+    return [bool(await rows_of(store, tables.output, job.id)) for job in jobs_]
+
+
+async def count(store: Store, table: Any) -> int:
+    return int(
+        await store.read(lambda conn: conn.execute(select(func.count()).select_from(table)).scalar_one())
+    )
+
+
+async def test_output_is_deleted_by_age_and_the_record_stays_and_says_so(store: Store) -> None:
+    old, young = await ended(store, 31, b"old"), await ended(store, 29, b"young")
+    silent, running = await ended(store, 31), await running_job(store)
+    await store.write(lambda tx: output.append(tx, running.id, 1, [Chunk(0, "stdout", 0, b"live")]))
+
+    before = clock.now_ms()
+    assert await prune(store, output_days=30) == {"outputs": 1}
+
+    assert await kept(store, old, young, running) == [False, True, True]
+    record = job_json(
+        await store.read(lambda conn: reads.job_record(conn, old.id, EVERYTHING)), clock.now_ms()
+    )
+    assert record["description"] == {"exitCode": 0, "stdout": "", "stderr": ""}
+    assert record["output"]["bytes"] == 3
+    assert record["output"]["truncated"] is True
+    assert record["output"]["pruned_at"] >= clock.rfc3339(before)
+    assert (record["status"], record["outcome"], len(record["results"])) == ("FINISHED", "succeeded", 1)
+    for job in (young, silent, running):
+        assert (await job_of(store, job.id)).output_pruned_at is None
+    assert await prune(store, output_days=30) == {}
+
+
+async def test_of_too_much_output_the_oldest_goes_first_and_no_more_than_needed(store: Store) -> None:
+    sizes = ((5, 400), (4, 300), (3, 200), (2, 5000), (1, 100))
+    made = [await ended(store, days, b"x" * size) for days, size in sizes]
+    keep = {"output_cap_bytes": 250}  # of 400, 300 and 5,000 bytes only so many are there
+
+    assert await store.read(lambda conn: retention.output_bytes(conn, 250)) == 250 + 250 + 200 + 250 + 100
+    assert await prune(store, output_bytes=1050, **keep) == {}
+    assert await prune(store, output_bytes=700, **keep) == {"outputs": 2}
+    assert await kept(store, *made) == [False, False, True, True, True]
+    assert await prune(store, output_bytes=0, **keep) == {"outputs": 3}
+    assert await kept(store, *made) == [False] * 5
+    assert await prune(store, output_bytes=0, **keep) == {}
+
+
+async def test_a_lot_is_deleted_in_small_steps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEP_JOBS", 3)
+    monkeypatch.setattr(module, "STEP_BYTES", 250)
+    for _ in range(7):
+        await ended(store, 31, b"x" * 100)
+    await ended(store, 31, b"x" * 1000)  # more than a step, and a step of its own
+    steps: list[int] = []
+    drop = retention.drop_outputs
+
+    def counted(tx: Transaction, job_ids: list[str], now: int) -> None:
+        steps.append(len(job_ids))
+        drop(tx, job_ids, now)
+
+    monkeypatch.setattr(retention, "drop_outputs", counted)
+
+    assert await prune(store, output_days=30) == {"outputs": 8}
+    assert sum(steps) == 8
+    assert max(steps) <= 3
+    assert len(steps) >= 3
+
+
+async def test_log_entries_are_deleted_by_age_page_by_page(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEP_ENTRIES", 4)
+    job, now = await add_job(store), clock.now_ms()
+    ages = [50] * 6 + [0, 45] + [40] * 3 + [10, 5]  # one was written with the clock ahead
+
+    def item(tx: Transaction) -> None:
+        for number, days in enumerate(ages):
+            jobs.log(tx, job.id, now - days * DAY_MS, "INFO", f"{number} {days}")
+
+    await store.write(item)
+
+    assert await prune(store, logs_days=30) == {"log entries": 10}
+    assert [row["message"] for row in await rows_of(store, tables.log_entries, job.id)] == [
+        "6 0",
+        "11 10",
+        "12 5",
+    ]
+
+
+async def test_ended_jobs_are_kept_for_ever_unless_a_limit_is_set(store: Store) -> None:
+    await ended(store, 5000, b"x")
+
+    assert await prune(store) == {}
+    assert await count(store, tables.jobs) == 1
+
+
+async def test_an_ended_job_goes_with_all_that_is_known_of_it_and_the_mark_of_events_moves(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEP_JOBS", 2)
+    old = [await ended(store, 8, b"x") for _ in range(5)]
+    waits = await add_job(store, timestamp=clock.now_ms() - 9 * DAY_MS)
+    long = await ended(store, 6, b"x")
+    E = tables.events.c
+    positions = await store.read(
+        lambda conn: dict(conn.execute(select(func.max(E.id), E.job_id).group_by(E.job_id)).all())
+    )
+
+    assert await prune(store, jobs_days=7) == {"jobs": 5}
+
+    for job in old:
+        with pytest.raises(NotFound):
+            await job_of(store, job.id)
+        for table in (tables.plans, tables.attempts, tables.results, tables.output, tables.log_entries):
+            assert await rows_of(store, table, job.id) == []
+    assert {(await job_of(store, job.id)).id for job in (waits, long)} == {waits.id, long.id}
+    mark = await store.read(events.pruned)
+    assert positions[mark.number] == old[-1].id
+    left = {
+        happened.job_id
+        for happened in await store.read(lambda conn: events.after(conn, events.BEGINNING, 99))
+    }
+    assert left == {waits.id, long.id}
+
+
+async def test_keys_are_kept_for_a_day(store: Store) -> None:
+    now = clock.now_ms()
+    rows = [
+        {"scope": name, "body": "b", "job_id": "j", "at": now - int(hours * 3_600_000)}
+        for name, hours in (("old", 24.1), ("young", 23.9))
+    ]
+    await store.write(lambda tx: tx.conn.execute(insert(tables.idempotency), rows))
+
+    await prune(store)
+
+    left = await store.read(lambda conn: conn.execute(select(tables.idempotency.c.scope)).scalars().all())
+    assert left == ["young"]
+
+
+async def test_what_is_asked_uses_the_small_index(store: Store) -> None:
+    for _ in range(3):
+        await ended(store, 1, b"x")
+    asked: list[tuple[str, Any]] = []
+
+    def query(conn: Connection) -> list[str]:
+        def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            if statement.startswith("SELECT"):
+                asked.append((statement, parameters))
+
+        if conn.dialect.name == "postgresql":
+            conn.exec_driver_sql("SET LOCAL enable_seqscan = off")  # three rows are scanned otherwise
+        event.listen(conn, "before_cursor_execute", note)
+        retention.outputs(conn, limit=5, ended_before=9)
+        retention.output_bytes(conn, 100)
+        event.remove(conn, "before_cursor_execute", note)
+        explain = "EXPLAIN QUERY PLAN " if conn.dialect.name == "sqlite" else "EXPLAIN "
+        return [
+            "\n".join(str(row) for row in conn.exec_driver_sql(explain + statement, parameters))
+            for statement, parameters in asked
+        ]
+
+    plans = await store.read(query)
+
+    assert len(plans) == 2
+    assert all("job_output" in plan for plan in plans), plans
+
+
+async def test_a_store_that_is_full_is_tried_again_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    failing = Failing(store, [StorageFull("full")] * 2)
+    service = Retention(failing, Keep(**LONG))  # type: ignore[arg-type]
+
+    with pytest.raises(ZeroDivisionError):
+        await service._loop()
+
+    assert slept == [module.FIRST_AFTER_S, module.EVERY_S, module.EVERY_S]
+    assert caplog.messages == ["nothing can be pruned now"] * 2
