@@ -52,7 +52,7 @@ class Deadlines(LoopService):
     async def sweep(self) -> int:
         """Offer what is ready; how many had no ticket."""
         now = clock.now_ms()
-        return self._dispatcher.offer_again(
+        return await self._dispatcher.offer_again(
             await self._store.read(lambda conn: queue.ready(conn, now, SWEEP_TICKETS))
         )
 

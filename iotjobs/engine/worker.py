@@ -10,7 +10,7 @@ from dataclasses import replace
 import msgspec
 
 from iotjobs import clock
-from iotjobs.domain.errors import StoreUnavailable
+from iotjobs.domain.errors import LeaseLost, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
@@ -102,6 +102,7 @@ class Worker(LoopService):
         Those are as they were in the store: the next start gives them their definite end.
         """
         await self.stop()
+        self._dispatcher.give_back()
         if self._running:
             await asyncio.wait(list(self._running), timeout=within_s)
         if self._running:
@@ -119,28 +120,37 @@ class Worker(LoopService):
 
     async def _work(self, ticket: Ticket) -> None:
         try:
-            begun = await self._store.write(lambda tx: self._begin(tx, ticket.job_id))
+            begun = await self._store.write(lambda tx: self._begin(tx, ticket))
             if begun is not None:
                 await self._executor.run(begun)
         except StoreUnavailable as error:
             log.warning("an attempt waits for the store", extra={"job_id": ticket.job_id, "why": str(error)})
+        except (LeaseLost, TransitionRefused) as error:
+            log.info("somebody else was quicker", extra={"job_id": ticket.job_id, "why": str(error)})
         except Exception:
             # The edge of one attempt: the sweep finds the job again if it is still ready.
             log.exception("an attempt could not be begun", extra={"job_id": ticket.job_id})
         finally:
             self._dispatcher.done(ticket)
 
-    def _begin(self, tx: Transaction, job_id: str) -> Begun | None:
-        """Begin the next attempt if the job is ready; a ticket is only a hint."""
+    def _begin(self, tx: Transaction, ticket: Ticket) -> Begun | None:
+        """Begin the next attempt if the job is ready; a ticket is only a hint.
+
+        One that leads to nothing is withdrawn under the lane's lock: what makes the job ready a moment
+        later has to offer it anew, and not to find this one still there.
+        """
+        job_id = ticket.job_id
         job = jobs.find(tx.conn, job_id)
+        if job is not None and job.lane is not None and queue.lock_lane(tx.conn, job.lane):
+            job = jobs.get(tx.conn, job_id)  # again: whoever held the lock may have moved it
         now = clock.now_ms()
-        if job is None or not _ready(job, now):
-            return None
-        if job.lane is not None:
-            queue.lock_lane(tx.conn, job.lane)
-            if queue.lane_active(tx.conn, job.lane):
-                return None
-        if not self._limits.may_begin(tx, job, self._dispatcher):
+        if (
+            job is None
+            or not _ready(job, now)
+            or (job.lane is not None and queue.lane_active(tx.conn, job.lane))
+            or not self._limits.may_begin(tx, job, self._dispatcher)
+        ):
+            self._dispatcher.withdraw(tx, ticket)
             return None
         stored, secret = jobs.plan_of(tx.conn, job_id)
         if secret is not None:

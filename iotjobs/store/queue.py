@@ -45,17 +45,24 @@ class Ticket:
         rank: of its priority; low priority stands behind everything else.
         turn: how many jobs of the same parent stand before it, so that ten thousand of one parent
             let everybody else's next job pass.
+        attempt: how many attempts the job had when it became ready; a job has one live ticket for each.
     """
 
     rank: int
     turn: int
     seq: int
     job_id: str
+    attempt: int = 0
 
     @classmethod
     def of(cls, job: Job, turn: int = 0) -> Ticket:
         """The ticket of a job, without a parent unless `turn` says otherwise."""
-        return cls(rank_of(job.priority, job.low_priority), turn, job.seq, job.id)
+        return cls(rank_of(job.priority, job.low_priority), turn, job.seq, job.id, job.attempt)
+
+    @property
+    def key(self) -> str:
+        """What no two live tickets have in common."""
+        return f"{self.job_id}:{self.attempt}"
 
 
 def ticket_of(conn: Connection, job: Job) -> Ticket:
@@ -84,10 +91,12 @@ class Offers(Protocol):
         """Make a ticket known, in this transaction: with its commit or not at all."""
 
 
-def lock_lane(conn: Connection, lane: str) -> None:
-    """Serialise submits into and exits from a lane (SQLite's single writer does it already)."""
-    if conn.dialect.name == "postgresql":
-        conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane})
+def lock_lane(conn: Connection, lane: str) -> bool:
+    """Serialise submits into and exits from a lane; False on SQLite, whose single writer does it already."""
+    if conn.dialect.name != "postgresql":
+        return False
+    conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane})
+    return True
 
 
 # A job's start has come (parameter `now`), and: an attempt of it is under way.
@@ -181,7 +190,7 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
         ),
     )
     query = (
-        select(J.priority, J.low_priority, J.seq, J.id, J.parent_id)
+        select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id)
         .where(
             READY,
             or_(J.lane.is_(None), ~ahead),
@@ -192,10 +201,10 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
     )
     turns: Counter[str] = Counter()
     tickets = []
-    for priority, low, seq, job_id, parent_id in conn.execute(query, {"now": now}):
+    for priority, low, seq, job_id, attempt, parent_id in conn.execute(query, {"now": now}):
         turn = turns[parent_id] if parent_id is not None else 0
         turns[parent_id] += 1
-        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id))
+        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt))
     return tickets
 
 

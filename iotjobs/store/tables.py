@@ -385,6 +385,32 @@ class SiteRow(SQLModel, table=True):
     value: str
 
 
+class WorkerRow(SQLModel, table=True):
+    """A process that runs attempts, or did; its moments are of the database's clock."""
+
+    __tablename__ = "worker"
+    id: str = Field(primary_key=True)
+    host: str
+    pid: int
+    version: str
+    queues: list[str] = _json()
+    at_once: int
+    running: int = 0
+    started_at: int = _ms(nullable=False)
+    seen_at: int = _ms(nullable=False)
+    gone_at: int | None = _ms()
+
+
+class LeaseRow(SQLModel, table=True):
+    """What one process at a time may do: who, in which epoch, until when by the database's clock."""
+
+    __tablename__ = "lease"
+    name: str = Field(primary_key=True)
+    holder: str
+    epoch: int
+    until: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
 metadata = SQLModel.metadata
 
 # SQLModel's text type is a decorator that every bound value passes through in Python: a tenth of
@@ -405,3 +431,4 @@ users, tokens = _core(UserRow), _core(TokenRow)
 jobs, plans, attempts, results = _core(JobRow), _core(PlanRow), _core(AttemptRow), _core(ResultRow)
 output, log_entries, events = _core(OutputRow), _core(LogRow), _core(EventRow)
 idempotency, site, queues = _core(IdempotencyRow), _core(SiteRow), _core(QueueRow)
+workers, leases = _core(WorkerRow), _core(LeaseRow)

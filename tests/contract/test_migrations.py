@@ -103,7 +103,7 @@ def fresh_empty_database(postgres_server, fresh_database) -> Callable[[], str]:
     def make() -> str:
         url = fresh_database()
         name = url.rpartition("/")[2]
-        postgres_server.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public", database=name)
+        postgres_server.execute("DROP SCHEMA public, iotjobs_q CASCADE; CREATE SCHEMA public", database=name)
         return url
 
     return make

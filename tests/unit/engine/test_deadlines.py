@@ -23,7 +23,7 @@ async def test_a_start_that_has_come_is_offered_and_one_ahead_is_not(
 
     await engine.deadlines.look()
 
-    assert engine.dispatcher._live == {due.id}
+    assert engine.dispatcher.live == {due.id}
     moved = await job_of(sqlite_store, due.id)
     assert (moved.start_at, moved.pending_reason) == (None, None)
     assert await job_of(sqlite_store, ahead.id) == ahead
@@ -46,7 +46,7 @@ async def test_what_waits_too_long_expires_and_says_what_for(
         "expired",
     )
     assert expired.error_message == "still PENDING when its time to live ended (waiting: lane)"
-    assert engine.dispatcher._live == {behind.id}
+    assert engine.dispatcher.live == {behind.id}
     assert (await job_of(sqlite_store, running.id)).status is Status.RUNNING
 
 
@@ -66,7 +66,7 @@ async def test_a_retry_that_waits_too_long_expires_and_the_clock_goes_on(
     await engine.deadlines.look()
 
     assert (await job_of(sqlite_store, job.id)).outcome is Outcome.EXPIRED
-    assert engine.dispatcher._live == {other.id}
+    assert engine.dispatcher.live == {other.id}
 
 
 async def test_a_parked_job_without_an_answer_times_out_and_not_before(
@@ -98,7 +98,7 @@ async def test_the_sweep_offers_what_lost_its_ticket_and_counts_it(
     ids = {(await add_job(sqlite_store)).id for _ in range(3)}
 
     assert await engine.deadlines.sweep() == 3
-    assert engine.dispatcher._live == ids
+    assert engine.dispatcher.live == ids
     assert await engine.deadlines.sweep() == 0
     engine.dispatcher.done(await engine.dispatcher.take())
     assert await engine.deadlines.sweep() == 1

@@ -21,7 +21,7 @@ async def test_tickets_are_taken_by_priority_then_age(ranked: list[tuple[int, bo
     dispatcher = InProcessDispatcher()
     tickets = [Ticket(rank_of(priority, low), 0, seq, str(seq)) for seq, (priority, low) in enumerate(ranked)]
 
-    assert dispatcher.offer_again(tickets) == len(tickets)
+    assert await dispatcher.offer_again(tickets) == len(tickets)
     taken = [await dispatcher.take() for _ in tickets]
 
     expected = sorted(enumerate(ranked), key=lambda entry: (entry[1][1], -entry[1][0], entry[0]))
@@ -31,11 +31,11 @@ async def test_tickets_are_taken_by_priority_then_age(ranked: list[tuple[int, bo
 async def test_a_job_has_one_live_ticket_from_offer_to_done() -> None:
     dispatcher, ticket = InProcessDispatcher(), Ticket(5, 0, 1, "a")
 
-    assert dispatcher.offer_again([ticket, ticket]) == 1
+    assert await dispatcher.offer_again([ticket, ticket]) == 1
     taken = await dispatcher.take()
-    assert dispatcher.offer_again([ticket]) == 0
+    assert await dispatcher.offer_again([ticket]) == 0
     dispatcher.done(taken)
-    assert dispatcher.offer_again([ticket]) == 1
+    assert await dispatcher.offer_again([ticket]) == 1
     dispatcher.done(Ticket(5, 0, 9, "never offered"))
 
 
@@ -60,11 +60,11 @@ async def test_each_ticket_wakes_one_of_those_who_wait() -> None:
     takers = [asyncio.create_task(dispatcher.take()) for _ in range(3)]
     await asyncio.sleep(0)
 
-    dispatcher.offer_again([Ticket(0, 0, 1, "a"), Ticket(0, 0, 2, "b")])
+    await dispatcher.offer_again([Ticket(0, 0, 1, "a"), Ticket(0, 0, 2, "b")])
     done, waiting = await asyncio.wait(takers, timeout=0.05)
 
     assert sorted(task.result().job_id for task in done) == ["a", "b"]
-    dispatcher.offer_again([Ticket(0, 0, 3, "c")])
+    await dispatcher.offer_again([Ticket(0, 0, 3, "c")])
     [last] = waiting
     assert (await asyncio.wait_for(last, 1)).job_id == "c"
 
@@ -72,5 +72,5 @@ async def test_each_ticket_wakes_one_of_those_who_wait() -> None:
 async def test_a_parents_many_jobs_let_the_single_one_pass() -> None:
     dispatcher = InProcessDispatcher()
     children = [Ticket(rank_of(5, False), turn, 1 + turn, f"child {turn}") for turn in range(100)]
-    dispatcher.offer_again([*children, Ticket(rank_of(5, False), 0, 500, "single")])
+    await dispatcher.offer_again([*children, Ticket(rank_of(5, False), 0, 500, "single")])
     assert [(await dispatcher.take()).job_id for _ in range(3)] == ["child 0", "single", "child 1"]

@@ -15,6 +15,7 @@ from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.execution import SEND_WITHIN_S, Begun, Sending, command_request, ending_of_exit, new_nonce
 from iotjobs.engine.rescue import rescue
 from iotjobs.store import jobs, reads, tables
+from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.transports.base import CommandEnd, Gone, KillProof
 from tests.services.rows import Engine, MakeEngine, begin, job_of, plan, rows_of, running_job
@@ -137,7 +138,7 @@ async def died_while_it_ran(engine: Engine, store: Store, folder: Path) -> tuple
 
 
 async def begin_again(engine: Engine, job: Job) -> Begun:
-    begun = await engine.store.write(lambda tx: engine.worker._begin(tx, job.id))
+    begun = await engine.store.write(lambda tx: engine.worker._begin(tx, Ticket.of(job)))
     assert begun is not None
     return begun
 

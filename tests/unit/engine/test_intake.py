@@ -105,7 +105,7 @@ async def test_only_a_start_ahead_makes_a_job_wait(
     assert job.start_at == (start_at if waits else None)
     assert job.pending_reason == (PendingReason.START_AT if waits else None)
     assert job.expires_at == (start_at if waits else job.timestamp) + 10_000
-    assert engine.dispatcher._live == (set() if waits else {job_id})
+    assert engine.dispatcher.live == (set() if waits else {job_id})
     assert clock.rfc3339(job.expires_at) is not None
 
 
@@ -131,7 +131,7 @@ async def test_concurrent_operations_and_messages_have_no_lane(
     for operation_id in (together, together, message, message):
         job = await job_of(sqlite_store, await engine.execute(owner_id, operation_id))
         assert (job.lane, job.pending_reason) == (None, None)
-    assert len(engine.dispatcher._live) == 4
+    assert len(engine.dispatcher.live) == 4
 
 
 async def test_a_links_lane_is_that_of_the_object_it_runs_on(

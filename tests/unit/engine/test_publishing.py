@@ -185,7 +185,7 @@ async def test_only_those_with_a_place_are_written_down_as_sent(
 ) -> None:
     engine = make_engine(publisher=three_places)
     waiting = [await add_job(sqlite_store, of=message(), transport=Transport.MQTT) for _ in range(5)]
-    engine.dispatcher.offer_again([Ticket.of(job) for job in waiting])
+    await engine.dispatcher.offer_again([Ticket.of(job) for job in waiting])
 
     await engine.worker.start()
 

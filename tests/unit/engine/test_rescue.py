@@ -45,7 +45,7 @@ async def test_an_attempt_of_a_dead_process_is_repeated_or_lost(
         outcome,
         None if outcome is None else job.sent_at,
     )
-    assert engine.dispatcher._live == ({job.id} if outcome is None else set())
+    assert engine.dispatcher.live == ({job.id} if outcome is None else set())
     [attempt] = await rows_of(sqlite_store, tables.attempts, job.id)
     assert (attempt["number"], attempt["outcome"], attempt["error_code"]) == (1, "lost", "workerDied")
     if outcome is not None:
@@ -64,7 +64,7 @@ async def test_a_rescued_jobs_lane_goes_on_with_the_first_by_age(
     await rescue(sqlite_store, engine.settler, "alive")
     await engine.deadlines.sweep()
 
-    assert engine.dispatcher._live == {behind["a"].id, again.id}
+    assert engine.dispatcher.live == {behind["a"].id, again.id}
     assert (await job_of(sqlite_store, lost.id)).outcome is Outcome.LOST
 
 

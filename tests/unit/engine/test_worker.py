@@ -33,7 +33,7 @@ async def test_it_runs_what_is_submitted_and_the_lane_goes_on_by_itself(
     assert all(a.ended_at <= b.started_at for a, b in itertools.pairwise(done))
     assert {job.worker_id for job in done} == {None}
     assert engine.worker.running == 0
-    assert engine.dispatcher._live == set()
+    assert engine.dispatcher.live == set()
 
 
 async def test_no_more_run_at_once_than_it_was_told(
@@ -80,10 +80,10 @@ async def test_a_ticket_is_only_a_hint(sqlite_store: Store, make_engine: MakeEng
         case _:
             job = replace(await add_job(sqlite_store), id="f" * 32)
     before = await events_of(sqlite_store, job.id)
-    engine.dispatcher.offer_again([Ticket.of(job)])
+    await engine.dispatcher.offer_again([Ticket.of(job)])
 
     await engine.worker.start()
-    await eventually(lambda: not engine.dispatcher._live, 3)
+    await eventually(lambda: not engine.dispatcher.live, 3)
 
     assert await events_of(sqlite_store, job.id) == before
 
@@ -137,7 +137,7 @@ async def test_a_plan_that_does_not_open_is_logged_and_stops_nobody(
 ) -> None:
     engine = make_engine()
     sealed_elsewhere = await add_job(sqlite_store, secret=b"\x01" + b"x" * 60)
-    engine.dispatcher.offer_again([Ticket.of(sealed_elsewhere)])
+    await engine.dispatcher.offer_again([Ticket.of(sealed_elsewhere)])
     await engine.worker.start()
 
     good = await engine.ended(await engine.execute(*await engine.script("true")))
