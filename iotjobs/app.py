@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 
-from iotjobs import clock
+from iotjobs import __version__, clock
 from iotjobs.domain.errors import ConfigurationError
-from iotjobs.engine.claim import ClaimWatch
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
-from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.events import EventFeed, FeedLag
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
+from iotjobs.engine.ingest import Ingest
 from iotjobs.engine.intake import Intake
 from iotjobs.engine.limits import Limits
+from iotjobs.engine.place import Place, alone, among_others
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.readiness import Readiness
-from iotjobs.engine.rescue import rescue
 from iotjobs.engine.retention import Keep, Retention
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
@@ -39,8 +39,9 @@ from iotjobs.inputs.rest.api import build_api
 from iotjobs.inputs.rest.services import ApiServices, EngineServices
 from iotjobs.settings import Settings
 from iotjobs.store import accounts, facts, secrets
-from iotjobs.store.lock import AlreadyRunning, take_lock
+from iotjobs.store.lock import take_lock
 from iotjobs.store.migrations.migrate import migrate
+from iotjobs.store.nodes import Node
 from iotjobs.store.permissions import make_private
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
@@ -65,16 +66,16 @@ class Site:
     """One running iotjobs. `start` once, `stop` once.
 
     Attributes:
-        claim_lost: another process serves the database now; this one has to go.
         disk_failed: what was written may not be on disk; this process has to go, and a new one to look.
+        with_api: make the HTTP application; without it the process is a worker, on PostgreSQL only.
         api: the HTTP application, after `start`.
         admin_token: the administrator's token if this start made one: to be shown once.
         mqtt_url: where devices connect, without a login; None without a broker.
     """
 
     settings: Settings
-    claim_lost: asyncio.Event = field(default_factory=asyncio.Event)
     disk_failed: asyncio.Event = field(default_factory=asyncio.Event)
+    with_api: bool = True
     api: FastAPI | None = None
     admin_token: str | None = None
     mqtt_url: str | None = None
@@ -96,14 +97,16 @@ class Site:
             MigrationNeeded: the database is of another version.
         """
         settings = self.settings
+        if not self.with_api and settings.database_url is None:
+            raise ConfigurationError(
+                "a worker needs PostgreSQL: set IOTJOBS_DATABASE_URL (with SQLite `iotjobs serve` does it all)"
+            )
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = take_lock(settings.data_dir / "lock")
         make_private(settings.data_dir)
         vault = self._open_secrets()
         store = self._store = open_store(settings.store_url)
         store.on_broken = self._give_up
-        if not await store.claim():
-            raise AlreadyRunning("another iotjobs serves this database: stop it first")
         await asyncio.to_thread(migrate, settings.store_url)
         await store.start()
         await store.write(lambda tx: secrets.check_canary(tx, vault))
@@ -113,9 +116,8 @@ class Site:
         self.readiness.degraded(
             "disk", lambda: "is full: free space, no restart is needed" if store.full else None
         )
-        await self._run(ClaimWatch(store, self.claim_lost.set))
         await self._watch_events(store)
-        await self._start_engine(store, vault)
+        await self._start_engine(store, vault, await self._find_place(store))
 
     async def _watch_events(self, store: Store) -> None:
         self._events = EventFeed(store)
@@ -132,7 +134,17 @@ class Site:
             )
         return Secrets(secrets.load_or_make_key(self.settings.key_file, may_make=embedded))
 
-    async def _start_engine(self, store: Store, vault: Secrets) -> None:
+    async def _find_place(self, store: Store) -> Place:
+        settings = self.settings
+        node = Node(socket.gethostname(), os.getpid(), __version__, (), settings.jobs_at_once)
+        if settings.database_url is None:
+            return alone(node)
+        place = await among_others(store, settings.store_url, node, settings.data_dir / "worker")
+        for service in place.services:
+            await self._run(service)
+        return place
+
+    async def _start_engine(self, store: Store, vault: Secrets, place: Place) -> None:
         settings = self.settings
         broker, address = await self._find_broker()
         enrolment = Enrolment(store, broker)
@@ -141,36 +153,34 @@ class Site:
             await self._run(broker)
         publisher = None if address is None else MqttPublisher(address)
 
-        dispatcher, feed = InProcessDispatcher(), Feed(store)
+        dispatcher, feed = place.dispatcher, Feed(store)
         self._feed = feed
         limits = Limits()
         settler = Settler(store, dispatcher, feed, limits)
         self._ssh = _ssh_of(settings)
         reach = Reach(store, vault, self._ssh, LocalTransport())
         publishing = Publishing(store, settler, publisher)
-        executor = Executor(store, settler, reach, publishing, output_cap_bytes=settings.output_cap_bytes)
-        worker_id = clock.new_id()
-        at_once = settings.jobs_at_once
-        self.worker = Worker(
-            store, vault, dispatcher, executor, limits=limits, worker_id=worker_id, at_once=at_once
+        presence, cap, at_once = place.presence, settings.output_cap_bytes, settings.jobs_at_once
+        executor = Executor(store, settler, reach, publishing, presence=presence, output_cap_bytes=cap)
+        worker = self.worker = Worker(
+            store, vault, dispatcher, executor, limits=limits, presence=presence, at_once=at_once
         )
-        deadlines = Deadlines(store, dispatcher, settler, self.worker)
-        rescued = await rescue(store, settler, worker_id)
-        if rescued:
-            log.info(
-                "attempts of a dead process were ended or given their next try", extra={"count": rescued}
-            )
+        place.tell_running(lambda: worker.running)
+        deadlines = Deadlines(store, dispatcher, settler, worker, standing=place.leader)
+        dead_workers = await place.rescue(store, settler)
         switch = SiteSwitch(store, limits, settler, dispatcher, deadlines.sweep)
         await switch.look()
         await deadlines.sweep()
 
         if publisher is not None and address is not None:
-            await self._start_mqtt(store, settler, publisher, address)
+            await self._start_mqtt(DeviceMessages(store, settler, place.ingest), publisher, address, place)
         self.readiness.degraded("dispatch", limits.drained)
-        await self._run(switch)
-        await self._run(deadlines)
-        await self._run(self.worker)
-        await self._run(Retention(store, _keep(settings)))
+        retention = Retention(store, _keep(settings))
+        for service in (switch, deadlines, dead_workers, worker, retention):
+            if service is not None:
+                await self._run(service)
+        if not self.with_api:
+            return
         engine = EngineServices(
             intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
             feed=feed,
@@ -178,6 +188,7 @@ class Site:
             enrolment=enrolment,
             readiness=self.readiness,
             switch=switch,
+            roster=presence.roster,
         )
         self.api = build_api(
             ApiServices(
@@ -197,6 +208,9 @@ class Site:
             address = BrokerAddress.parse(settings.mqtt_url.get_secret_value(), ca_file=settings.mqtt_ca_file)
             self.mqtt_url = str(address)
             return None, address
+        if not self.with_api:
+            log.warning("IOTJOBS_MQTT_URL is not set: this worker runs without MQTT")
+            return None, None
         if find_mosquitto() is None:
             self.readiness.absent("broker", "mosquitto is not installed (apt-get install mosquitto): no MQTT")
             log.warning("mosquitto is not installed: running without MQTT")
@@ -212,14 +226,17 @@ class Site:
         return broker, broker.address
 
     async def _start_mqtt(
-        self, store: Store, settler: Settler, publisher: MqttPublisher, address: BrokerAddress
+        self, devices: DeviceMessages, publisher: MqttPublisher, address: BrokerAddress, place: Place
     ) -> None:
-        devices = DeviceMessages(store, settler)
+        store = self._store
+        assert store is not None
         client_id = await store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
         consumer = MqttConsumer(address, client_id=client_id, filters=DEVICE_FILTERS, handler=devices.receive)
-        for service in (devices, consumer, publisher):
+        for service in (Ingest(place.ingest, devices, consumer), publisher):
             await self._run(service)
-        self.readiness.watch("broker", lambda: publisher.connected and consumer.connected)
+        self.readiness.watch(
+            "broker", lambda: publisher.connected and (consumer.connected or not place.ingest.leads)
+        )
 
     async def _run(self, service: Service) -> None:
         self._services.append(service)

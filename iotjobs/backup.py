@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from iotjobs.domain.errors import ConfigurationError, StorageFull, StoreUnavailable
 from iotjobs.settings import Settings
 from iotjobs.store import backups
-from iotjobs.store.lock import AlreadyRunning, take_lock
+from iotjobs.store.lock import take_lock
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.secrets import Secrets, load_or_make_key
 from iotjobs.store.session import open_store, postgres_url
@@ -143,8 +143,6 @@ def _restore_postgres(url: str, file: Path, vault: Secrets | None, *, moved: boo
 async def _refuse_used(url: str) -> None:
     store = open_store(url)
     try:
-        if not await store.claim():
-            raise AlreadyRunning("an iotjobs serves this database: stop it first")
         if not await store.read(backups.is_empty):
             raise InTheWay("the database is not empty: make a new one (createdb) and name that")
     finally:

@@ -5,8 +5,9 @@ Server modules are imported within their command: `iotjobs run` must not wait fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from iotjobs.cli import printing, site
 from iotjobs.cli.commands import app
 from iotjobs.cli.exitcodes import ExitCode
 from iotjobs.domain.errors import IotJobsError
+
+if TYPE_CHECKING:
+    from iotjobs.settings import Settings
 
 __all__ = ["app", "site"]  # the site's commands join the app by being imported
 
@@ -52,12 +56,26 @@ def serve(
     mqtt_port: Annotated[int | None, typer.Option(help="Port of our own broker.")] = None,
 ) -> None:
     """Start the server: HTTP, workers and, when mosquitto is installed, a broker."""
-    from iotjobs import settings
-    from iotjobs.domain.errors import EngineError
     from iotjobs.serving import run_server
 
+    _run(run_server, data_dir=data, host=host, port=port, mqtt_port=mqtt_port)
+
+
+@app.command()
+def worker(*, data: Data = None) -> None:
+    """Run jobs of a site on PostgreSQL without serving HTTP, beside any number of others."""
+    from iotjobs.serving import run_worker
+
+    _run(run_worker, data_dir=data)
+
+
+def _run(main: Callable[[Settings], None], **given: Any) -> None:
+    """Load the settings and run, with an exit code for what goes wrong."""
+    from iotjobs import settings
+    from iotjobs.domain.errors import EngineError
+
     try:
-        run_server(settings.load(data_dir=data, host=host, port=port, mqtt_port=mqtt_port))
+        main(settings.load(**given))
     except EngineError as error:
         raise _end(error) from error
 

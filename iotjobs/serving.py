@@ -1,4 +1,4 @@
-"""`iotjobs serve`: one process, from its first line to its clean end."""
+"""`iotjobs serve` and `iotjobs worker`: one process, from its first line to its clean end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -17,7 +17,6 @@ from iotjobs import __version__, logs
 from iotjobs.app import Site
 from iotjobs.domain.errors import ConfigurationError, StoreBroken
 from iotjobs.settings import Settings
-from iotjobs.store.lock import AlreadyRunning
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +39,21 @@ def run_server(settings: Settings) -> None:
     Raises:
         ConfigurationError: it could not be started; the message says why.
         StoreBroken: the disk has failed under it.
-        AlreadyRunning: another process serves the same data, or came to while this one was cut off.
+        AlreadyRunning: another process serves the same data.
     """
+    _run(settings, _serve(settings))
+
+
+def run_worker(settings: Settings) -> None:
+    """Run jobs without serving HTTP until SIGTERM or SIGINT; otherwise as `run_server`."""
+    _run(settings, _work(settings))
+
+
+def _run(settings: Settings, main: Coroutine[None, None, None]) -> None:
     os.umask(0o077)  # what is in the data directory is nobody else's
     logs.configure(settings.log_level, settings.log_style)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(settings))
+        runner.run(main)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -58,28 +66,57 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(settings: Settings) -> None:
+    stopping = _stopping()
+    listener = _listen(settings)
+    site = Site(settings)
+    try:
+        if await _started(site, stopping):
+            await _serve_http(site, listener, stopping)
+    finally:
+        listener.close()
+        await _stop(site)
+
+
+async def _work(settings: Settings) -> None:
+    stopping = _stopping()
+    site = Site(settings, with_api=False)
+    try:
+        if await _started(site, stopping):
+            sys.stdout.write(f"iotjobs {__version__} worker\n  data   {settings.data_dir}\n")
+            sys.stdout.flush()
+            await stopping.wait()
+    finally:
+        await _stop(site)
+
+
+async def _stop(site: Site) -> None:
+    log.info("stopping")
+    await site.stop()
+    if site.disk_failed.is_set():
+        raise StoreBroken("the disk did not keep what was written: look at it, then start again")
+
+
+def _stopping() -> asyncio.Event:
+    """Set by the first signal; the second leaves at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, _on_signal, stopping)
-    listener = _listen(settings)
-    site = Site(settings)
+    return stopping
+
+
+async def _started(site: Site, stopping: asyncio.Event) -> bool:
+    """Start the site; False when a signal came first, and its start was given up."""
     starting = asyncio.create_task(site.start(), name="start")
     try:
-        await _first(starting, stopping, site.claim_lost, site.disk_failed)
+        await _first(starting, stopping, site.disk_failed)
         if starting.done():
             await starting
-            await _serve_http(site, listener, stopping)
+            return True
+        return False
     finally:
-        log.info("stopping")
-        listener.close()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await site.stop()
-    if site.disk_failed.is_set():
-        raise StoreBroken("the disk did not keep what was written: look at it, then start again")
-    if site.claim_lost.is_set():
-        raise AlreadyRunning("another iotjobs has come to serve this database")
 
 
 async def _serve_http(site: Site, listener: socket.socket, stopping: asyncio.Event) -> None:
@@ -95,7 +132,7 @@ async def _serve_http(site: Site, listener: socket.socket, stopping: asyncio.Eve
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     _announce(site, listener)
-    await _first(serving, stopping, site.claim_lost, site.disk_failed)
+    await _first(serving, stopping, site.disk_failed)
     site.let_go()
     server.should_exit = True
     await serving

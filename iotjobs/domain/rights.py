@@ -49,6 +49,16 @@ def scope_of(caller: Caller) -> Scope:
     return EVERYTHING if caller.role is Role.ADMIN else Scope(jobs_of=caller.user_id)
 
 
+def require_operator(caller: Caller, what: str) -> None:
+    """Refuse viewers.
+
+    Raises:
+        NotAllowed: the caller only views.
+    """
+    if caller.role is Role.VIEWER:
+        raise NotAllowed(f"{what} needs the role operator; {caller.login} is {caller.role}")
+
+
 def require_admin(caller: Caller, what: str) -> None:
     """Refuse everybody but administrators.
 

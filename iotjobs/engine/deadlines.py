@@ -14,6 +14,7 @@ from iotjobs.domain.errors import AnswerTimeout, LeaseLost, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.dispatch import Dispatcher
+from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.rescue import Strays, UnderWay
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
@@ -28,23 +29,40 @@ SWEEP_EVERY_S = 5.0
 SWEEP_TICKETS = 10_000
 
 
+_ALWAYS = Always()
+
+
 class Deadlines(LoopService):
-    """The clock's part in the life of jobs; also counts what only the sweep saved."""
+    """The clock's part in the life of jobs; also counts what only the sweep saved.
+
+    Of several nodes the leader does it; each looks for strays of its own.
+    """
 
     name = "deadlines"
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, settler: Settler, worker: UnderWay) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        settler: Settler,
+        worker: UnderWay,
+        *,
+        standing: Standing = _ALWAYS,
+    ) -> None:
         super().__init__()
         self._store, self._dispatcher, self._settler = store, dispatcher, settler
+        self._standing = standing
         self.strays = Strays(store, settler, worker)
         self.swept = 0
 
     async def _loop(self) -> None:
         next_sweep = clock.monotonic() + SWEEP_EVERY_S
         while True:
-            await self.look()
+            if self._standing.leads:
+                await self.look()
             if clock.monotonic() >= next_sweep:
-                self.swept += await self.sweep()
+                if self._standing.leads:
+                    self.swept += await self.sweep()
                 await self.strays.look()
                 next_sweep = clock.monotonic() + SWEEP_EVERY_S
             await clock.sleep(LOOK_EVERY_S)
@@ -72,8 +90,12 @@ class Deadlines(LoopService):
         return await self._store.look(lambda conn: queue.due(conn, moment, now))
 
     async def _move(self, job: Job, move: Callable[[Transaction, Job, int], None]) -> None:
+        def item(tx: Transaction) -> None:
+            self._standing.check(tx)
+            move(tx, job, clock.now_ms())
+
         try:
-            await self._store.write(lambda tx: move(tx, job, clock.now_ms()))
+            await self._store.write(item)
         except (TransitionRefused, LeaseLost) as error:
             log.debug("the clock came second", extra={"job_id": job.id, "why": str(error)})
 

@@ -17,11 +17,12 @@ from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
-from iotjobs.domain.errors import RequestError, StorageFull, StoreUnavailable
+from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
 from iotjobs.store import entities, jobs, reads
 from iotjobs.store.session import Store
@@ -36,6 +37,9 @@ INBOX_MESSAGES = 1000
 LINES_A_SECOND = 50
 
 
+_ALWAYS = Always()
+
+
 class DeviceMessages:
     """Takes what devices send, in order, one at a time.
 
@@ -43,8 +47,8 @@ class DeviceMessages:
     The consumer's Receive Maximum and our own bound for QoS 0 limit what can pile up here.
     """
 
-    def __init__(self, store: Store, settler: Settler) -> None:
-        self._store, self._settler = store, settler
+    def __init__(self, store: Store, settler: Settler, standing: Standing = _ALWAYS) -> None:
+        self._store, self._settler, self._standing = store, settler, standing
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
@@ -85,12 +89,16 @@ class DeviceMessages:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        self._inbox = asyncio.Queue()
 
     async def _loop(self) -> None:
         while True:
             message = await self._inbox.get()
-            while not await self._handle(message):
-                await clock.sleep(STORE_RETRY_S)
+            try:
+                while not await self._handle(message):
+                    await clock.sleep(STORE_RETRY_S)
+            except LeaseLost:
+                continue  # not acknowledged: it comes to the node that took over
             message.ack()
 
     async def _handle(self, message: Received) -> bool:
@@ -107,6 +115,8 @@ class DeviceMessages:
         except (ValueError, RecursionError, RequestError) as error:
             # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
             self._drop(message, str(error))
+        except LeaseLost:
+            raise
         except Exception:
             self.dropped += 1
             log.exception("a device message failed in us", extra={"topic": message.topic[:200]})
@@ -114,6 +124,7 @@ class DeviceMessages:
 
     def _apply(self, tx: Transaction, topic: DeviceTopic, payload: dict[str, Any]) -> None:
         assert topic.job_id is not None
+        self._standing.check(tx)
         job = reads.job_by_reference(tx.conn, topic.job_id, EVERYTHING)
         object_id = _object_of(tx.conn, topic.thing, job)
         now = clock.now_ms()

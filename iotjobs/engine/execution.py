@@ -27,12 +27,14 @@ from iotjobs.domain.errors import (
 from iotjobs.domain.jobs import Ending, Job, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.presence import Alone, Membership
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES, Recorder
 from iotjobs.engine.settle import OutputEnd, Settler, until_taken
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
 
 log = logging.getLogger(__name__)
@@ -68,11 +70,13 @@ class Begun:
 
     Attributes:
         earlier: what has to be gone from the device before anything is sent.
+        since: the moment of the monotonic clock before its begin was written; 0 is long ago.
     """
 
     job: Job
     plan: Plan
     earlier: RunMark | None = None
+    since: float = 0.0
 
 
 def new_nonce() -> str:
@@ -90,8 +94,10 @@ class Executor:
         reach: Reach,
         publishing: Publishing,
         *,
+        presence: Membership | None = None,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
     ) -> None:
+        self.presence = presence or Alone("")
         self.store, self.settler, self.reach, self._publishing = store, settler, reach, publishing
         self.output_cap_bytes = output_cap_bytes
         self.command_runs: set[_CommandRun] = set()
@@ -109,7 +115,7 @@ class Executor:
 
     async def run(self, begun: Begun) -> None:
         """Run one attempt; everything that can go wrong ends in its record."""
-        sending = Sending(self.store, begun.job, begun.earlier)
+        sending = Sending(self.store, begun, self.presence)
         try:
             if begun.job.transport is Transport.MQTT:
                 await self._publishing.publish(begun.job, begun.plan, sending)
@@ -138,12 +144,12 @@ class Sending:
         on_device: what of the job may run there; set None when it is known that nothing does.
     """
 
-    def __init__(self, store: Store, job: Job, earlier: RunMark | None = None) -> None:
-        self._store, self._job = store, job
-        self._committed = clock.monotonic()
-        self.sent_at = job.sent_at
+    def __init__(self, store: Store, begun: Begun, presence: Membership) -> None:
+        self._store, self._job, self._presence = store, begun.job, presence
+        self._ours_at = begun.since  # when we knew last that the attempt is ours
+        self.sent_at = begun.job.sent_at
         self.announced = False
-        self.on_device = earlier if job.sent_at is None else self._own_mark()
+        self.on_device = begun.earlier if begun.job.sent_at is None else self._own_mark()
 
     def _own_mark(self) -> RunMark | None:
         return None if self._job.nonce is None else RunMark(self._job.nonce)
@@ -165,24 +171,36 @@ class Sending:
         Raises:
             LeaseLost: the attempt is not ours any more, or we were frozen too long to send.
         """
-        if self.sent_at is None:
-            now = clock.now_ms()
-            facts = {"sent_at": now, "nonce": self._job.nonce, "process_group": None}
-            try:
-                await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, **facts))
-            except (StoreUnavailable, StorageFull) as error:
-                raise DeviceUnreachable(
-                    f"not sent, because it could not be written down first: {error}"
-                ) from error
-            self.sent_at, self._committed = now, clock.monotonic()
-            self.on_device = self._own_mark()
-        elif clock.monotonic() - self._committed > SEND_WITHIN_S:
-            job = await self._store.look(lambda conn: jobs.get(conn, self._job.id))
-            if job.attempt != self._job.attempt or jobs.ended(job):
-                raise LeaseLost(
-                    f"attempt {self._job.attempt} of job {self._job.id} was given to another worker"
-                )
+        try:
+            if self.sent_at is None:
+                await self._write_sent()
+            while clock.monotonic() - self._ours_at > SEND_WITHIN_S or not self._presence.is_fresh():
+                await self._ask()
+        except (StoreUnavailable, StorageFull) as error:
+            raise DeviceUnreachable(
+                f"not sent, because it could not be written down first: {error}"
+            ) from error
         self.announced = True
+
+    async def _write_sent(self) -> None:
+        # The moment before the write counts: we may be frozen between its commit and the next line.
+        since, now = clock.monotonic(), clock.now_ms()
+        facts = {"sent_at": now, "nonce": self._job.nonce, "process_group": None}
+        await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, **facts))
+        self.sent_at, self._ours_at = now, since
+        self.on_device = self._own_mark()
+
+    async def _ask(self) -> None:
+        """Make sure that neither we nor the attempt were given up by the others."""
+        since = clock.monotonic()
+
+        def item(tx: Transaction) -> None:
+            self._presence.confirm(tx)
+            jobs.note(tx, self._job.id, self._job.attempt, sent_at=self.sent_at)
+
+        await self._store.write(item)
+        self._presence.confirmed(since)
+        self._ours_at = since
 
 
 class _CommandRun:

@@ -14,12 +14,15 @@ from typing import Protocol
 
 from iotjobs import clock
 from iotjobs.domain import retries
-from iotjobs.domain.errors import LeaseLost, TransitionRefused
+from iotjobs.domain.errors import LeaseLost, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.leases import Always, Standing
+from iotjobs.engine.presence import Presence
+from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
-from iotjobs.store import jobs, queue
+from iotjobs.store import jobs, nodes, queue
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -28,19 +31,27 @@ log = logging.getLogger(__name__)
 _GONE = Ending(Outcome.LOST, error_code="workerDied", error_message="the process that ran it ended")
 
 
+LOOK_EVERY_S = 1.0
+
+
 class UnderWay(Protocol):
     """A worker, as far as it tells what it runs."""
 
-    worker_id: str
+    @property
+    def worker_id(self) -> str:
+        """What stands on its attempts."""
 
     def under_way(self) -> Container[str]:
         """Ids of the jobs whose attempts have begun, or may begin, and have not ended here."""
 
 
-async def rescue(store: Store, settler: Settler, worker_id: str) -> int:
-    """End or repeat every attached attempt that another worker holds; how many there were.
+_ALWAYS = Always()
 
-    To be called when those workers are known to be dead, before this one takes its first ticket.
+
+async def rescue(store: Store, settler: Settler, worker_id: str, standing: Standing = _ALWAYS) -> int:
+    """End or repeat every attached attempt of a worker that is neither this one nor alive; how many.
+
+    The embedded process calls it before it takes its first ticket, a leader again and again.
     """
     count = 0
     while True:
@@ -48,12 +59,15 @@ async def rescue(store: Store, settler: Settler, worker_id: str) -> int:
         if not found:
             return count
         for job in found:
-            await _rescue_one(store, settler, job)
-        count += len(found)
+            await _rescue_one(store, settler, job, standing)
+            if not standing.leads:
+                return count
+            count += 1
 
 
-async def _rescue_one(store: Store, settler: Settler, job: Job) -> None:
+async def _rescue_one(store: Store, settler: Settler, job: Job, standing: Standing) -> None:
     def item(tx: Transaction) -> None:
+        standing.check(tx)
         plan = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0])
         sent = job.sent_at is not None
         now = clock.now_ms()
@@ -75,6 +89,40 @@ def _lost(sent: bool) -> Ending:
     return Ending(
         Outcome.LOST, error_code="workerDied", error_message=f"the process that ran it ended {what}"
     )
+
+
+class DeadWorkers(LoopService):
+    """The leader's part: declares silent workers dead, and gives what they held its definite end."""
+
+    name = "dead workers"
+
+    def __init__(self, store: Store, settler: Settler, presence: Presence, standing: Standing) -> None:
+        super().__init__()
+        self._store, self._settler = store, settler
+        self._presence, self._standing = presence, standing
+
+    async def _loop(self) -> None:
+        while True:
+            if self._standing.leads:
+                try:
+                    await self.look()
+                except (StoreUnavailable, LeaseLost) as error:
+                    log.warning("dead workers were not looked for", extra={"why": str(error)})
+            await clock.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> int:
+        """Look for them once; how many attempts were ended or given their next try."""
+        if self._presence.may_judge():
+            for worker_id in await self._store.write(self._bury):
+                log.error("a worker is silent and was declared dead", extra={"worker_id": worker_id})
+        count = await rescue(self._store, self._settler, self._presence.worker_id, self._standing)
+        if count:
+            log.warning("attempts of dead workers were ended or given their next try", extra={"count": count})
+        return count
+
+    def _bury(self, tx: Transaction) -> list[str]:
+        self._standing.check(tx)
+        return nodes.bury_silent(tx)
 
 
 class Strays:

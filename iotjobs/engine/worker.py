@@ -17,6 +17,7 @@ from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.execution import Begun, Executor, RunMark, new_nonce
 from iotjobs.engine.limits import Limits
+from iotjobs.engine.presence import Membership
 from iotjobs.engine.services import LoopService
 from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
@@ -39,7 +40,7 @@ class Worker(LoopService):
         secrets: opens the plans of jobs with secret arguments.
         dispatcher: gives tickets.
         executor: runs what was begun.
-        worker_id: written on every attempt.
+        presence: whose id is written on every attempt.
         limits: what may begin.
         at_once: attempts under way at the same time.
     """
@@ -54,16 +55,21 @@ class Worker(LoopService):
         executor: Executor,
         *,
         limits: Limits,
-        worker_id: str,
+        presence: Membership,
         at_once: int,
     ) -> None:
         super().__init__()
         self._store, self._secrets, self._limits = store, secrets, limits
         self._dispatcher, self._executor = dispatcher, executor
-        self.worker_id = worker_id
+        self._presence = presence
         self._places = asyncio.Semaphore(at_once)
         self._running: dict[asyncio.Task[None], str] = {}
         self._left: set[str] = set()
+
+    @property
+    def worker_id(self) -> str:
+        """What is written on attempts that begin now."""
+        return self._presence.worker_id
 
     @property
     def running(self) -> int:
@@ -120,9 +126,11 @@ class Worker(LoopService):
 
     async def _work(self, ticket: Ticket) -> None:
         try:
+            await self._presence.be_fresh()
+            since = clock.monotonic()
             begun = await self._store.write(lambda tx: self._begin(tx, ticket))
             if begun is not None:
-                await self._executor.run(begun)
+                await self._executor.run(replace(begun, since=since))
         except StoreUnavailable as error:
             log.warning("an attempt waits for the store", extra={"job_id": ticket.job_id, "why": str(error)})
         except (LeaseLost, TransitionRefused) as error:

@@ -8,11 +8,13 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.store import tables
+from iotjobs.store.secrets import lock_start
 from iotjobs.store.writer import Transaction
 
 
 def remembered(tx: Transaction, name: str, make: Callable[[], str]) -> str:
-    """The fact of this name; made and kept at the first call."""
+    """The fact of this name; made and kept at the first call, by one of the nodes that start together."""
+    lock_start(tx.conn)
     value: str | None = tx.conn.execute(
         select(tables.site.c.value).where(tables.site.c.name == name)
     ).scalar()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from iotjobs.domain.errors import BadRequest, LeaseLost, NotFound, TransitionRefused
 from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
@@ -215,11 +215,15 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
     return number
 
 
+# Not IN: see `Prepared`.
+_under_way = or_(*(J.status == status for status in sorted(ACTIVE)))
+
+
 @cache
 def _note(names: tuple[str, ...]) -> Prepared:
     return Prepared(
         update(tables.jobs)
-        .where(J.id == bindparam("is_id"), J.attempt == bindparam("is_attempt"), J.ended_at.is_(None))
+        .where(J.id == bindparam("is_id"), J.attempt == bindparam("is_attempt"), _under_way)
         .values({name: bindparam(name) for name in names})
     )
 
@@ -228,7 +232,7 @@ def note(tx: Transaction, job_id: str, attempt: int, **values: Any) -> None:
     """Write facts of the attempt under way (never its status).
 
     Raises:
-        LeaseLost: the attempt is not the newest, or the job has ended.
+        LeaseLost: the attempt is not the newest, or it has ended: also when the next one has not begun.
     """
     given = {"is_id": job_id, "is_attempt": attempt, **values}
     if _note(tuple(sorted(values))).run(tx.conn, given) != 1:

@@ -10,7 +10,7 @@ from iotjobs.domain.errors import ConfigurationError
 
 
 class AlreadyRunning(ConfigurationError):
-    """Another process holds the data directory or the database."""
+    """Another process holds the data directory."""
 
 
 def take_lock(path: Path) -> int:

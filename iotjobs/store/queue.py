@@ -251,10 +251,12 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
 
 
 def orphans(conn: Connection, worker_id: str, limit: int = 500) -> list[Job]:
-    """Attached attempts under way that another process holds."""
+    """Attached attempts under way that a worker holds who is neither this one nor alive."""
+    W = tables.workers.c
+    alive = exists().where(W.id == J.worker_id, W.gone_at.is_(None))
     query = (
         select(*job_columns)
-        .where(J.status.in_(_ACTIVE), J.deadline_at.is_(None), J.worker_id != worker_id)
+        .where(J.status.in_(_ACTIVE), J.deadline_at.is_(None), J.worker_id != worker_id, ~alive)
         .order_by(J.seq)
         .limit(limit)
     )

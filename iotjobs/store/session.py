@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
 from iotjobs.domain.errors import ConfigurationError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
@@ -25,12 +25,10 @@ from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, ma
 T = TypeVar("T")
 
 READERS = 4
-CLAIM_ANSWER_S = 4.0
 # One transaction left open anywhere holds the event feed back.
 IDLE_IN_TRANSACTION_MS = 5000
 STATEMENT_MS = 30_000
 RACES = 5  # tries of a PostgreSQL transaction that lost a race
-_CLAIM = 0x696F746A6F6273  # "iotjobs"; the key of the lock that one serving process holds
 _LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
 
 _decode = msgspec.json.decode
@@ -65,15 +63,6 @@ class Store(Protocol):
 
     async def stop(self) -> None:
         """Finish what was submitted, close every connection."""
-
-    async def claim(self) -> bool:
-        """Be the one process that serves this database, until `stop`; False when another is.
-
-        Needs no schema. To be called again now and then: what held the claim may have been cut off.
-
-        Raises:
-            StoreUnavailable: the database cannot be reached, so nobody knows.
-        """
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:
         """Run `item` in a transaction; return its result once it is committed.
@@ -198,10 +187,6 @@ class SqliteStore:
         self._read_engine.dispose()
         self._write_engine.dispose()
 
-    async def claim(self) -> bool:
-        """See `Store`; the data directory's lock has settled it."""
-        return True
-
     async def write(self, item: Item[T], *, size: int = 0) -> T:
         """See `Store`."""
         try:
@@ -246,7 +231,6 @@ class PostgresStore:
         self.up, self.full = True, False
         self.on_broken: Callable[[], object] = _nothing  # the server's disk is its own affair
         self.after_writes: list[Callable[[], object]] = []
-        self._claim: AsyncConnection | None = None
         self._engine: AsyncEngine = create_async_engine(
             url,
             json_serializer=_encode,
@@ -268,36 +252,7 @@ class PostgresStore:
 
     async def stop(self) -> None:
         """See `Store`."""
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            await claim.close()
         await self._engine.dispose()
-
-    async def claim(self) -> bool:
-        """See `Store`; a session lock on a connection that is kept for it."""
-        held = self._claim
-        if held is not None:
-            try:
-                async with asyncio.timeout(CLAIM_ANSWER_S):
-                    await held.execute(text("SELECT 1"))
-            except (DBAPIError, OSError, TimeoutError):  # a half-open connection answers nothing
-                self._claim = None
-                await held.invalidate()
-                await held.close()
-            else:
-                self.up = True
-                return True
-        try:
-            conn = await self._engine.connect()
-            await conn.execution_options(isolation_level="AUTOCOMMIT")
-            taken = (await conn.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _CLAIM})).scalar()
-        except (DBAPIError, OSError, PoolTimeout) as error:
-            raise StoreUnavailable(f"PostgreSQL cannot be reached: {error}") from error
-        if taken:
-            self._claim = conn
-        else:
-            await conn.close()
-        return bool(taken)
 
     async def write(self, item: Item[T], *, size: int = 0) -> T:  # noqa: ARG002 - no batches here
         """See `Store`."""

@@ -27,6 +27,7 @@ from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Execute, Intake
 from iotjobs.engine.limits import Limits
+from iotjobs.engine.presence import Alone
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
@@ -197,7 +198,7 @@ class Engine:
             self.dispatcher,
             self.executor,
             limits=self.limits,
-            worker_id=worker_id,
+            presence=Alone(worker_id),
             at_once=at_once,
         )
         self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker)

@@ -10,7 +10,6 @@ import pytest
 from iotjobs import serving
 from iotjobs.domain.errors import StoreBroken
 from iotjobs.settings import Settings
-from iotjobs.store.lock import AlreadyRunning
 
 
 class Stuck:
@@ -20,7 +19,7 @@ class Stuck:
 
     def __init__(self, _settings: Settings) -> None:
         Stuck.made = self
-        self.claim_lost, self.begun, self.disk_failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.begun, self.disk_failed = asyncio.Event(), asyncio.Event()
         self.ends: list[str] = []
 
     async def start(self) -> None:
@@ -59,17 +58,6 @@ async def test_a_signal_during_the_start_undoes_it(tmp_path: Path) -> None:
     signal.raise_signal(signal.SIGTERM)
     await task
 
-    assert Stuck.made.ends == ["start", "stop"]
-
-
-@pytest.mark.usefixtures("stuck")
-async def test_who_lost_the_database_to_another_ends_and_says_so(tmp_path: Path) -> None:
-    task = await begun(tmp_path)
-
-    Stuck.made.claim_lost.set()
-
-    with pytest.raises(AlreadyRunning, match="has come to serve"):
-        await task
     assert Stuck.made.ends == ["start", "stop"]
 
 

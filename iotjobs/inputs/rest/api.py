@@ -24,6 +24,7 @@ from iotjobs.inputs.rest import (
     scripts,
     site,
     users,
+    workers,
 )
 from iotjobs.inputs.rest.answers import PREFIX, json_response
 from iotjobs.inputs.rest.body import Body
@@ -62,6 +63,7 @@ def build_api(services: ApiServices) -> FastAPI:
         operations_of(Kind.LINK),
         jobs.router,
         reach.router,
+        workers.router,
         site.router,
         _description(app),
     ):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from sqlalchemy import Connection
 
 from iotjobs.domain.errors import NotReady
 from iotjobs.domain.rights import Caller, require_admin
@@ -17,6 +18,7 @@ from iotjobs.engine.reach import Reach
 from iotjobs.engine.readiness import Readiness
 from iotjobs.engine.site import SiteSwitch
 from iotjobs.inputs.auth import Authenticator
+from iotjobs.store.nodes import WorkerState
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
 
@@ -35,6 +37,7 @@ class EngineServices:
     enrolment: Enrolment
     readiness: Readiness
     switch: SiteSwitch
+    roster: Callable[[Connection], list[WorkerState]]
 
     def definitions_changed(self) -> None:
         """Objects or credentials changed: look ways up again, tell the broker."""

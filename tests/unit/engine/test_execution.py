@@ -13,6 +13,7 @@ from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.execution import SEND_WITHIN_S, Begun, Sending, command_request, ending_of_exit, new_nonce
+from iotjobs.engine.presence import Alone
 from iotjobs.engine.rescue import rescue
 from iotjobs.store import jobs, reads, tables
 from iotjobs.store.queue import Ticket
@@ -274,7 +275,7 @@ async def test_a_stop_while_the_earlier_is_ended_sends_nothing_and_hands_over(
 
 async def test_the_moment_of_sending_is_on_disk_before_it_happens(sqlite_store: Store) -> None:
     job = await running_job(sqlite_store)
-    sending = Sending(sqlite_store, job)
+    sending = Sending(sqlite_store, Begun(job, plan(), since=clock.monotonic()), Alone("w1"))
 
     await sending.before_send()
 
@@ -283,7 +284,7 @@ async def test_the_moment_of_sending_is_on_disk_before_it_happens(sqlite_store: 
 
 async def test_an_attempt_that_is_not_ours_any_more_sends_nothing(sqlite_store: Store) -> None:
     job = await running_job(sqlite_store)
-    late = Sending(sqlite_store, replace(job, attempt=0))
+    late = Sending(sqlite_store, Begun(replace(job, attempt=0), plan()), Alone("w1"))
 
     with pytest.raises(LeaseLost):
         await late.before_send()
@@ -295,7 +296,7 @@ async def test_who_was_frozen_before_sending_looks_whether_it_still_may(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     job = await running_job(sqlite_store, sent=True)
-    sending = Sending(sqlite_store, job)
+    sending = Sending(sqlite_store, Begun(job, plan(), since=clock.monotonic()), Alone("w1"))
     if meanwhile == "ended":
         await sqlite_store.write(lambda tx: jobs.settle(tx, job, Ending(Outcome.LOST), 5))
     if meanwhile == "another attempt":

@@ -1,0 +1,113 @@
+"""What one process at a time does: a lease by the database's clock, and the check of its epoch.
+
+A holder that froze may still believe in its lease when it wakes. So every write of a leader begins
+with `check`: the epoch has to be the newest, and stays so until the transaction ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from iotjobs import clock
+from iotjobs.domain.errors import IotJobsError, LeaseLost
+from iotjobs.engine.services import LoopService
+from iotjobs.store import nodes
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+
+RENEW_EVERY_S = 5.0
+TRY_EVERY_S = 2.0  # with the lease's 15 s: taken over within 17
+
+
+class Standing(Protocol):
+    """Whether this process does what one alone does."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this process, as far as it can know without asking."""
+
+    def check(self, tx: Transaction) -> None:
+        """Refuse a late write.
+
+        Raises:
+            LeaseLost: somebody else has taken over.
+        """
+
+
+class Always:
+    """The embedded side: there is nobody else."""
+
+    leads = True
+
+    def check(self, tx: Transaction) -> None:
+        """See `Standing`."""
+
+
+class Lease(LoopService):
+    """See `Standing`; takes the lease when it is free, renews it, and gives it up at the stop.
+
+    Args:
+        store: where the lease is.
+        lease: its name.
+        holder: gives the id of this process's worker.
+    """
+
+    def __init__(self, store: Store, lease: str, holder: Callable[[], str]) -> None:
+        super().__init__()
+        self.name = f"{lease} lease"
+        self._store, self._lease, self._holder = store, lease, holder
+        self._epoch: int | None = None
+        self._held_as = ""
+        self._until = float("-inf")
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is ours, as far as we can know without asking."""
+        return self._epoch is not None and clock.monotonic() < self._until
+
+    def check(self, tx: Transaction) -> None:
+        """See `Standing`."""
+        epoch = self._epoch
+        if epoch is None or not nodes.is_newest(tx, self._lease, epoch):
+            self._lost()
+            log.warning("a late write was refused", extra={"lease": self._lease, "epoch": epoch})
+            raise LeaseLost(f"the {self._lease} lease of epoch {epoch} was taken over")
+
+    async def stop(self) -> None:
+        """See `Service`."""
+        await super().stop()
+        if self._epoch is not None:
+            self._epoch = None
+            try:
+                await self._store.write(lambda tx: nodes.give_up_lease(tx, self._lease, self._held_as))
+            except IotJobsError as error:
+                log.warning("a lease was not given up", extra={"lease": self._lease, "why": str(error)})
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                await self.seek()
+            except IotJobsError as error:
+                log.warning("a lease cannot be renewed", extra={"lease": self._lease, "why": str(error)})
+            await clock.sleep(RENEW_EVERY_S if self.leads else TRY_EVERY_S)
+
+    async def seek(self) -> bool:
+        """Take or renew it; whether it is ours."""
+        began, holder = clock.monotonic(), self._holder()
+        epoch = await self._store.write(lambda tx: nodes.take_lease(tx, self._lease, holder))
+        if epoch is None:
+            self._lost()
+            return False
+        if epoch != self._epoch:
+            log.info("this process leads now", extra={"lease": self._lease, "epoch": epoch})
+        self._epoch, self._held_as, self._until = epoch, holder, began + nodes.LEASE_MS / 1000
+        return True
+
+    def _lost(self) -> None:
+        if self._epoch is not None:
+            self._epoch = None
+            log.warning("this process leads no more", extra={"lease": self._lease})

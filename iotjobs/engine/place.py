@@ -1,0 +1,95 @@
+"""This process's place: alone with its file, or one of several nodes. All that differs is made here.
+
+Alone it always leads, and carries its tickets in memory. One of several beats, seeks the leases,
+and carries tickets by PgQueuer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from iotjobs import clock
+from iotjobs.domain.errors import ConfigurationError
+from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
+from iotjobs.engine.leases import Always, Lease, Standing
+from iotjobs.engine.presence import INGEST, LEADER, Alone, Presence
+from iotjobs.engine.rescue import DeadWorkers, rescue
+from iotjobs.engine.services import Service
+from iotjobs.engine.settle import Settler
+from iotjobs.store.nodes import Node
+from iotjobs.store.session import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Place:
+    """Where this process stands.
+
+    Attributes:
+        services: to be started in this order, before anything that uses them, and stopped after it.
+        leader, ingest: whether it does what one process alone does.
+    """
+
+    presence: Alone | Presence
+    dispatcher: Dispatcher
+    leader: Standing
+    ingest: Standing
+    services: tuple[Service, ...]
+
+    def tell_running(self, running: Callable[[], int]) -> None:
+        """Say from now on how many attempts are under way here."""
+        self.presence.running = running
+
+    async def rescue(self, store: Store, settler: Settler) -> Service | None:
+        """End what dead workers held: at once when alone, else by the service that this returns."""
+        if isinstance(self.presence, Presence):
+            return DeadWorkers(store, settler, self.presence, self.leader)
+        count = await rescue(store, settler, self.presence.worker_id)
+        if count:
+            log.info("attempts of a dead process were ended or given their next try", extra={"count": count})
+        return None
+
+
+def alone(node: Node) -> Place:
+    """The embedded mode: the data directory's lock has made sure that there is nobody else."""
+    always = Always()
+    return Place(Alone(clock.new_id(), node), InProcessDispatcher(), always, always, ())
+
+
+async def among_others(store: Store, url: str, node: Node, file: Path) -> Place:
+    """One of several nodes on PostgreSQL.
+
+    Args:
+        store: open and migrated.
+        url: of its database.
+        node: what this process says of itself.
+        file: keeps the worker's id. The directory's lock says that its last process is dead, so what
+            that one held need not wait until its silence is noticed.
+
+    Raises:
+        ConfigurationError: PgQueuer is not installed.
+        StoreUnavailable: the database cannot be reached.
+    """
+    try:
+        from iotjobs.engine.dispatch_postgres import PgQueuerDispatcher
+    except ImportError as error:
+        raise ConfigurationError("PostgreSQL needs pgqueuer: pip install 'iotjobs[postgres]'") from error
+    presence = Presence(store, node, lambda worker_id: _write(file, worker_id))
+    await presence.enter(_read(file))
+    leader, ingest = (Lease(store, name, lambda: presence.worker_id) for name in (LEADER, INGEST))
+    dispatcher = PgQueuerDispatcher(store, url, at_once=node.at_once)
+    return Place(presence, dispatcher, leader, ingest, (presence, leader, ingest, dispatcher))
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text().strip() if file.exists() else None
+
+
+def _write(file: Path, worker_id: str) -> None:
+    beside = file.with_suffix(".new")
+    beside.write_text(worker_id + "\n")
+    beside.replace(file)
