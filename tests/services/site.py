@@ -67,10 +67,12 @@ def log_has(serve: Serve, text: str) -> bool:
 
 @dataclass(slots=True)
 class Serve:
-    """One `iotjobs serve`, running or not.
+    """One `iotjobs serve`, or `worker`, running or not.
 
     Attributes:
         folder: holds the data, the key and the log.
+        first: the node of the same site that it shares the secret key with.
+        command: what is started.
         database_url: None is SQLite in the data directory.
         settings: further `IOTJOBS_…` settings, by their names in lower case.
         prefix: a command that runs the server, in its own place: tracing it, or with another disk.
@@ -85,6 +87,16 @@ class Serve:
     process: subprocess.Popen[bytes] | None = None
     prefix: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    first: Serve | None = None
+    command: str = "serve"
+    _told: int = 0
+
+    def beside(self, name: str, command: str = "serve", **settings: str) -> Serve:
+        """Another node on the same database, not started; who calls this ends it."""
+        settings = self.settings | settings
+        return Serve(
+            self.folder.parent / name, self.database_url, settings, first=self.first or self, command=command
+        )
 
     @property
     def url(self) -> str:
@@ -114,7 +126,7 @@ class Serve:
         given = {f"IOTJOBS_{name.upper()}": value for name, value in self.settings.items()}
         given.setdefault("IOTJOBS_ADMIN_TOKEN", ADMIN_TOKEN)
         if self.database_url is not None:
-            key = self.folder / "secret.key"
+            key = (self.first or self).folder / "secret.key"
             if not key.exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 key.touch(mode=0o600)
@@ -128,8 +140,9 @@ class Serve:
     def launch(self) -> subprocess.Popen[bytes]:
         """Start a process on this data and wait for nothing; who calls this ends it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [*self.prefix, sys.executable, "-m", "iotjobs", "serve", "--data", str(self.data)]
-        command += ["--port", str(self.port), "--mqtt-port", str(self.mqtt_port)]
+        command = [*self.prefix, sys.executable, "-m", "iotjobs", self.command, "--data", str(self.data)]
+        if self.command == "serve":
+            command += ["--port", str(self.port), "--mqtt-port", str(self.mqtt_port)]
         with (self.folder / "log").open("ab") as log, (self.folder / "out").open("ab") as out:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=self.environment()
@@ -138,6 +151,8 @@ class Serve:
     def begin(self) -> None:
         """Start it and wait until it says that it is ready."""
         assert self.process is None
+        out = self.folder / "out"
+        self._told = out.read_text().count("worker") if out.exists() else 0
         self.process = self.launch()
         until = time.monotonic() + START_WITHIN_S
         try:
@@ -150,6 +165,9 @@ class Serve:
             raise
 
     def _ready(self) -> bool:
+        if self.command == "worker":
+            out = (self.folder / "out").read_text()
+            return out.count("worker") > self._told
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
             with contextlib.closing(connection):
@@ -157,12 +175,21 @@ class Serve:
                 return connection.getresponse().status == 200
         return False
 
+    def freeze(self) -> None:
+        """SIGSTOP: it does nothing any more, and nobody is told."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def end(self, number: signal.Signals = signal.SIGTERM, within_s: float = STOP_WITHIN_S) -> int:
         """Send a signal, wait for the end; the exit code. Safe when it is not running."""
         process, self.process = self.process, None
         if process is None:
             return 0
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)  # a frozen one takes TERM only then
         try:
             return process.wait(within_s)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,207 @@
+"""Several nodes on one PostgreSQL and one broker: what one of them alone does, and what of its death."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
+from iotjobs_sim.sshd import SshServer
+
+from tests.services.mosquitto import Mosquitto
+from tests.services.site import Rest, Serve, StartServe, eventually
+
+TAKEN_OVER_WITHIN_S = 20.0
+
+
+class Nodes:
+    """One `serve` and its workers."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.serve = serve
+        self.all = [serve]
+
+    async def add(self, command: str = "worker", **settings: str) -> Serve:
+        """Start another node."""
+        node = self.serve.beside(f"node{len(self.all)}", command, **settings)
+        self.all.append(node)
+        await node.start()
+        return node
+
+    async def workers(self, rest: Rest) -> dict[int, dict[str, Any]]:
+        """The living by their process ids."""
+        items = (await rest.get("/workers"))["items"]
+        return {worker["pid"]: worker for worker in items if worker["state"] == "alive"}
+
+    async def holder(self, rest: Rest, lease: str) -> int | None:
+        """The process that holds a lease."""
+        held = [pid for pid, worker in (await self.workers(rest)).items() if lease in worker["leases"]]
+        return held[0] if held else None
+
+
+@pytest.fixture
+async def nodes(make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]) -> AsyncIterator[Nodes]:
+    """A site on PostgreSQL that is up, alone."""
+    broker = start_mosquitto()
+    serve = make_serve("postgresql", mqtt_url=f"mqtt://127.0.0.1:{broker.port}", stop_grace_s="5")
+    await serve.start()
+    made = Nodes(serve)
+    yield made
+    for node in made.all:
+        node.end(signal.SIGKILL)
+
+
+def broker_port(nodes: Nodes) -> int:
+    return int(nodes.serve.settings["mqtt_url"].rpartition(":")[2])
+
+
+async def test_jobs_are_shared_and_who_waits_is_told_wherever_they_end(
+    nodes: Nodes, openssh: SshServer
+) -> None:
+    await nodes.add()
+    other = await nodes.add("serve")
+    async with Rest(nodes.serve) as rest, Rest(other) as elsewhere:
+        assert set(await nodes.workers(rest)) == {node.pid for node in nodes.all}
+        assert set(await nodes.workers(elsewhere)) == {node.pid for node in nodes.all}
+        owner = await rest.device(openssh)
+        script = await rest.script(owner, "sleep 0.2; echo done", concurrent=True)
+
+        done = await asyncio.gather(
+            *((rest, elsewhere)[turn % 2].run(owner, script, wait=30) for turn in range(24))
+        )
+
+        assert {job["outcome"] for job in done} == {"succeeded"}
+        _, token = await rest.user("viewer")
+        async with Rest(other, token) as viewer:
+            await viewer.refused("GET", "/workers", status=403, code="notAllowed")
+    assert all(await asyncio.gather(*(asyncio.to_thread(node.end) for node in nodes.all))) is False
+
+
+async def test_a_dead_workers_jobs_end_and_its_devices_messages_go_on(
+    nodes: Nodes, openssh: SshServer, tmp_path: Path
+) -> None:
+    worker = await nodes.add()
+    runs = tmp_path / "runs"
+    valve = PretendDevice(
+        "valve", "127.0.0.1", broker_port(nodes), behaviour=Behaviour.SLOW, answer_after_s=0.1
+    )
+    await valve.start()
+    try:
+        async with Rest(nodes.serve) as rest:
+            owner = await rest.device(openssh)
+            text = f"echo $IOTJOBS_JOB_ID >> {runs}; sleep 4; echo done"
+            once = await rest.script(owner, text, concurrent=True)
+            repeated = await rest.script(owner, text, concurrent=True, idempotent=True)
+            jobs = [await rest.execute(owner, one) for one in [once, repeated] * 6]
+            await eventually(lambda: runs.exists() and len(runs.read_text().split()) == len(jobs), 15)
+            held = (await nodes.workers(rest))[worker.pid]["id"]
+
+            await worker.kill()
+            ends = [await rest.ended(job["id"], 45) for job in jobs]
+
+            thing = await rest.thing(thing="valve")
+            message = {"topic": "iotjobs/valve/cmd", "message": "{{jobId}}", "answer": {"within_s": 20}}
+            asked = await rest.operation(thing, "mqtt", parameters=message)
+            answered = await rest.run(thing, asked, wait=30)
+            dead = [one for one in (await rest.get("/workers"))["items"] if one["id"] == held]
+    finally:
+        await valve.stop()
+
+    counts = Counter(runs.read_text().split())
+    outcomes = Counter(job["outcome"] for job in ends)
+    print(f"outcomes {dict(outcomes)}")  # noqa: T201 - shown when it fails
+    for job, operation in zip(ends, [once, repeated] * 6, strict=True):
+        if operation is once:
+            assert (counts[job["id"]], job["outcome"]) in ((1, "succeeded"), (1, "lost")), job
+        else:
+            assert job["outcome"] == "succeeded", job
+    assert answered["outcome"] == "succeeded"
+    assert [one["state"] for one in dead] == ["dead"]
+
+
+@pytest.mark.parametrize("way", ["frozen", "killed"])
+async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_when_it_wakes(
+    nodes: Nodes, openssh: SshServer, way: str
+) -> None:
+    leader = nodes.serve
+    other = await nodes.add("serve")
+    async with Rest(other) as rest:
+        await eventually(lambda: leads(nodes, rest, leader.pid), 10)
+        owner = await rest.device(openssh)
+        script = await rest.script(owner, "true")
+        began = time.monotonic()
+        leader.freeze() if way == "frozen" else await leader.kill()
+        due = await rest.execute(owner, script, start_at=in_ms(3000))
+
+        for lease in ("leader", "ingest"):
+            await eventually(lambda: leads(nodes, rest, other.pid, lease), TAKEN_OVER_WITHIN_S + 5)  # noqa: B023
+        took = time.monotonic() - began
+        assert (await rest.ended(due["id"], 10))["outcome"] == "succeeded"
+        print(f"{way}: taken over after {took:.1f} s")  # noqa: T201 - a figure
+
+        if way == "frozen":
+            leader.thaw()
+            await eventually(lambda: "leads no more" in leader.log, 10)
+            await eventually(lambda: "was declared dead" in leader.log, 10)
+            await eventually(lambda: both_alive(nodes, rest), 10)
+            assert await nodes.holder(rest, "leader") == other.pid
+            again = await rest.run(owner, script, wait=20)
+            assert again["outcome"] == "succeeded"
+    assert took < TAKEN_OVER_WITHIN_S
+
+
+async def leads(nodes: Nodes, rest: Rest, pid: int, lease: str = "leader") -> bool:
+    return await nodes.holder(rest, lease) == pid
+
+
+async def both_alive(nodes: Nodes, rest: Rest) -> bool:
+    return len(await nodes.workers(rest)) == 2
+
+
+def in_ms(ms: int) -> str:
+    from iotjobs import clock
+
+    moment = clock.rfc3339(clock.now_ms() + ms)
+    assert moment is not None
+    return moment
+
+
+async def test_a_frozen_worker_runs_nothing_twice_and_its_late_writes_are_refused(
+    nodes: Nodes, openssh: SshServer, tmp_path: Path
+) -> None:
+    worker = await nodes.add(jobs_at_once="20")
+    runs = tmp_path / "runs"
+    async with Rest(nodes.serve) as rest:
+        owner = await rest.device(openssh)
+        text = f"echo $IOTJOBS_JOB_ID >> {runs}; sleep 1.5; echo done"
+        script = await rest.script(owner, text, concurrent=True)
+        jobs = [await rest.execute(owner, script) for _ in range(60)]
+
+        async def busy() -> bool:
+            return (await nodes.workers(rest))[worker.pid]["running"] > 0
+
+        await eventually(busy, 15)
+        worker.freeze()
+        ends = [await rest.ended(job["id"], 40) for job in jobs]
+        worker.thaw()
+        await eventually(lambda: "was declared dead" in worker.log, 10)
+        await eventually(lambda: both_alive(nodes, rest), 10)
+        lost = [job for job in ends if job["outcome"] == "lost"]
+        if lost:
+            await eventually(lambda: "a late end was refused" in worker.log, 15)
+        after = [await rest.job(job["id"]) for job in jobs]
+
+    counts = Counter(runs.read_text().split())
+    outcomes = Counter(job["outcome"] for job in after)
+    print(f"outcomes {dict(outcomes)}, runs {counts.total()}")  # noqa: T201 - shown when it fails
+    assert max(counts.values()) == 1
+    assert [job["outcome"] for job in after] == [job["outcome"] for job in ends]
+    assert all(counts[job["id"]] == 1 for job in after if job["outcome"] == "succeeded")
+    assert set(outcomes) <= {"succeeded", "lost"}
+    assert "Traceback" not in worker.log
