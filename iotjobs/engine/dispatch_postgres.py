@@ -192,17 +192,20 @@ class PgQueuerDispatcher(LoopService):
             group.create_task(self._keep_pruning(), name="tickets' log")
 
     async def _keep_carrying(self) -> None:
-        while True:
-            carrier = _Carrier(self._carry, lambda: not self._unwanted, self._at_once)
-            try:
-                await carrier.run(self._url, self._carriers)
-            except (OSError, TimeoutError, PostgresError, InterfaceError, IotJobsError) as error:
-                log.warning("no tickets can be taken", extra={"why": str(error) or repr(error)})
-            else:
-                log.warning("the way to the tickets was cut: making another one")
-            finally:
-                carrier.end()
+        while not self._giving_back:
+            await self._carry_once()
             await clock.sleep(AGAIN_AFTER_S)
+
+    async def _carry_once(self) -> None:
+        carrier = _Carrier(self._carry, lambda: not self._unwanted, self._at_once)
+        try:
+            await carrier.run(self._url, self._carriers)
+        except (OSError, TimeoutError, PostgresError, InterfaceError, IotJobsError) as error:
+            log.warning("no tickets can be taken", extra={"why": str(error) or repr(error)})
+        finally:
+            carrier.end()
+        if not self._giving_back:
+            log.warning("the way to the tickets was cut: making another one")
 
     async def _keep_pruning(self) -> None:
         while True:

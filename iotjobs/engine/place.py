@@ -20,9 +20,11 @@ from iotjobs.engine.rescue import DeadWorkers, rescue
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
 from iotjobs.store.nodes import Node
-from iotjobs.store.session import Store
+from iotjobs.store.session import PostgresStore, Store, postgres_url
 
 log = logging.getLogger(__name__)
+
+VITAL_ANSWER_S = 4.0
 
 
 @dataclass(slots=True)
@@ -78,11 +80,13 @@ async def among_others(store: Store, url: str, node: Node, file: Path) -> Place:
         from iotjobs.engine.dispatch_postgres import PgQueuerDispatcher
     except ImportError as error:
         raise ConfigurationError("PostgreSQL needs pgqueuer: pip install 'iotjobs[postgres]'") from error
-    presence = Presence(store, node, lambda worker_id: _write(file, worker_id))
+    # Beats and leases must not stand in line behind five hundred jobs, nor wait for a dead connection.
+    vital = PostgresStore(postgres_url(url), connections=2, answer_s=VITAL_ANSWER_S)
+    presence = Presence(vital, node, lambda worker_id: _write(file, worker_id))
     await presence.enter(_read(file))
-    leader, ingest = (Lease(store, name, lambda: presence.worker_id) for name in (LEADER, INGEST))
+    leader, ingest = (Lease(vital, name, lambda: presence.worker_id) for name in (LEADER, INGEST))
     dispatcher = PgQueuerDispatcher(store, url, at_once=node.at_once)
-    return Place(presence, dispatcher, leader, ingest, (presence, leader, ingest, dispatcher))
+    return Place(presence, dispatcher, leader, ingest, (vital, presence, leader, ingest, dispatcher))
 
 
 def _read(file: Path) -> str | None:

@@ -28,6 +28,8 @@ READERS = 4
 # One transaction left open anywhere holds the event feed back.
 IDLE_IN_TRANSACTION_MS = 5000
 STATEMENT_MS = 30_000
+CONNECT_S = 5.0
+ANSWER_S = STATEMENT_MS / 1000 + 5  # longer than the server's own time-out
 RACES = 5  # tries of a PostgreSQL transaction that lost a race
 _LOST_RACE = frozenset({"40P01", "40001"})  # deadlock, serialization failure
 
@@ -227,7 +229,14 @@ class SqliteStore:
 class PostgresStore:
     """The scaled-out store."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, connections: int = 10, answer_s: float = ANSWER_S) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            url: as `postgres_url` gives it.
+            connections: kept open; as many again are opened when they are all in use.
+            answer_s: how long a statement may take; a connection that was cut off answers nothing.
+        """
         self.up, self.full = True, False
         self.on_broken: Callable[[], object] = _nothing  # the server's disk is its own affair
         self.after_writes: list[Callable[[], object]] = []
@@ -235,15 +244,17 @@ class PostgresStore:
             url,
             json_serializer=_encode,
             json_deserializer=_decode,
-            pool_size=10,
-            max_overflow=10,
+            pool_size=connections,
+            max_overflow=connections,
             pool_pre_ping=True,
             connect_args={
+                "timeout": CONNECT_S,
+                "command_timeout": answer_s,
                 "server_settings": {
                     "application_name": "iotjobs",
                     "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
                     "statement_timeout": str(STATEMENT_MS),
-                }
+                },
             },
         )
 

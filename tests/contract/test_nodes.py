@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from iotjobs import clock
+from iotjobs.store import nodes
+from iotjobs.store.nodes import Node
+from iotjobs.store.session import Store
+
+NODE = Node("host", 7, "1.0", (), 500)
+
+
+async def enter(store: Store, worker_id: str, *, silent_ms: int = 0) -> None:
+    await store.write(lambda tx: nodes.register(tx, worker_id, NODE))
+    await pass_time(store, "worker", "seen_at", silent_ms)
+
+
+async def pass_time(store: Store, table: str, column: str, ms: int) -> None:
+    """As if so much time had passed on the database's clock."""
+    await store.write(lambda tx: tx.conn.execute(text(f"UPDATE {table} SET {column} = {column} - {ms}")))
+
+
+async def take(store: Store, holder: str) -> int | None:
+    return await store.write(lambda tx: nodes.take_lease(tx, "leader", holder))
+
+
+async def test_a_worker_lives_as_long_as_it_beats(store: Store) -> None:
+    await enter(store, "quiet", silent_ms=nodes.SILENT_MS + 500)
+    await enter(store, "alive", silent_ms=0)
+
+    assert await store.write(nodes.bury_silent) == ["quiet"]
+    assert await store.write(nodes.bury_silent) == []
+
+    assert await store.write(lambda tx: nodes.beat(tx, "alive", 3))
+    assert not await store.write(lambda tx: nodes.beat(tx, "quiet", 3))
+    assert not await store.write(lambda tx: nodes.beat(tx, "nobody", 3))
+    found = {worker.id: worker for worker in await store.read(nodes.listing)}
+    assert found["quiet"].gone_at is not None
+    assert (found["alive"].gone_at, found["alive"].running, found["alive"].node) == (None, 3, NODE)
+    assert abs(found["alive"].seen_at - clock.now_ms()) < 5000
+
+
+async def test_the_dead_are_forgotten_after_an_hour_and_who_ends_in_order_at_once(store: Store) -> None:
+    await enter(store, "dead")
+    await store.write(lambda tx: nodes.bury(tx, "dead"))
+    await pass_time(store, "worker", "gone_at", 3600 * 1000 + 500)
+    await enter(store, "leaves")
+    await store.write(lambda tx: nodes.leave(tx, "leaves"))
+
+    await store.write(nodes.bury_silent)
+
+    assert await store.read(nodes.listing) == []
+
+
+async def test_one_holds_a_lease_until_it_ends_or_is_given_up(store: Store) -> None:
+    assert await take(store, "a") == 1
+    assert await take(store, "b") is None
+    assert await take(store, "a") == 1
+
+    await pass_time(store, "lease", "until", nodes.LEASE_MS + 500)
+    assert await take(store, "b") == 2
+    assert await take(store, "a") is None
+
+    await store.write(lambda tx: nodes.give_up_lease(tx, "leader", "a"))
+    assert await take(store, "a") is None
+    await store.write(lambda tx: nodes.give_up_lease(tx, "leader", "b"))
+    assert await take(store, "a") == 3
+
+
+async def test_only_the_newest_epoch_may_write(store: Store) -> None:
+    await take(store, "a")
+    await pass_time(store, "lease", "until", nodes.LEASE_MS + 500)
+    assert await store.write(lambda tx: nodes.is_newest(tx, "leader", 1)), "nobody else has it yet"
+    await take(store, "b")
+
+    assert not await store.write(lambda tx: nodes.is_newest(tx, "leader", 1))
+    assert await store.write(lambda tx: nodes.is_newest(tx, "leader", 2))
+    assert not await store.write(lambda tx: nodes.is_newest(tx, "another", 1))
+
+
+async def test_a_workers_death_frees_its_leases(store: Store) -> None:
+    await enter(store, "a", silent_ms=nodes.SILENT_MS + 500)
+    await take(store, "a")
+    assert (await store.read(nodes.listing))[0].leases == ("leader",)
+
+    await store.write(nodes.bury_silent)
+
+    assert (await store.read(nodes.listing))[0].leases == ()
+    assert await take(store, "b") == 2
