@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from iotjobs_sim.sshd import SshServer
 
 from tests.services.fleet import Fleet
 from tests.services.mosquitto import Mosquitto
-from tests.services.site import Rest, StartServe, ended, eventually
+from tests.services.site import Rest, StartServe, eventually
 
 JOBS = 50
 KILLS = 2
@@ -53,19 +52,9 @@ async def test_after_kills_at_random_moments_every_job_has_its_end_and_none_ran_
         await valve.stop()
 
     assert set(jobs) == set(fleet.accepted), "accepted jobs and the list differ"
-    counts = fleet.counted()
-    outcomes = Counter(job["outcome"] for job in jobs.values())
-    print(f"outcomes {dict(outcomes)}, kills {KILLS}")  # noqa: T201
-    assert set(outcomes) <= {"succeeded", "lost", "timed_out"}
+    print(f"outcomes {dict(fleet.check(jobs))}, kills {KILLS}")  # noqa: T201
     for job_id, operation in fleet.accepted.items():
         job = jobs[job_id]
-        assert ended(job), job
-        if not operation["idempotent"]:
-            assert counts[job_id] <= 1, job
-            # A later attempt means that nothing had been sent before; the last one may be lost unsent.
-            assert job["attempt"] == 1 or counts[job_id] == 1 or job["outcome"] == "lost", job
-        if job["outcome"] == "succeeded":
-            assert counts[job_id] >= 1, job
         if job["outcome"] == "lost":
             assert not operation["idempotent"], job
             assert job["error"] == {

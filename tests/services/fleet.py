@@ -10,7 +10,7 @@ from typing import Any
 from iotjobs_sim.mqtt_devices import PretendDevice
 from iotjobs_sim.sshd import SshServer
 
-from tests.services.site import Rest
+from tests.services.site import Rest, ended
 
 DEVICES = 5
 
@@ -42,13 +42,29 @@ class Fleet:
                     )
                     self._ways.append((valve, operation))
 
-    async def submit(self, chance: random.Random) -> None:
+    async def submit(self, chance: random.Random, by: Rest | None = None) -> None:
         """Ask for one job; only one that was accepted counts."""
         owner, operation = chance.choice(self._ways)
-        job = await self.rest.execute(owner, operation)
+        job = await (by or self.rest).execute(owner, operation)
         self.accepted[job["id"]] = operation
 
     def counted(self) -> Counter[str]:
         """How often each job ran, by what devices counted; without what the broker itself repeated."""
         runs = Counter(self.runs.read_text().split() if self.runs.exists() else [])
         return runs + (self.valve.received - self.valve.redelivered)
+
+    def check(self, jobs: dict[str, dict[str, Any]]) -> Counter[str]:
+        """Every job has a definite end that fits what the devices counted; the outcomes."""
+        counts = self.counted()
+        for job_id, operation in self.accepted.items():
+            job = jobs[job_id]
+            assert ended(job), job
+            if not operation["idempotent"]:
+                assert counts[job_id] <= 1, job
+                # A later attempt means that nothing had been sent before; the last one may be lost unsent.
+                assert job["attempt"] == 1 or counts[job_id] == 1 or job["outcome"] == "lost", job
+            if job["outcome"] == "succeeded":
+                assert counts[job_id] >= 1, job
+        outcomes = Counter(job["outcome"] for job in jobs.values())
+        assert set(outcomes) <= {"succeeded", "lost", "timed_out"}
+        return outcomes

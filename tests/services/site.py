@@ -164,6 +164,12 @@ class Serve:
             self.end(signal.SIGKILL)
             raise
 
+    def wait_up(self) -> None:
+        """Wait until it answers, whoever starts it again."""
+        until = time.monotonic() + START_WITHIN_S
+        while not self._ready() and time.monotonic() < until:
+            time.sleep(LOOK_EVERY_S)
+
     def _ready(self) -> bool:
         if self.command == "worker":
             out = (self.folder / "out").read_text()
