@@ -15,6 +15,7 @@ from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.execution import Begun
+from iotjobs.engine.presence import Alone
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
 from iotjobs.store import jobs, queue, reads
@@ -60,7 +61,7 @@ class Racing:
             self.engine.dispatcher,
             self.runs,  # type: ignore[arg-type]
             limits=self.engine.limits,
-            worker_id="w1",
+            presence=Alone("w1"),
             at_once=AT_ONCE,
         )
         self.engine.worker = self.worker
