@@ -93,7 +93,7 @@ class BarePgQueuer:
         driver = AsyncpgPoolDriver(pool)
         self._queries = Queries(driver)
         await self._queries.install()
-        manager = QueueManager(driver)
+        manager = QueueManager(self._queries)
 
         @manager.entrypoint("work")
         async def work(job: Any) -> None:
