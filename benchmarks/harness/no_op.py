@@ -18,6 +18,7 @@ from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
 from iotjobs.engine.execution import Begun
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.limits import Limits
+from iotjobs.engine.presence import Alone
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
 from iotjobs.store import jobs, queue, reads
@@ -61,7 +62,7 @@ class NoOpSite:
             self.dispatcher,
             self.starts,  # type: ignore[arg-type]
             limits=self.limits,
-            worker_id=clock.new_id(),
+            presence=Alone(clock.new_id()),
             at_once=AT_ONCE,
         )
 
