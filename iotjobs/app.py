@@ -175,7 +175,7 @@ class Site:
         if publisher is not None and address is not None:
             await self._start_mqtt(DeviceMessages(store, settler, place.ingest), publisher, address, place)
         self.readiness.degraded("dispatch", limits.drained)
-        retention = Retention(store, _keep(settings))
+        retention = Retention(store, _keep(settings), place.leader)
         for service in (switch, deadlines, dead_workers, worker, retention):
             if service is not None:
                 await self._run(service)

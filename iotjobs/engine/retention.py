@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from iotjobs import clock
 from iotjobs.domain.errors import StorageFull, StoreUnavailable
 from iotjobs.engine.intake import IDEMPOTENCY_KEPT_MS
+from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.services import LoopService
 from iotjobs.store import retention
 from iotjobs.store.session import Store
@@ -47,20 +48,24 @@ class Keep:
     output_cap_bytes: int = 16 * 1024 * 1024
 
 
+_ALWAYS = Always()
+
+
 class Retention(LoopService):
-    """Prunes the store every few minutes."""
+    """Prunes the store every few minutes; of several nodes the leader does."""
 
     name = "retention"
 
-    def __init__(self, store: Store, keep: Keep) -> None:
+    def __init__(self, store: Store, keep: Keep, standing: Standing = _ALWAYS) -> None:
         super().__init__()
-        self._store, self._keep = store, keep
+        self._store, self._keep, self._standing = store, keep, standing
 
     async def _loop(self) -> None:
         await clock.sleep(FIRST_AFTER_S)
         while True:
             try:
-                await self.prune()
+                if self._standing.leads:
+                    await self.prune()
             except (StoreUnavailable, StorageFull) as error:
                 log.warning("nothing can be pruned now", extra={"why": str(error)})
             await clock.sleep(EVERY_S)
