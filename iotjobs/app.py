@@ -168,7 +168,7 @@ class Site:
         place.tell_running(lambda: worker.running)
         deadlines = Deadlines(store, dispatcher, settler, worker, standing=place.leader)
         dead_workers = await place.rescue(store, settler)
-        switch = SiteSwitch(store, limits, settler, dispatcher, deadlines.sweep)
+        switch = SiteSwitch(store, limits, settler, deadlines.sweep)
         await switch.look()
         await deadlines.sweep()
 

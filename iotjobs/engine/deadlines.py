@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from iotjobs import clock
 from iotjobs.domain.errors import AnswerTimeout, LeaseLost, TransitionRefused
-from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.jobs import Ending, Job, JobType
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.leases import Always, Standing
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 SWEEP_EVERY_S = 5.0
 SWEEP_TICKETS = 10_000
+_STILL_RUNS = "jobs still run; the site stays drained, and this is waited for no longer"
 
 
 _ALWAYS = Always()
@@ -113,6 +114,8 @@ class Deadlines(LoopService):
         ending = Ending(
             Outcome.TIMED_OUT,
             error_code=AnswerTimeout.code,
-            error_message="the device did not answer in time",
+            error_message=_STILL_RUNS
+            if job.type is JobType.STOP_APP
+            else "the device did not answer in time",
         )
         self._settler.finish(tx, job, ending, now)

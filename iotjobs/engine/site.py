@@ -21,7 +21,6 @@ from iotjobs.engine.limits import Limits
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
 from iotjobs.store import jobs, queues
-from iotjobs.store.queue import Offers
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -42,8 +41,7 @@ class SiteSwitch(LoopService):
         store: where they are.
         limits: kept as they are.
         settler: ends the jobs that stand for a drain.
-        offers: gets what may go on.
-        sweep: offers whatever is ready; called when the site was opened.
+        sweep: offers whatever is ready; called when something may go on.
     """
 
     name = "site"
@@ -53,12 +51,10 @@ class SiteSwitch(LoopService):
         store: Store,
         limits: Limits,
         settler: Settler,
-        offers: Offers,
         sweep: Callable[[], Awaitable[int]],
     ) -> None:
         super().__init__()
-        self._store, self._limits, self._settler = store, limits, settler
-        self._offers, self._sweep = offers, sweep
+        self._store, self._limits, self._settler, self._sweep = store, limits, settler, sweep
         self._one_at_a_time = asyncio.Lock()
 
     async def _loop(self) -> None:
@@ -71,21 +67,19 @@ class SiteSwitch(LoopService):
         async with self._one_at_a_time:
             is_open, drained, concurrency, held = await self._store.read(_read)
             self._limits.concurrency = concurrency
-            if is_open:
-                for name in held:
-                    await self._store.write(lambda tx, name=name: self._go_on(tx, name))  # type: ignore[misc]
+            let_go = 0
+            for name in held if is_open else ():
+                limit = self._limits.of(name)
+                let_go += await self._store.write(lambda tx, n=name, m=limit: queues.let_go(tx, n, m))  # type: ignore[misc]
             if drained or not is_open:
                 await self._store.write(queues.tell_switched)
-            await self._switched(is_open, stale=drained)
+            await self._switched(is_open, offer=drained or let_go > 0)
             if not is_open:
                 await self._end_drains()
 
-    def _go_on(self, tx: Transaction, name: str) -> None:
-        queues.go_on(tx, name, self._limits.of(name), clock.now_ms(), self._offers)
-
-    async def _switched(self, is_open: bool, *, stale: bool = False) -> None:
+    async def _switched(self, is_open: bool, *, offer: bool = False) -> None:
         was_open = self._limits.opened.is_set()
-        if is_open and (stale or not was_open):
+        if is_open and (offer or not was_open):
             self._limits.opened.set()
             await self._sweep()
         elif not is_open:

@@ -73,7 +73,7 @@ class JobOut(BaseModel):
     operation_id: str | None
     user_id: str | None
     owner_id: str
-    owner_type: int = Field(description="1 object, 2 link")
+    owner_type: int = Field(description="1 object, 2 link; 0 the site itself (START_APP, STOP_APP)")
     timestamp: int = Field(description="creation, milliseconds")
     description: CommandDescription | MessageDescription | None
     results: list[ResultOut]

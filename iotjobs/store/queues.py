@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
+    Table,
     bindparam,
-    case,
     delete,
     func,
-    insert,
     literal_column,
     not_,
     or_,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Job, JobType, PendingReason
@@ -87,10 +89,16 @@ def states(conn: Connection) -> list[QueueState]:
 
 def put(tx: Transaction, name: str, concurrency: int | None) -> bool:
     """Make a queue or change its limit; whether it is new."""
-    changed = tx.conn.execute(update(tables.queues).where(Q.name == name).values(concurrency=concurrency))
-    if changed.rowcount == 0:
-        tx.conn.execute(insert(tables.queues), {"name": name, "concurrency": concurrency})
-    return changed.rowcount == 0 and name not in BUILT_IN
+    known = tx.conn.execute(select(Q.name).where(Q.name == name)).first() is not None
+    _upsert(tx, tables.queues, {"name": name, "concurrency": concurrency})
+    return not known and name not in BUILT_IN
+
+
+def _upsert(tx: Transaction, table: Table, row: dict[str, Any]) -> None:
+    """Insert a row, or change the one of its name; somebody else may be inserting it just now."""
+    make = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
+    changes = {column: value for column, value in row.items() if column != "name"}
+    tx.conn.execute(make(table).values(row).on_conflict_do_update(index_elements=["name"], set_=changes))
 
 
 def remove(tx: Transaction, name: str) -> None:
@@ -173,15 +181,28 @@ def offer_next_of(tx: Transaction, name: str, now: int, offers: Offers) -> bool:
 
     Of the same priority those without a parent come first, so that a parent's many let them pass.
     """
-    row = _next_held.first(tx.conn, {"name": name, "now": now})
-    if row is None:
-        return False
-    job = job_of(row)
-    _because.run(tx.conn, {"is_id": job.id, "reason": None})
-    offers.offer(tx, ticket_of(tx.conn, job))
-    return True
+    for low, priority in _held_ranks.all(tx.conn, {"name": name}):
+        given = {"name": name, "low": low, "priority": priority, "now": now}
+        row = _first_single.first(tx.conn, given) or _first_held.first(tx.conn, given)
+        if row is not None:
+            job = job_of(row)
+            _because.run(tx.conn, {"is_id": job.id, "reason": None})
+            offers.offer(tx, ticket_of(tx.conn, job))
+            return True
+    return False
 
 
+_of_queue: tuple[ColumnElement[bool], ...] = (
+    literal_column(tables.HELD),
+    J.pending_reason == PendingReason.QUEUE,
+    J.queue == bindparam("name"),
+)
+_held_ranks = Prepared(
+    select(J.low_priority, J.priority)
+    .where(*_of_queue)
+    .distinct()
+    .order_by(J.low_priority, J.priority.desc())
+)
 _other = tables.jobs.alias("other")
 _lane_taken = (
     select(literal_column("1"))
@@ -189,18 +210,16 @@ _lane_taken = (
     .where(_other.c.lane == J.lane, or_(*(_other.c.status == status for status in sorted(ACTIVE))))
     .exists()
 )
-_next_held = Prepared(
-    select(*job_columns)
-    .where(
-        literal_column(tables.HELD),
-        J.pending_reason == PendingReason.QUEUE,
-        J.queue == bindparam("name"),
-        READY,
-        or_(J.lane.is_(None), not_(_lane_taken)),
-    )
-    .order_by(J.low_priority, J.priority.desc(), case((J.parent_id.is_(None), 0), else_=1), J.seq)
-    .limit(1)
-)
+
+
+def _first_of_rank(*conditions: ColumnElement[bool]) -> Prepared:
+    of_rank = (J.low_priority == bindparam("low"), J.priority == bindparam("priority"))
+    free = or_(J.lane.is_(None), not_(_lane_taken))
+    query = select(*job_columns).where(*_of_queue, *of_rank, READY, free, *conditions)
+    return Prepared(query.order_by(J.seq).limit(1))
+
+
+_first_single, _first_held = _first_of_rank(J.parent_id.is_(None)), _first_of_rank()
 
 
 def holding_back(conn: Connection) -> list[str]:
@@ -209,11 +228,15 @@ def holding_back(conn: Connection) -> list[str]:
     return list(conn.execute(query.distinct()).scalars())
 
 
-def go_on(tx: Transaction, name: str, limit: int | None, now: int, offers: Offers) -> None:
-    """Offer as many of a queue's waiting jobs as it has places: its limit may have been raised."""
+def let_go(tx: Transaction, name: str, limit: int | None) -> int:
+    """Hold back no more than a queue's limit asks for; how many may go on: the sweep offers them."""
     places = _ALL if limit is None else limit - _running_in(tx.conn, name)
-    while places > 0 and offer_next_of(tx, name, now, offers):
-        places -= 1
+    if places <= 0:
+        return 0
+    ordered = (J.low_priority, J.priority.desc(), J.seq)
+    first = select(J.seq).where(*_of_queue).order_by(*ordered).limit(places)
+    change = update(tables.jobs).where(J.seq.in_(first)).values(pending_reason=None)
+    return tx.conn.execute(change, {"name": name}).rowcount
 
 
 # -- the site's switch --------------------------------------------------------------------------
@@ -229,10 +252,7 @@ def dispatching(conn: Connection) -> bool:
 
 def set_dispatching(tx: Transaction, is_open: bool) -> None:
     """Open or drain the site. Ready jobs wait with the reason `drained` until it is opened."""
-    value = "open" if is_open else "drained"
-    changed = tx.conn.execute(update(tables.site).where(tables.site.c.name == _DISPATCH).values(value=value))
-    if changed.rowcount == 0:
-        tx.conn.execute(insert(tables.site), {"name": _DISPATCH, "value": value})
+    _upsert(tx, tables.site, {"name": _DISPATCH, "value": "open" if is_open else "drained"})
     tell_switched(tx)
 
 

@@ -233,7 +233,16 @@ class JobRow(SQLModel, table=True):
         Index("job_run_by", "run_by_id", "timestamp", "seq"),
         Index("job_created", "timestamp", "seq"),
         Index("job_lane", "lane", "status"),
-        Index("job_held", "queue", "seq", sqlite_where=text(HELD), postgresql_where=text(HELD)),
+        Index(
+            "job_held",
+            "queue",
+            "low_priority",
+            "priority",
+            "parent_id",
+            "seq",
+            sqlite_where=text(HELD),
+            postgresql_where=text(HELD),
+        ),
         Index(
             "job_parent",
             "parent_id",

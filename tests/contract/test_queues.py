@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.store import jobs as rows
-from iotjobs.store import queues
+from iotjobs.store import queue, queues
 from iotjobs.store.session import Store
 from tests.services.rows import Engine, Offered, add_job, job_of, running_job
 
@@ -80,16 +82,26 @@ async def held(store: Store, **columns: object) -> Job:
     return await add_job(store, queue="heavy", pending_reason=PendingReason.QUEUE, **columns)
 
 
-async def test_a_raised_limit_offers_as_many_as_it_has_places(store: Store) -> None:
+async def test_a_raised_limit_lets_as_many_go_as_it_has_places(store: Store) -> None:
     jobs = [await held(store) for _ in range(4)]
+    urgent = await held(store, priority=9)
     await running_job(store, queue="heavy")
-    offered = Offered()
     assert await store.read(queues.holding_back) == ["heavy"]
-    await store.write(lambda tx: queues.go_on(tx, "heavy", 3, 10**13, offered))
-    assert [ticket.job_id for ticket in offered.tickets] == [job.id for job in jobs[:2]]
-    await store.write(lambda tx: queues.go_on(tx, "heavy", None, 10**13, offered))
-    assert len(offered.tickets) == 4
+    assert await store.write(lambda tx: queues.let_go(tx, "heavy", 1)) == 0
+    assert await store.write(lambda tx: queues.let_go(tx, "heavy", 3)) == 2
+    ready = await store.read(lambda conn: queue.ready(conn, 10**13, 10))
+    assert [ticket.job_id for ticket in ready] == [urgent.id, jobs[0].id]
+    assert await store.write(lambda tx: queues.let_go(tx, "heavy", None)) == 3
     assert await store.read(queues.holding_back) == []
+
+
+async def test_many_who_put_the_same_queue_at_once_all_succeed(store: Store) -> None:
+    async def put(limit: int) -> None:
+        await store.write(lambda tx: queues.put(tx, "press", limit))
+        await store.write(lambda tx: queues.set_dispatching(tx, True))
+
+    await asyncio.gather(*(put(limit) for limit in range(1, 9)))
+    assert (await store.read(queues.limits))["press"] in range(1, 9)
 
 
 async def test_the_switch_tells_who_waits_for_nothing_else(store: Store) -> None:

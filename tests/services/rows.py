@@ -202,7 +202,7 @@ class Engine:
             at_once=at_once,
         )
         self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker)
-        self.switch = SiteSwitch(store, self.limits, self.settler, self.dispatcher, self.deadlines.sweep)
+        self.switch = SiteSwitch(store, self.limits, self.settler, self.deadlines.sweep)
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
 
     async def stop(self) -> None:

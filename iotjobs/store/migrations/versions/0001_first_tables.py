@@ -174,7 +174,7 @@ def upgrade() -> None:
     op.create_index(
         "job_held",
         "job",
-        ["queue", "seq"],
+        ["queue", "low_priority", "priority", "parent_id", "seq"],
         unique=False,
         sqlite_where=sa.text("pending_reason IN ('queue', 'drained') AND status = 'PENDING'"),
         postgresql_where=sa.text("pending_reason IN ('queue', 'drained') AND status = 'PENDING'"),
