@@ -167,6 +167,7 @@ class Site:
         )
         place.tell_running(lambda: worker.running)
         deadlines = Deadlines(store, dispatcher, settler, worker, standing=place.leader)
+        await deadlines.timekeeper.begin()
         dead_workers = await place.rescue(store, settler)
         switch = SiteSwitch(store, limits, settler, deadlines.sweep)
         await switch.look()

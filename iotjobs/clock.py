@@ -1,6 +1,8 @@
 """The one seam for time, sleeping and identifiers.
 
-Everything that asks for the moment asks here, so that a test can move it.
+Everything that asks for the moment asks here, so that a test can move it. The moment goes on steadily
+from the system's clock as it was at our start; one that was set meanwhile is followed by `engine.timekeeping`,
+together with everything that waits for a moment.
 """
 
 from __future__ import annotations
@@ -10,10 +12,18 @@ import secrets
 import time
 from datetime import UTC, datetime
 
+_ahead_ns = time.time_ns() - time.monotonic_ns()  # of the wall clock
+
 
 def now_ms() -> int:
-    """The wall clock in milliseconds since the epoch: for records, never for waiting."""
-    return time.time_ns() // 1_000_000
+    """The wall clock in milliseconds since the epoch: for records, and for moments kept in them."""
+    return (time.monotonic_ns() + _ahead_ns) // 1_000_000
+
+
+def follow(by_ms: int) -> None:
+    """Let `now_ms` go on from so many milliseconds later, or earlier."""
+    global _ahead_ns
+    _ahead_ns += by_ms * 1_000_000
 
 
 def monotonic() -> float:

@@ -18,6 +18,7 @@ from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.rescue import Strays, UnderWay
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
+from iotjobs.engine.timekeeping import Timekeeper
 from iotjobs.store import queue
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -53,12 +54,14 @@ class Deadlines(LoopService):
         super().__init__()
         self._store, self._dispatcher, self._settler = store, dispatcher, settler
         self._standing = standing
+        self.timekeeper = Timekeeper(store, standing)
         self.strays = Strays(store, settler, worker)
         self.swept = 0
 
     async def _loop(self) -> None:
         next_sweep = clock.monotonic() + SWEEP_EVERY_S
         while True:
+            await self.timekeeper.look()
             if self._standing.leads:
                 await self.look()
             if clock.monotonic() >= next_sweep:
