@@ -26,6 +26,9 @@ NO_UNIT_TEST = {
 }
 # Modules that no test imports, because they are proved through what uses them: where.
 PROVED_BY = {
+    "iotjobs.engine.place": "tests/faults/test_several_nodes.py",
+    "iotjobs.store.lock": "tests/e2e/test_cli_run.py",
+    "iotjobs.inputs.rest.workers": "tests/faults/test_several_nodes.py",
     "iotjobs.transports.base": "tests/integration/test_ssh_run.py",
     "iotjobs.transports.spool": "tests/integration/test_ssh_run.py",
     "iotjobs.transports.ssh_channel": "tests/integration/test_ssh_zoo.py",
