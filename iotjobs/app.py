@@ -40,7 +40,7 @@ from iotjobs.inputs.rest.services import ApiServices, EngineServices
 from iotjobs.settings import Settings
 from iotjobs.store import accounts, facts, secrets
 from iotjobs.store.lock import take_lock
-from iotjobs.store.migrations.migrate import migrate
+from iotjobs.store.migrations.migrate import migrate, revision_of
 from iotjobs.store.nodes import Node
 from iotjobs.store.permissions import make_private
 from iotjobs.store.secrets import Secrets
@@ -107,6 +107,8 @@ class Site:
         vault = self._open_secrets()
         store = self._store = open_store(settings.store_url)
         store.on_broken = self._give_up
+        if settings.database_url is not None:
+            await store.read(revision_of)  # a silent database is given up here by a stop; a thread cannot be
         await asyncio.to_thread(migrate, settings.store_url)
         await store.start()
         await store.write(lambda tx: secrets.check_canary(tx, vault))

@@ -54,6 +54,14 @@ def _visible(value: object) -> str:
     return text if text.isprintable() else json.dumps(text)
 
 
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Let a record pass with its error's text only: the database was away, and they try again."""
+    if record.exc_info:
+        record.why = repr(record.exc_info[1])
+        record.exc_info = None
+    return True
+
+
 def configure(level: str, style: str) -> None:
     """Send everything at or above `level` to stderr as `lines` or `json`; may be called again."""
     handler = logging.StreamHandler(sys.stderr)
@@ -62,5 +70,7 @@ def configure(level: str, style: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # What these tell at INFO is our debug.
-    for name in ("asyncssh", "uvicorn", "alembic"):
+    for name in ("asyncssh", "uvicorn", "alembic", "pgqueuer"):
         logging.getLogger(name).setLevel(logging.DEBUG if level.upper() == "DEBUG" else logging.WARNING)
+    for name in ("pgqueuer", "asyncpg.pool"):
+        logging.getLogger(name).addFilter(_without_trace)
