@@ -14,6 +14,7 @@ import pytest
 from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
+from iotjobs import clock
 from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, Serve, StartServe, eventually
 
@@ -80,7 +81,7 @@ async def test_jobs_are_shared_and_who_waits_is_told_wherever_they_end(
         _, token = await rest.user("viewer")
         async with Rest(other, token) as viewer:
             await viewer.refused("GET", "/workers", status=403, code="notAllowed")
-    assert all(await asyncio.gather(*(asyncio.to_thread(node.end) for node in nodes.all))) is False
+    assert [await node.stop() for node in nodes.all] == [0, 0, 0]
 
 
 async def test_a_dead_workers_jobs_end_and_its_devices_messages_go_on(
@@ -165,8 +166,6 @@ async def both_alive(nodes: Nodes, rest: Rest) -> bool:
 
 
 def in_ms(ms: int) -> str:
-    from iotjobs import clock
-
     moment = clock.rfc3339(clock.now_ms() + ms)
     assert moment is not None
     return moment
@@ -205,3 +204,21 @@ async def test_a_frozen_worker_runs_nothing_twice_and_its_late_writes_are_refuse
     assert all(counts[job["id"]] == 1 for job in after if job["outcome"] == "succeeded")
     assert set(outcomes) <= {"succeeded", "lost"}
     assert "Traceback" not in worker.log
+
+
+async def test_a_worker_refuses_sqlite_and_says_what_to_do(make_serve: StartServe) -> None:
+    worker = make_serve().beside("worker", "worker")
+    process = worker.process = worker.launch()
+
+    assert await eventually(process.poll, 20) == 2
+    assert "a worker needs PostgreSQL: set IOTJOBS_DATABASE_URL" in worker.log
+
+
+async def test_a_site_of_one_lists_itself(make_serve: StartServe) -> None:
+    serve = make_serve()
+    await serve.start()
+    async with Rest(serve) as rest:
+        [worker] = (await rest.get("/workers"))["items"]
+
+    assert (worker["pid"], worker["state"], worker["running"]) == (serve.pid, "alive", 0)
+    assert worker["leases"] == ["leader", "ingest"]
