@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from iotjobs import __version__, clock
 from iotjobs.domain.errors import ConfigurationError
+from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.enrolment import Enrolment
@@ -24,6 +25,7 @@ from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.ingest import Ingest
 from iotjobs.engine.intake import Intake
+from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.place import Place, alone, among_others
 from iotjobs.engine.publishing import Publishing
@@ -167,7 +169,9 @@ class Site:
         )
         place.tell_running(lambda: worker.running)
         deadlines = Deadlines(store, dispatcher, settler, worker, standing=place.leader)
-        dead_workers = await place.rescue(store, settler)
+        leftovers = Leftovers(store, settler, reach)
+        control = Control(store, settler, dispatcher, leftovers=leftovers, worker=worker)
+        dead_workers = await place.rescue(store, settler, leftovers)
         switch = SiteSwitch(store, limits, settler, dispatcher, deadlines.sweep)
         await switch.look()
         await deadlines.sweep()
@@ -176,7 +180,7 @@ class Site:
             await self._start_mqtt(DeviceMessages(store, settler, place.ingest), publisher, address, place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings))
-        for service in (switch, deadlines, dead_workers, worker, retention):
+        for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention):
             if service is not None:
                 await self._run(service)
         if not self.with_api:
@@ -184,6 +188,7 @@ class Site:
         engine = EngineServices(
             intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
             feed=feed,
+            control=control,
             reach=reach,
             enrolment=enrolment,
             readiness=self.readiness,
