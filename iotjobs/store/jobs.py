@@ -333,7 +333,13 @@ def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
 
 
 def resume(tx: Transaction, job: Job, at: int) -> None:
-    """STOPPED → PENDING, to run anew as the next attempt; the caller offers it."""
+    """STOPPED → PENDING, to run anew as the next attempt; the caller offers it.
+
+    Raises:
+        TransitionRefused: it is not STOPPED.
+    """
+    if job.status is not Status.STOPPED:  # from RUNNING only `try_again` leads there
+        raise TransitionRefused(job.id, job.status, Status.PENDING)
     later = job.start_at is not None and job.start_at > at
     _change(
         tx,
@@ -380,7 +386,8 @@ def set_low_priority(tx: Transaction, job: Job, low: bool, at: int) -> None:
     query = update(tables.jobs).where(J.id == job.id, J.ended_at.is_(None)).values(low_priority=low)
     if tx.conn.execute(query).rowcount != 1:
         raise Conflict(f"job {job.id} has ended")
-    told = {"status": job.status, "outcome": None, "low_priority": low}
+    # The row is ours now: its status may be newer than the one that was read.
+    told = {"status": _status.scalar(tx.conn, {"job_id": job.id}), "outcome": None, "low_priority": low}
     _event(tx, "job.changed", at, job.id, job.owner_id, **told)
 
 
