@@ -195,12 +195,15 @@ class Site:
             switch=switch,
             roster=presence.roster,
         )
-        self.api = build_api(
+        self.api = self._api_of(store, vault, engine)
+
+    def _api_of(self, store: Store, vault: Secrets, engine: EngineServices) -> FastAPI:
+        return build_api(
             ApiServices(
                 store=store,
                 secrets=vault,
                 authenticator=Authenticator(store),
-                allow_local=settings.allow_local,
+                allow_local=self.settings.allow_local,
                 definitions_changed=engine.definitions_changed,
                 engine=engine,
             )
