@@ -9,6 +9,7 @@ import pytest
 from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Cause, Delivery, Job, Transport
+from iotjobs.domain.operations import OperationType
 from iotjobs.domain.rights import Caller, Role
 from iotjobs.domain.statuses import ENDED, Outcome, Status
 from iotjobs.engine.control import repeat_of
@@ -217,6 +218,52 @@ async def test_what_was_parked_while_its_cancel_came_is_ended_by_the_look(
 
     canceled = await job_of(sqlite_store, job.id)
     assert (canceled.outcome, (canceled.cancel or {})["confirmed"]) == (Outcome.CANCELED, None)
+
+
+class Hanging:
+    """A publisher whose broker never acknowledges; `sends`: the message leaves."""
+
+    free_places = 0
+
+    def __init__(self, sends: bool) -> None:
+        self.sends, self.began = sends, asyncio.Event()
+
+    async def publish(self, _message: object, before_send: Any) -> None:
+        if self.sends:
+            await before_send()
+        self.began.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("sends", "confirmed"), [(False, True), (True, None)])
+async def test_a_message_under_way_is_canceled_and_known_only_if_it_had_not_left(
+    sqlite_store: Store, make_engine: MakeEngine, sends: bool, confirmed: bool | None
+) -> None:
+    publisher: Any = Hanging(sends)
+    engine = make_engine(publisher=publisher)
+    made = plan(type=OperationType.MQTT, script=None, topic="a/b", message="x")
+    job = await add_job(sqlite_store, of=made, transport=Transport.MQTT, operation_type=OperationType.MQTT)
+    await engine.worker.start()
+    await engine.deadlines.sweep()
+    await publisher.began.wait()
+
+    with pytest.raises(Conflict, match="no process"):
+        await engine.control.stop_job(job.id, ADMIN)
+    assert await engine.control.cancel(job.id, ADMIN, None) is Status.CANCELING
+    canceled = await engine.ended(job.id)
+
+    assert (canceled.outcome, canceled.error_code) == (Outcome.CANCELED, None)
+    assert (canceled.cancel or {})["confirmed"] is confirmed
+    assert (canceled.sent_at is not None) is sends
+
+
+async def test_a_drain_is_no_job_to_be_canceled(sqlite_store: Store, make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    job_id = await engine.switch.switch(is_open=False, caller=ADMIN)
+
+    for ask in (engine.control.cancel(job_id, ADMIN, None), engine.control.stop_job(job_id, ADMIN)):
+        with pytest.raises(Conflict, match="before its time"):
+            await ask
 
 
 async def test_who_may_not_see_a_job_cannot_end_it(sqlite_store: Store, make_engine: MakeEngine) -> None:
