@@ -152,6 +152,10 @@ class Offered:
         """See `Offers`."""
         tx.after_commit(lambda: self.tickets.append(ticket))
 
+    def withdraw(self, tx: Transaction, ticket: Ticket) -> None:
+        """See `Tickets`."""
+        tx.after_commit(lambda: self.tickets.remove(ticket) if ticket in self.tickets else None)
+
     @property
     def ids(self) -> list[str]:
         """Whose they are."""

@@ -164,7 +164,7 @@ async def test_a_cancel_between_the_begin_and_the_run_sends_nothing(
     owner, operation = await engine.script(f"touch {tmp_path}/ran")
     job_id = await engine.execute(owner, operation)
     ticket = await engine.dispatcher.take()
-    begun = await sqlite_store.write(lambda tx: engine.worker._begin(tx, job_id))
+    begun = await sqlite_store.write(lambda tx: engine.worker._begin(tx, ticket))
     assert begun is not None
 
     await engine.control.cancel(job_id, ADMIN, None)
@@ -389,7 +389,7 @@ async def test_a_resume_before_its_start_goes_on_waiting_for_it(
 
     waits = await job_of(sqlite_store, job.id)
     assert (waits.status, waits.start_at, waits.pending_reason) == (Status.PENDING, later, "start_at")
-    assert not engine.dispatcher._live
+    assert not engine.dispatcher.live
 
 
 async def test_a_resume_while_the_old_ticket_is_being_taken_is_not_forgotten(
@@ -399,7 +399,7 @@ async def test_a_resume_while_the_old_ticket_is_being_taken_is_not_forgotten(
     job_id = await engine.execute(*await engine.script("true"))
     await engine.control.stop_job(job_id, ADMIN)
     ticket = await engine.dispatcher.take()
-    await sqlite_store.write(lambda tx: engine.worker._begin(tx, job_id))  # not ready
+    await sqlite_store.write(lambda tx: engine.worker._begin(tx, ticket))  # not ready
 
     await engine.control.resume(job_id, ADMIN, confirmed=False)
     engine.dispatcher.done(ticket)
@@ -435,11 +435,11 @@ async def test_within_a_lane_the_next_in_order_comes_first(
     assert ticket.job_id == second
     assert (await job_of(sqlite_store, first)).pending_reason == "lane"
     assert (await job_of(sqlite_store, second)).pending_reason is None
-    begun = await sqlite_store.write(lambda tx: engine.worker._begin(tx, second))
+    begun = await sqlite_store.write(lambda tx: engine.worker._begin(tx, ticket))
     assert begun is not None
     again = await engine.dispatcher.take()
     assert again.job_id == first
-    assert await sqlite_store.write(lambda tx: engine.worker._begin(tx, first)) is None
+    assert await sqlite_store.write(lambda tx: engine.worker._begin(tx, again)) is None
     engine.dispatcher.done(again)
     await engine.executor.run(begun)
     engine.dispatcher.done(ticket)
@@ -454,7 +454,7 @@ async def test_a_running_job_only_records_it_and_an_ended_one_refuses(
 
     assert await engine.control.set_low_priority(job.id, ADMIN, True) is Status.RUNNING
     assert (await job_of(sqlite_store, job.id)).low_priority is True
-    assert not engine.dispatcher._live
+    assert not engine.dispatcher.live
     await engine.control.cancel(job.id, ADMIN, None)
     await engine.settler.end_attempt(await job_of(sqlite_store, job.id), plan(), jobs._STOPPED)
     with pytest.raises(Conflict, match="has ended"):
