@@ -88,7 +88,7 @@ class Walk(RuleBasedStateMachine):
         row = self.seen(pick)
         before = self.job(row.id)
         accepted = self.tried(lambda tx: jobs.note(tx, row.id, row.attempt, sent_at=self.now))
-        assert accepted == (row.attempt == before.attempt and before.status not in ENDED)
+        assert accepted == (row.attempt == before.attempt and before.status in ACTIVE)
         self.check(row.id)
 
     @rule(pick=PICK, outcome=st.sampled_from(Outcome), really=st.sampled_from([True, False, False]))
