@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from iotjobs import __version__, clock
 from iotjobs.domain.errors import ConfigurationError
+from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.enrolment import Enrolment
@@ -24,6 +25,7 @@ from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.ingest import Ingest
 from iotjobs.engine.intake import Intake
+from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.place import Place, alone, among_others
 from iotjobs.engine.publishing import Publishing
@@ -170,7 +172,9 @@ class Site:
         place.tell_running(lambda: worker.running)
         deadlines = Deadlines(store, dispatcher, settler, worker, standing=place.leader)
         await deadlines.timekeeper.begin()
-        dead_workers = await place.rescue(store, settler)
+        leftovers = Leftovers(store, settler, reach)
+        control = Control(store, settler, dispatcher, leftovers=leftovers, worker=worker)
+        dead_workers = await place.rescue(store, settler, leftovers)
         switch = SiteSwitch(store, limits, settler, deadlines.sweep)
         await switch.look()
         await deadlines.sweep()
@@ -179,7 +183,7 @@ class Site:
             await self._start_mqtt(DeviceMessages(store, settler, place.ingest), publisher, address, place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings), place.leader)
-        for service in (switch, deadlines, dead_workers, worker, retention):
+        for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention):
             if service is not None:
                 await self._run(service)
         if not self.with_api:
@@ -187,18 +191,22 @@ class Site:
         engine = EngineServices(
             intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
             feed=feed,
+            control=control,
             reach=reach,
             enrolment=enrolment,
             readiness=self.readiness,
             switch=switch,
             roster=presence.roster,
         )
-        self.api = build_api(
+        self.api = self._api_of(store, vault, engine)
+
+    def _api_of(self, store: Store, vault: Secrets, engine: EngineServices) -> FastAPI:
+        return build_api(
             ApiServices(
                 store=store,
                 secrets=vault,
                 authenticator=Authenticator(store),
-                allow_local=settings.allow_local,
+                allow_local=self.settings.allow_local,
                 definitions_changed=engine.definitions_changed,
                 engine=engine,
             )

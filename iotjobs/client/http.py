@@ -138,6 +138,26 @@ class Client:
         """
         return _job(self._call("GET", f"/jobs/{_segment(job_id)}"))
 
+    def ask(
+        self, job_id: str, what: str, body: Mapping[str, Any], *, key: str | None = None, repeat: bool = True
+    ) -> Job:
+        """Ask something of a job: `cancel`, `stop`, `resume`, `retry`; the job (of a retry the new one).
+
+        Args:
+            job_id: its id or number.
+            what: the last part of the path.
+            body: what the call takes.
+            key: an Idempotency-Key.
+            repeat: asking again changes nothing.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: its status does not admit it.
+        """
+        headers = {"Idempotency-Key": key} if key else None
+        path = f"/jobs/{_segment(job_id)}/{what}"
+        return _job(self._call("POST", path, json=dict(body), headers=headers, repeat=repeat))
+
     # --- the site -------------------------------------------------------------------------------
 
     def dispatch(self, *, is_open: bool) -> str:

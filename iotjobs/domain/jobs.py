@@ -71,7 +71,7 @@ class Job:
     Attributes:
         id: UUIDv7, 32 hex digits. `seq` is the same job's increasing integer.
         target_id: the object that the job executes on (a link's end), or None.
-        started_at: first time RUNNING; `ended_at`: CANCELED or FINISHED.
+        started_at: first time RUNNING; `begun_at`: the newest attempt; `ended_at`: CANCELED or FINISHED.
         sent_at: the newest attempt may have reached the device; None means nothing was sent.
         deadline_at: when a parked attempt times out; None for attached ones.
         start_at: not before this moment (asked for, or the back-off of a retry).
@@ -80,6 +80,8 @@ class Job:
         lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
         worker_id: who holds the newest attempt.
         output_pruned_at: when what it wrote was deleted, because it had been kept long enough.
+        cancel: `by` (a user's id), `at`, `reason`, and `confirmed`: nothing of it is left on the device;
+            None while that is not known, or when nobody can tell.
     """
 
     seq: int
@@ -112,6 +114,7 @@ class Job:
     timestamp: int
     start_at: int | None
     started_at: int | None
+    begun_at: int | None
     ended_at: int | None
     expires_at: int | None
     sent_at: int | None

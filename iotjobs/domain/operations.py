@@ -54,6 +54,7 @@ class Operation:
     via: Via = Via.AUTO
     run_on: str = "source"
     timeout_s: float | None = None
+    stall_s: float | None = None
     kill_after_s: float = 5.0
     ttl_s: float = 3600.0
     idempotent: bool = False
@@ -72,6 +73,7 @@ class Plan:
     A plan with secrets is kept twice: as it is, encrypted while the job lives, and masked.
 
     Attributes:
+        stall_s: a command that says nothing for so long is ended as if it had timed out.
         interpreter: of a script; `raw` has no process group.
         message: the payload as text; it is sent as UTF-8.
         message_is_json: the message was given as JSON.
@@ -81,6 +83,7 @@ class Plan:
 
     type: OperationType
     timeout_s: float
+    stall_s: float | None = None
     kill_after_s: float = 5.0
     idempotent: bool = False
     concurrent: bool = False
@@ -286,6 +289,7 @@ def render(
     common: dict[str, Any] = {
         "type": operation.type,
         "timeout_s": asked.timeout_s or operation.timeout_s or DEFAULT_TIMEOUT_S,
+        "stall_s": operation.stall_s,
         "kill_after_s": operation.kill_after_s,
         "idempotent": operation.idempotent,
         "concurrent": operation.concurrent,

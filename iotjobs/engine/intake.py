@@ -22,7 +22,7 @@ from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, Not
 from iotjobs.domain.jobs import Cause, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
-from iotjobs.engine.execution import command_request
+from iotjobs.engine.commands import command_request
 from iotjobs.store import entities, jobs, queue, tables
 from iotjobs.store.queue import Offers, Ticket
 from iotjobs.store.secrets import Secrets
@@ -59,6 +59,8 @@ class Execute:
     priority: int = 5
     low_priority: bool = False
     reason: str | None = None
+    cause: Cause = Cause.USER
+    retry_of: str | None = None
     key: str | None = None
     body_digest: str = ""
 
@@ -228,7 +230,8 @@ def _job_row(
         "user_id": request.caller.user_id,
         "run_by_id": request.caller.user_id,
         "run_by_name": request.caller.login,
-        "cause": Cause.USER,
+        "cause": request.cause,
+        "retry_of": request.retry_of,
         "pending_reason": PendingReason.START_AT if start_at else None,
         "timestamp": now,
         "start_at": start_at,

@@ -15,6 +15,7 @@ from iotjobs import clock
 from iotjobs.domain.errors import ConfigurationError
 from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
 from iotjobs.engine.leases import Always, Lease, Standing
+from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.presence import INGEST, LEADER, Alone, Presence
 from iotjobs.engine.rescue import DeadWorkers, rescue
 from iotjobs.engine.services import Service
@@ -46,11 +47,12 @@ class Place:
         """Say from now on how many attempts are under way here."""
         self.presence.running = running
 
-    async def rescue(self, store: Store, settler: Settler) -> Service | None:
+    async def rescue(self, store: Store, settler: Settler, leftovers: Leftovers) -> Service | None:
         """End what dead workers held: at once when alone, else by the service that this returns."""
         if isinstance(self.presence, Presence):
-            return DeadWorkers(store, settler, self.presence, self.leader)
-        count = await rescue(store, settler, self.presence.worker_id)
+            return DeadWorkers(store, settler, leftovers, self.presence, self.leader)
+        worker_id = self.presence.worker_id
+        count = await rescue(store, settler, worker_id) + await leftovers.take_over_all(worker_id)
         if count:
             log.info("attempts of a dead process were ended or given their next try", extra={"count": count})
         return None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
 
 from iotjobs import clock
 from iotjobs.domain import retries
+from iotjobs.domain.control import ASKED, NOT_CONFIRMED
 from iotjobs.domain.errors import DeliveryError, DeviceUnreachable, LeaseLost, OperationFailed
 from iotjobs.domain.jobs import Delivery, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.settle import Settler, until_taken
+from iotjobs.engine.watch import Watch, Why
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -23,6 +24,12 @@ from iotjobs.transports.mqtt_messages import MqttMessage
 
 # What was promised to an attempt whose begin then failed is free again after this long.
 PROMISE_S = 5.0
+
+
+_UNSENT = Ending(Outcome.LOST, error_code=NOT_CONFIRMED, error_message="nothing was sent")
+_CALLED_BACK = Ending(
+    Outcome.LOST, error_code=NOT_CONFIRMED, error_message="the message had left, and none can be called back"
+)
 
 
 class BeforeSend(Protocol):
@@ -65,18 +72,21 @@ class Publishing:
         self._promised[job_id] = now
         return True
 
-    async def publish(self, job: Job, plan: Plan, sending: BeforeSend) -> None:
-        """Run one attempt of an mqtt job to its end, or until it is parked."""
+    async def publish(self, job: Job, plan: Plan, sending: BeforeSend, watch: Watch) -> None:
+        """Run one attempt of an mqtt job to its end, or until it is parked; the watch bounds it."""
         # Up to the window nothing is awaited that waits: with a free place it is taken in this turn.
         self._promised.pop(job.id, None)
         try:
-            async with asyncio.timeout(plan.timeout_s):
+            async with watch:
                 end = await self._send(message_of(job, plan), sending.before_send)
             if end.no_subscriber and plan.require_subscriber:
                 raise OperationFailed("noSubscriber", "nobody has subscribed to the topic")
         except TimeoutError:
-            what = f"the broker did not acknowledge within {plan.timeout_s:g} s"
-            ending = Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=what)
+            if watch.why is Why.ASKED:
+                ending = _CALLED_BACK if sending.announced else _UNSENT
+            else:
+                what = f"the broker did not acknowledge within {plan.timeout_s:g} s"
+                ending = Ending(Outcome.TIMED_OUT, error_code="timeOut", error_message=what)
         except OperationFailed as error:
             ending = Ending(Outcome.FAILED, error_code=error.code, error_message=error.message)
         except DeliveryError as error:
@@ -111,6 +121,9 @@ class Publishing:
         def park(tx: Transaction) -> None:
             jobs.note(tx, job.id, job.attempt, deadline_at=deadline, delivery=Delivery.ACKNOWLEDGED)
             self._settler.parked(tx, job)
+            row = jobs.get(tx.conn, job.id)
+            if row.status in ASKED:
+                self._settler.end_asked(tx, row, _CALLED_BACK, clock.now_ms())
 
         try:
             await until_taken(self._store, park, job.id)

@@ -54,13 +54,23 @@ class Reach:
             return await self._local.run(None, request, hooks)
         return await self._ssh.run(await self._target(job), request, hooks)
 
-    async def kill(self, job: Job, group: int, kill_after_s: float) -> KillProof:
-        """End everything of the job's newest attempt and look whether it is gone."""
+    async def kill(
+        self, job: Job, group: int, kill_after_s: float, first_word_s: float | None = None
+    ) -> KillProof:
+        """End everything of the job's newest attempt and look whether it is gone.
+
+        Args:
+            job: whose `nonce` marks it.
+            group: its process group, or 0.
+            kill_after_s: between TERM and KILL.
+            first_word_s: how long the device may take to say anything; None: as little as it needs.
+        """
         assert job.nonce is not None
         if job.transport is Transport.LOCAL:
             return await self._local.kill(None, job.nonce, group, kill_after_s)
         try:
-            return await self._ssh.kill(await self._target(job), job.nonce, group, kill_after_s)
+            target = await self._target(job)
+            return await self._ssh.kill(target, job.nonce, group, kill_after_s, first_word_s=first_word_s)
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
 

@@ -3,7 +3,8 @@
 Attached attempts end with their worker, by the one decision of `domain.retries`: what had sent
 nothing, or may be repeated, gets its next attempt; everything else is lost, and says so. Parked
 attempts hold no worker: they just go on. An attempt that our own worker holds by its row and does
-not run is a fault of ours: `Strays` finds it while we live, and it is lost.
+not run is a fault of ours: `Strays` finds it while we live, and it is lost. What a person wanted
+ended is ended on its device first, beside everything else: see `leftovers`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from iotjobs.domain import retries
 from iotjobs.domain.errors import LeaseLost, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
-from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.leases import Always, Standing
+from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.presence import Presence
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
@@ -51,6 +53,8 @@ _ALWAYS = Always()
 async def rescue(store: Store, settler: Settler, worker_id: str, standing: Standing = _ALWAYS) -> int:
     """End or repeat every attached attempt of a worker that is neither this one nor alive; how many.
 
+    Not those that a person wants ended: see `Leftovers.take_over_all`.
+
     The embedded process calls it before it takes its first ticket, a leader again and again.
     """
     count = 0
@@ -71,9 +75,7 @@ async def _rescue_one(store: Store, settler: Settler, job: Job, standing: Standi
         plan = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0])
         sent = job.sent_at is not None
         now = clock.now_ms()
-        if job.status is not Status.RUNNING:
-            settler.finish(tx, job, _lost(sent), now)
-        elif retries.redelivery(sent=sent, idempotent=plan.idempotent) is retries.Redelivery.NEXT_ATTEMPT:
+        if retries.redelivery(sent=sent, idempotent=plan.idempotent) is retries.Redelivery.NEXT_ATTEMPT:
             settler.again_now(tx, job, _GONE, now)
         else:
             settler.finish(tx, job, _lost(sent), now)
@@ -96,9 +98,11 @@ class DeadWorkers(LoopService):
 
     name = "dead workers"
 
-    def __init__(self, store: Store, settler: Settler, presence: Presence, standing: Standing) -> None:
+    def __init__(
+        self, store: Store, settler: Settler, leftovers: Leftovers, presence: Presence, standing: Standing
+    ) -> None:
         super().__init__()
-        self._store, self._settler = store, settler
+        self._store, self._settler, self._leftovers = store, settler, leftovers
         self._presence, self._standing = presence, standing
 
     async def _loop(self) -> None:
@@ -116,6 +120,7 @@ class DeadWorkers(LoopService):
             for worker_id in await self._store.write(self._bury):
                 log.error("a worker is silent and was declared dead", extra={"worker_id": worker_id})
         count = await rescue(self._store, self._settler, self._presence.worker_id, self._standing)
+        await self._leftovers.take_over_all(self._presence.worker_id)
         if count:
             log.warning("attempts of dead workers were ended or given their next try", extra={"count": count})
         return count

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iotjobs import clock
-from iotjobs.domain import retries
+from iotjobs.domain import control, retries
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
+from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.limits import Limits
 from iotjobs.store import jobs, output, queue
@@ -90,7 +91,7 @@ class Settler:
             else:
                 self.finish(tx, job, ending, now, **facts)
 
-        await self._write(job, ending, item, end)
+        await self._write(job, ending, item, end, facts)
 
     async def hand_over(self, job: Job, plan: Plan, ending: Ending, end: OutputEnd) -> None:
         """End an attempt that our own stop cut short: the next process repeats what may be repeated."""
@@ -103,14 +104,55 @@ class Settler:
             else:
                 self.finish(tx, job, ending, clock.now_ms(), **facts)
 
-        await self._write(job, ending, item, end)
+        await self._write(job, ending, item, end, {})
 
-    async def _write(self, job: Job, ending: Ending, item: Item[None], end: OutputEnd | None) -> None:
+    async def _write(
+        self, job: Job, ending: Ending, item: Item[None], end: OutputEnd | None, facts: dict[str, Any]
+    ) -> None:
+        """Write an end; of a job that a person wants ended meanwhile, what that makes of it."""
+
+        def asked(tx: Transaction) -> None:
+            row = jobs.get(tx.conn, job.id)
+            job_now = replace(job, status=row.status, cancel=row.cancel)
+            self.end_asked(tx, job_now, ending, clock.now_ms(), **{**facts, **_keep_output(tx, job, end)})
+
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
-        try:
-            await until_taken(self._store, item, job.id, size=size)
-        except (LeaseLost, TransitionRefused) as error:
-            await self._refused(job, ending, error)
+        while True:
+            try:
+                await until_taken(self._store, item, job.id, size=size)
+            except TransitionRefused as error:
+                if error.actual in control.ASKED:
+                    item = asked  # also when a stop became a cancel between the look and the write
+                    continue
+                await self._refused(job, ending, error)
+            except LeaseLost as error:
+                await self._refused(job, ending, error)
+            return
+
+    def end_asked(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
+        """End, inside a transaction, an attempt whose job is CANCELING or STOPPING.
+
+        Args:
+            tx: the transaction.
+            job: the row, with what is known of its device (`sent_at`, `nonce`).
+            ending: what its worker or its rescuer saw.
+            now: milliseconds.
+            facts: further columns.
+
+        Raises:
+            TransitionRefused, LeaseLost: somebody else was first.
+        """
+        gone = control.nothing_left(job)
+        final = control.ending_when_asked(job.status, ending, gone=gone)
+        if final is None:
+            self.set_aside(tx, job, now, **facts)
+        else:
+            if final.outcome is Outcome.CANCELED:
+                facts["cancel"] = {**(job.cancel or {}), "confirmed": gone}
+            self.finish(tx, job, final, now, **facts)
+        if final is not ending and ending.error_message is not None:
+            asked = "cancel" if job.status is Status.CANCELING else "stop"
+            jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}, {asked}: {ending.error_message}")
 
     def finish(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """End a job for good inside a transaction.
@@ -122,6 +164,16 @@ class Settler:
         queue.offer_next(tx, job.lane, now, self._offers)
         self._limits.left(tx, job, self._offers)
         self._feed.ended(tx, job.id)
+
+    def set_aside(self, tx: Transaction, job: Job, now: int, **facts: Any) -> None:
+        """Stop a job inside a transaction: it waits for its resume, and what it kept waiting goes on.
+
+        Raises:
+            TransitionRefused, LeaseLost: the job is not as it was read.
+        """
+        jobs.set_aside(tx, job, now, **facts)
+        queue.offer_next(tx, job.lane, now, self._offers)
+        self._limits.left(tx, job, self._offers)
 
     def parked(self, tx: Transaction, job: Job) -> None:
         """An attempt waits for its device from now on and holds no worker: inside a transaction."""

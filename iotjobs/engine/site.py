@@ -133,6 +133,7 @@ class SiteSwitch(LoopService):
             "cause": Cause.USER,
             "timestamp": now,
             "queue": "system",
+            "abortable": False,  # a drain is taken back by opening the site
         }
         return jobs.inserted(row, jobs.insert_job(tx, row, None, None))
 

@@ -15,9 +15,10 @@ from iotjobs.domain.jobs import Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
-from iotjobs.engine.execution import Begun, Executor, RunMark, new_nonce
+from iotjobs.engine.execution import Executor
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Membership
+from iotjobs.engine.sending import Begun, RunMark, new_nonce
 from iotjobs.engine.services import LoopService
 from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
@@ -83,6 +84,11 @@ class Worker(LoopService):
         """
         return {*self._running.values(), *self._left}
 
+    def end(self, job_id: str, attempt: int) -> None:
+        """A cancel or stop was committed: end the attempt on its device, if it is under way here."""
+        if job_id in self._running.values():
+            self._executor.end(job_id, attempt)
+
     async def _loop(self) -> None:
         while True:
             await self._places.acquire()
@@ -139,6 +145,7 @@ class Worker(LoopService):
             # The edge of one attempt: the sweep finds the job again if it is still ready.
             log.exception("an attempt could not be begun", extra={"job_id": ticket.job_id})
         finally:
+            self._executor.forget(ticket.job_id)
             self._dispatcher.done(ticket)
 
     def _begin(self, tx: Transaction, ticket: Ticket) -> Begun | None:
@@ -176,6 +183,7 @@ class Worker(LoopService):
             process_group=None,
             worker_id=self.worker_id,
             started_at=job.started_at or now,
+            begun_at=now,
             sent_at=now if sent else None,
             deadline_at=None,
             start_at=None,

@@ -66,6 +66,18 @@ class OutputOut(BaseModel):
     pruned_at: str | None = Field(description="when what was kept of it was deleted, by the site's limits")
 
 
+class CancelOut(BaseModel):
+    """A cancel of the job."""
+
+    by: str = Field(description="id of the user")
+    at: str
+    reason: str | None
+    confirmed: bool | None = Field(
+        description="nothing of it is left on the device; false: that could not be confirmed; "
+        "null: not known yet, or nobody can tell"
+    )
+
+
 class JobOut(BaseModel):
     """One run of one operation on one owner: the job record."""
 
@@ -106,7 +118,7 @@ class JobOut(BaseModel):
     priority: int
     low_priority: bool
     attempt: int
-    cancel: dict[str, Any] | None
+    cancel: CancelOut | None
     transient: bool
     abortable: bool
     output: OutputOut
@@ -159,7 +171,7 @@ def job_json(record: JobRecord, now: int) -> dict[str, Any]:
         "priority": job.priority,
         "low_priority": job.low_priority,
         "attempt": job.attempt,
-        "cancel": job.cancel,
+        "cancel": None if job.cancel is None else {**job.cancel, "at": clock.rfc3339(job.cancel["at"])},
         "transient": job.transient,
         "abortable": job.abortable,
         "output": {

@@ -80,7 +80,7 @@ _by_thing = Prepared(select(O.id).where(O.thing == bindparam("thing")))
 
 
 # Members of `operation.settings` that a run does not need: they are for people and for triggers.
-_NOT_FOR_RUNS = frozenset({"description", "popup_result", "run_on_property_change", "stall_s"})
+_NOT_FOR_RUNS = frozenset({"description", "popup_result", "run_on_property_change"})
 
 
 class OwnedOperation(NamedTuple):

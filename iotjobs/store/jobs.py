@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
-from iotjobs.domain.errors import BadRequest, LeaseLost, NotFound, TransitionRefused
+from iotjobs.domain.errors import BadRequest, Conflict, LeaseLost, NotFound, TransitionRefused
 from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
@@ -206,6 +206,7 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
         attempt=number,
         worker_id=worker_id,
         started_at=job.started_at or at,
+        begun_at=at,
         deadline_at=None,
         pending_reason=None,
         delivery=Delivery.QUEUED if job.transport is Transport.MQTT else None,
@@ -294,6 +295,63 @@ def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int)
     )
 
 
+def ask(tx: Transaction, job: Job, to: Status, at: int, cancel: dict[str, Any] | None = None) -> None:
+    """An attempt under way is to be ended: → CANCELING, with whose cancel it is, or STOPPING.
+
+    Raises:
+        TransitionRefused, LeaseLost: the job is not as it was read.
+    """
+    _change(tx, job, to, at, cancel=job.cancel if cancel is None else cancel)
+
+
+_STOPPED = Ending(Outcome.CANCELED, error_code="stopped", error_message="ended by a stop")
+
+
+def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
+    """PENDING or STOPPING → STOPPED, until somebody resumes it; its secrets stay.
+
+    The time to live goes on; of a job that was running it begins anew, for while a job runs it does
+    not count.
+    """
+    if job.status in ACTIVE:
+        _close_attempt(tx, job, _STOPPED, at)
+        if job.expires_at is not None:
+            facts["expires_at"] = at + job.expires_at - job.timestamp
+    _change(
+        tx,
+        job,
+        Status.STOPPED,
+        at,
+        pending_reason=None,
+        sent_at=job.sent_at,
+        nonce=job.nonce,
+        process_group=job.process_group,
+        worker_id=None,
+        deadline_at=None,
+        **facts,
+    )
+
+
+def resume(tx: Transaction, job: Job, at: int) -> None:
+    """STOPPED → PENDING, to run anew as the next attempt; the caller offers it.
+
+    Raises:
+        TransitionRefused: it is not STOPPED.
+    """
+    if job.status is not Status.STOPPED:  # from RUNNING only `try_again` leads there
+        raise TransitionRefused(job.id, job.status, Status.PENDING)
+    later = job.start_at is not None and job.start_at > at
+    _change(
+        tx,
+        job,
+        Status.PENDING,
+        at,
+        sent_at=None,
+        start_at=job.start_at if later else None,
+        pending_reason=PendingReason.START_AT if later else None,
+    )
+
+
 def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
     tx.append(
         tables.attempts,
@@ -301,6 +359,7 @@ def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
             "job_id": job.id,
             "number": job.attempt,
             "worker_id": job.worker_id,
+            "started_at": job.begun_at,
             "sent_at": job.sent_at,
             "ended_at": at,
             "outcome": ending.outcome,
@@ -308,6 +367,28 @@ def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
             "error_message": _storable(ending.error_message),
         },
     )
+
+
+def confirm_cancel(tx: Transaction, job: Job, confirmed: bool) -> None:
+    """Write what was found out about the device of a job after it was canceled."""
+    facts = {**(job.cancel or {}), "confirmed": confirmed}
+    tx.conn.execute(
+        update(tables.jobs).where(J.id == job.id, J.outcome == Outcome.CANCELED).values(cancel=facts)
+    )
+
+
+def set_low_priority(tx: Transaction, job: Job, low: bool, at: int) -> None:
+    """Put a job behind everything else, or back; the caller offers it again by its new rank.
+
+    Raises:
+        Conflict: it has ended.
+    """
+    query = update(tables.jobs).where(J.id == job.id, J.ended_at.is_(None)).values(low_priority=low)
+    if tx.conn.execute(query).rowcount != 1:
+        raise Conflict(f"job {job.id} has ended")
+    # The row is ours now: its status may be newer than the one that was read.
+    told = {"status": _status.scalar(tx.conn, {"job_id": job.id}), "outcome": None, "low_priority": low}
+    _event(tx, "job.changed", at, job.id, job.owner_id, **told)
 
 
 def append_result(tx: Transaction, job: Job, payload: dict[str, Any], by: str, at: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ ready, and the sweep offers again whatever is ready and may have lost its ticket
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from sqlalchemy import (
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.domain.statuses import Status
 from iotjobs.store import tables
-from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.jobs import J, job_columns, job_of, set_low_priority
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
@@ -89,6 +89,13 @@ class Offers(Protocol):
 
     def offer(self, tx: Transaction, ticket: Ticket) -> None:
         """Make a ticket known, in this transaction: with its commit or not at all."""
+
+
+class Tickets(Offers, Protocol):
+    """And what it takes to change a ticket's rank."""
+
+    def withdraw(self, tx: Transaction, ticket: Ticket) -> None:
+        """The job's ticket is live no more, with the commit of this transaction."""
 
 
 def lock_lane(conn: Connection, lane: str) -> bool:
@@ -250,17 +257,57 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 
 
-def orphans(conn: Connection, worker_id: str, limit: int = 500) -> list[Job]:
-    """Attached attempts under way that a worker holds who is neither this one nor alive."""
+_ASKED = (Status.STOPPING, Status.CANCELING)
+
+
+def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool = False) -> list[Job]:
+    """Attached attempts under way that a worker holds who is neither this one nor alive.
+
+    Args:
+        conn: a connection.
+        worker_id: who is not meant.
+        limit: at most so many.
+        asked: those that are to be ended by a cancel or a stop; else those that just run.
+    """
     W = tables.workers.c
     alive = exists().where(W.id == J.worker_id, W.gone_at.is_(None))
+    statuses = _ASKED if asked else (Status.RUNNING,)
     query = (
         select(*job_columns)
-        .where(J.status.in_(_ACTIVE), J.deadline_at.is_(None), J.worker_id != worker_id, ~alive)
+        .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~alive)
         .order_by(J.seq)
         .limit(limit)
     )
     return [job_of(row) for row in conn.execute(query)]
+
+
+def asked(conn: Connection, worker_id: str) -> list[Job]:
+    """Attempts that a worker holds and that a person wants ended."""
+    query = select(*job_columns).where(J.status.in_(_ASKED), J.worker_id == worker_id)
+    return [job_of(row) for row in conn.execute(query)]
+
+
+def rank_again(tx: Transaction, job: Job, low: bool, now: int, offers: Tickets) -> None:
+    """Put a job behind everything else, or back: also among what waits."""
+    if job.lane is not None:
+        lock_lane(tx.conn, job.lane)
+    was_next = job.lane is None or _is_next(tx.conn, job, now)
+    set_low_priority(tx, job, low, now)
+    if job.status is not Status.PENDING or (job.start_at is not None and job.start_at > now):
+        return
+    before, job = ticket_of(tx.conn, job), replace(job, low_priority=low)
+    offer_next(tx, job.lane, now, offers)
+    if was_next and (job.lane is None or not lane_active(tx.conn, job.lane)):
+        # Its ticket is out there: one of its new rank takes that one's place.
+        offers.withdraw(tx, before)
+        offers.offer(tx, ticket_of(tx.conn, job))
+        if job.lane is not None and job.pending_reason is None and not _is_next(tx.conn, job, now):
+            _wait_for.run(tx.conn, {"is_id": job.id, "reason": PendingReason.LANE})
+
+
+def _is_next(conn: Connection, job: Job, now: int) -> bool:
+    row = _next_in_lane.first(conn, {"lane": job.lane, "now": now})
+    return row is not None and row.id == job.id
 
 
 def held(conn: Connection, worker_id: str) -> list[tuple[str, int]]:

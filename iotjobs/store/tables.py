@@ -203,6 +203,7 @@ class JobRow(SQLModel, table=True):
     timestamp: int = _ms(nullable=False)
     start_at: int | None = _ms()
     started_at: int | None = _ms()
+    begun_at: int | None = _ms()
     ended_at: int | None = _ms()
     expires_at: int | None = _ms()
     sent_at: int | None = _ms()
@@ -281,6 +282,7 @@ class AttemptRow(SQLModel, table=True):
     job_id: str = Field(primary_key=True)
     number: int = Field(primary_key=True)
     worker_id: str | None = None
+    started_at: int | None = _ms()
     sent_at: int | None = _ms()
     ended_at: int = _ms(nullable=False)
     outcome: str | None = None

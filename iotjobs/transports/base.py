@@ -48,22 +48,6 @@ class CommandRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class CommandHooks:
-    """What the engine wants to be told while a command runs; each is awaited, in order.
-
-    Attributes:
-        before_send: awaited before the first byte of the command leaves, and once more when a dead
-            connection had to be replaced after that; raises to stop it.
-        started: the device told the run's process id and process group (0 = no group of its own).
-        output: bytes of one stream in their order; awaiting it is the back-pressure.
-    """
-
-    before_send: Callable[[], Awaitable[None]]
-    started: Callable[[int, int], Awaitable[None]]
-    output: Callable[[Stream, bytes], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
 class CommandEnd:
     """How the command ended, as the device told it.
 
@@ -74,6 +58,28 @@ class CommandEnd:
 
     exit_code: int
     signal: str | None = None
+
+
+def _no_matter(_end: CommandEnd) -> None:
+    """Nobody asked to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandHooks:
+    """What the engine wants to be told while a command runs; each is awaited, in order.
+
+    Attributes:
+        before_send: awaited before the first byte of the command leaves, and once more when a dead
+            connection had to be replaced after that; raises to stop it.
+        started: the device told the run's process id and process group (0 = no group of its own).
+        output: bytes of one stream in their order; awaiting it is the back-pressure.
+        exited: called at the end of the run, also of a cancelled one, if the device told its exit.
+    """
+
+    before_send: Callable[[], Awaitable[None]]
+    started: Callable[[int, int], Awaitable[None]]
+    output: Callable[[Stream, bytes], Awaitable[None]]
+    exited: Callable[[CommandEnd], None] = _no_matter
 
 
 class Gone(StrEnum):

@@ -191,6 +191,8 @@ async def follow(spool: Spool, hooks: CommandHooks, header_within_s: float, eof_
             await spool.news(eof_wait_s)
     finally:
         deadline.cancel()
+        if told and spool.end is not None:
+            hooks.exited(spool.end)
     if header is not None and header.run is not None:
         for stream in Stream:
             if rest := header.rest(stream):

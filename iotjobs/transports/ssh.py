@@ -138,10 +138,22 @@ class SshTransport:
                 finally:
                     await self._leave(link, session)
 
-    async def kill(self, target: SshTarget, nonce: str, group: int, kill_after_s: float) -> KillProof:
-        """See `CommandTransport.kill`; takes at most `kill_after_s` and `answer_s`."""
+    async def kill(
+        self,
+        target: SshTarget,
+        nonce: str,
+        group: int,
+        kill_after_s: float,
+        *,
+        first_word_s: float | None = None,
+    ) -> KillProof:
+        """See `CommandTransport.kill`; takes at most `kill_after_s` and `answer_s`.
+
+        A device that says nothing for `first_word_s`, by default the limit of that name, is given up.
+        """
         command = shell.kill_command(nonce, group, kill_after_s)
-        return await self._prove(target, command, kill_after_s + self._limits.answer_s)
+        within_s = kill_after_s + self._limits.answer_s
+        return await self._prove(target, command, within_s, first_word_s=first_word_s)
 
     async def kill_first(self, target: SshTarget, nonce: str, group: int, kill_after_s: float) -> KillProof:
         """`kill` before more is sent: waits for a connection and for the first word as long as a run does."""

@@ -142,14 +142,14 @@ class SshPool:
 
         Args:
             target: the device.
-            spare: one of the two channels beyond the limit, for a kill.
+            spare: for a kill: where all channels are taken, one of the two beyond the limit.
 
         Raises:
             DeliveryError: why there is no connection.
         """
         link = await self._join(target)
         try:
-            async with link.spare if spare else link.channels:
+            async with link.spare if spare and link.channels.locked() else link.channels:
                 if link.active and link.single:
                     async with self.alone(target) as other:
                         yield other

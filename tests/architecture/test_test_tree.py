@@ -37,6 +37,7 @@ PROVED_BY = {
     "iotjobs.store.backups": "tests/faults/test_backup.py",
     "iotjobs.store.references": "tests/contract/test_definitions.py",
     "iotjobs.inputs.job_shapes": "tests/integration/test_rest_jobs.py",
+    "iotjobs.inputs.rest.control": "tests/integration/test_rest_control.py",
     "iotjobs.inputs.rest.definitions": "tests/integration/test_rest_definitions.py",
     "iotjobs.inputs.rest.execute": "tests/integration/test_rest_jobs.py",
     "iotjobs.inputs.rest.health": "tests/faults/test_broker_faults.py",

@@ -21,11 +21,13 @@ from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.jobs import Cause, Job, JobType, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.rights import Caller, Role
+from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Execute, Intake
+from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.publishing import Publishing
@@ -150,6 +152,10 @@ class Offered:
         """See `Offers`."""
         tx.after_commit(lambda: self.tickets.append(ticket))
 
+    def withdraw(self, tx: Transaction, ticket: Ticket) -> None:
+        """See `Tickets`."""
+        tx.after_commit(lambda: self.tickets.remove(ticket) if ticket in self.tickets else None)
+
     @property
     def ids(self) -> list[str]:
         """Whose they are."""
@@ -203,12 +209,18 @@ class Engine:
         )
         self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker)
         self.switch = SiteSwitch(store, self.limits, self.settler, self.deadlines.sweep)
+        self.leftovers = Leftovers(store, self.settler, self.reach)
+        self.control = Control(
+            store, self.settler, self.dispatcher, leftovers=self.leftovers, worker=self.worker
+        )
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
 
     async def stop(self) -> None:
         """End what was started."""
+        await self.control.stop()
         await self.worker.drain(5.0)
         await self.switch.stop()
+        await self.leftovers.stop()
         await self.deadlines.stop()
         await self.ssh.close()
 

@@ -412,6 +412,7 @@ _OPERATION_SETTINGS = frozenset(
         "via",
         "run_on",
         "timeout_s",
+        "stall_s",
         "kill_after_s",
         "ttl_s",
         "idempotent",

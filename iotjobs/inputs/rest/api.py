@@ -14,6 +14,7 @@ from iotjobs import __version__
 from iotjobs.inputs import problems
 from iotjobs.inputs.rest import (
     classes,
+    control,
     credentials,
     execute,
     health,
@@ -62,6 +63,7 @@ def build_api(services: ApiServices) -> FastAPI:
         operations_of(Kind.OBJECT),
         operations_of(Kind.LINK),
         jobs.router,
+        control.router,
         reach.router,
         workers.router,
         site.router,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -91,7 +91,7 @@ async def execute_on_object(
 ) -> Response:
     """Run an operation on an object: 202 with the job, or 200 when it ended within `wait`."""
     what = (OwnerType.OBJECT, owner_id, operation_id)
-    return await _execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
+    return await answer_execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
 
 
 @router.post(
@@ -112,7 +112,7 @@ async def execute_on_link(
 ) -> Response:
     """Run an operation on a link: 202 with the job, or 200 when it ended within `wait`."""
     what = (OwnerType.LINK, owner_id, operation_id)
-    return await _execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
+    return await answer_execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
 
 
 def _asked(
@@ -132,12 +132,23 @@ def _asked(
         priority=body.priority,
         low_priority=body.low_priority,
         reason=body.reason,
-        key=None if key is None else f"POST {path} {key}",
-        body_digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest() if key is not None else "",
+        key=key_of(path, key),
+        body_digest=digest_of(body) if key is not None else "",
     )
 
 
-async def _execute(exchange: Exchange, asked: Execute, wait_s: float | None) -> Response:
+def key_of(path: str, key: str | None) -> str | None:
+    """An Idempotency-Key with what it was sent to."""
+    return None if key is None else f"POST {path} {key}"
+
+
+def digest_of(body: BaseModel) -> str:
+    """What two equal bodies have in common."""
+    return hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+
+
+async def answer_execute(exchange: Exchange, asked: Execute, wait_s: float | None) -> Response:
+    """Submit a job: 202 with it, or 200 when it ended within the wait."""
     submitted = await exchange.engine.intake.submit(asked)
     job_id, status = submitted.job_id, 202
     where = {"Location": f"{PREFIX}/jobs/{job_id}"}

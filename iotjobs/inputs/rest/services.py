@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from iotjobs.domain.errors import NotReady
 from iotjobs.domain.rights import Caller, require_admin
+from iotjobs.engine.control import Control
 from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Intake
@@ -33,6 +34,7 @@ class EngineServices:
 
     intake: Intake
     feed: Feed
+    control: Control
     reach: Reach
     enrolment: Enrolment
     readiness: Readiness

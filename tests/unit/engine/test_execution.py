@@ -12,9 +12,10 @@ from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.execution import SEND_WITHIN_S, Begun, Sending, command_request, ending_of_exit, new_nonce
+from iotjobs.engine.commands import command_request, ending_of_exit
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.rescue import rescue
+from iotjobs.engine.sending import SEND_WITHIN_S, Begun, Sending, new_nonce
 from iotjobs.store import jobs, reads, tables
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store

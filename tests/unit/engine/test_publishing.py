@@ -10,8 +10,9 @@ from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.execution import Begun
 from iotjobs.engine.publishing import PROMISE_S, message_of
+from iotjobs.engine.sending import Begun
+from iotjobs.engine.watch import Watch
 from iotjobs.store import jobs, tables
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
@@ -124,7 +125,7 @@ async def test_an_answer_that_was_quicker_than_the_broker_stays_the_end(
         async def before_send(self) -> None:
             await sqlite_store.write(lambda tx: jobs.settle(tx, job, Ending(Outcome.SUCCEEDED), 5))
 
-    await online.publishing.publish(job, plan, AnsweredMeanwhile())
+    await online.publishing.publish(job, plan, AnsweredMeanwhile(), Watch(5.0))
 
     done = await job_of(sqlite_store, job.id)
     assert (done.outcome, done.deadline_at) == (Outcome.SUCCEEDED, None)

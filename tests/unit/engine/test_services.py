@@ -44,6 +44,8 @@ SERVICES: dict[str, Callable[[Engine], Service]] = {
     "deadlines": lambda engine: engine.deadlines,
     "retention": lambda engine: Retention(engine.store, Keep()),
     "feed lag": lambda engine: FeedLag(engine.store),
+    "control": lambda engine: engine.control,
+    "leftovers": lambda engine: engine.leftovers,
     "device messages": lambda engine: DeviceMessages(engine.store, engine.settler),
     "publisher": lambda _: MqttPublisher(nobody()),
     "consumer": lambda _: MqttConsumer(nobody(), client_id="x", filters=("a/b",), handler=print),

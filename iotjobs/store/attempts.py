@@ -1,0 +1,63 @@
+"""The attempts of a job, and the lines about it, as people read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select
+
+from iotjobs.domain.jobs import Job
+from iotjobs.domain.statuses import ACTIVE
+from iotjobs.store import tables
+from iotjobs.store.statements import Prepared
+
+A = tables.attempts.c
+L = tables.log_entries.c
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try. Moments are milliseconds.
+
+    Attributes:
+        worker_id: who ran it.
+        sent_at: the device may have been reached since then; None: nothing was sent.
+        ended_at: None for the one under way.
+    """
+
+    number: int
+    worker_id: str | None
+    started_at: int | None
+    sent_at: int | None
+    ended_at: int | None
+    outcome: str | None
+    error_code: str | None
+    error_message: str | None
+
+
+_COLUMNS = [A[name] for name in Attempt.__dataclass_fields__]
+_of_job = Prepared(select(*_COLUMNS).where(A.job_id == bindparam("wanted")).order_by(A.number))
+_sent = Prepared(select(A.number).where(A.job_id == bindparam("wanted"), A.sent_at.is_not(None)).limit(1))
+
+
+def of_job(conn: Connection, job: Job) -> list[Attempt]:
+    """All attempts of a job in their order, the one under way last."""
+    found = [Attempt(*row) for row in _of_job.all(conn, {"wanted": job.id})]
+    if job.status in ACTIVE:
+        found.append(Attempt(job.attempt, job.worker_id, job.begun_at, job.sent_at, None, None, None, None))
+    return found
+
+
+def any_sent(conn: Connection, job_id: str) -> bool:
+    """Whether an attempt that is over may have reached its device."""
+    return _sent.first(conn, {"wanted": job_id}) is not None
+
+
+def log_entries(conn: Connection, job_id: str, *, level: str | None, limit: int) -> list[dict[str, Any]]:
+    """The newest lines about a job, in their order."""
+    query = select(L.at, L.level, L.message, L.additional_info).where(L.job_id == job_id)
+    if level is not None:
+        query = query.where(L.level == level)
+    rows = conn.execute(query.order_by(L.id.desc()).limit(limit)).all()
+    return [dict(row._mapping) for row in reversed(rows)]

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iotjobs.domain.jobs import Job, Transport
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.rescue import rescue
+from iotjobs.engine.sending import Begun
+from iotjobs.store import jobs, tables
+from iotjobs.store.session import Store
+from iotjobs.transports.base import Gone, KillProof
+from tests.services.rows import ADMIN, Engine, MakeEngine, job_of, plan, rows_of, running_job
+from tests.services.site import eventually
+from tests.services.ssh import marked, processes_of, until
+
+
+async def orphan(engine: Engine, folder: Path, **members: Any) -> Job:
+    """A job under way on this host whose worker, `w1`, has died; the row."""
+    made = plan(script=f"echo $$ >{folder}/pid; exec sleep 77", kill_after_s=0.2, **members)
+    job = await running_job(engine.store, of=made)
+    task = asyncio.create_task(engine.executor.run(Begun(job, made)))
+    await until((folder / "pid").exists)
+    task.cancel()
+    await asyncio.wait({task})
+    assert marked(job.nonce or "")
+    return await job_of(engine.store, job.id)
+
+
+async def ended(engine: Engine, job_id: str) -> Job:
+    async def look() -> Job | None:
+        job = await job_of(engine.store, job_id)
+        return job if job.status not in (Status.CANCELING, Status.STOPPING) else None
+
+    found: Job = await eventually(look)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "outcome", "confirmed"),
+    [("cancel", Status.CANCELED, Outcome.CANCELED, True), ("stop", Status.STOPPED, None, None)],
+)
+async def test_what_a_dead_worker_was_to_end_is_ended_with_proof(
+    sqlite_store: Store,
+    make_engine: MakeEngine,
+    tmp_path: Path,
+    asked: str,
+    status: Status,
+    outcome: Outcome | None,
+    confirmed: bool | None,
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await orphan(engine, tmp_path)
+    if asked == "cancel":
+        await engine.control.cancel(job.id, ADMIN, None)
+    else:
+        await engine.control.stop_job(job.id, ADMIN)
+
+    assert await rescue(sqlite_store, engine.settler, "alive") == 0
+    assert await engine.leftovers.take_over_all("alive") == 1
+    assert (await job_of(sqlite_store, job.id)).status not in (status, Status.FINISHED)  # waits for no device
+    assert await engine.leftovers.take_over_all("alive") == 1
+
+    done = await ended(engine, job.id)
+    assert processes_of(job.id) == []
+    assert (done.status, done.outcome, (done.cancel or {}).get("confirmed")) == (status, outcome, confirmed)
+    await eventually(lambda: not engine.leftovers._tasks)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sent", "outcome", "confirmed", "code"),
+    [
+        ({"of": plan(interpreter="raw")}, True, Outcome.CANCELED, False, "notConfirmed"),
+        ({}, False, Outcome.CANCELED, True, None),
+        ({"transport": Transport.MQTT}, True, Outcome.CANCELED, None, None),
+        ({"transport": Transport.MQTT}, False, Outcome.CANCELED, True, None),
+    ],
+)
+async def test_what_cannot_or_need_not_be_killed_says_so(
+    sqlite_store: Store,
+    make_engine: MakeEngine,
+    columns: dict[str, Any],
+    sent: bool,
+    outcome: Outcome,
+    confirmed: bool | None,
+    code: str | None,
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, worker_id="dead", sent=sent, **columns)
+    await engine.control.cancel(job.id, ADMIN, None)
+
+    await engine.leftovers.take_over_all("alive")
+
+    done = await ended(engine, job.id)
+    assert (done.outcome, (done.cancel or {})["confirmed"], done.error_code) == (outcome, confirmed, code)
+
+
+async def test_a_cancel_of_what_waits_for_its_next_try_ends_what_the_earlier_left(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await orphan(engine, tmp_path, idempotent=True)
+    assert await rescue(sqlite_store, engine.settler, "alive") == 1
+
+    assert await engine.control.cancel(job.id, ADMIN, "r") is Status.CANCELED
+    assert ((await job_of(sqlite_store, job.id)).cancel or {})["confirmed"] is None
+
+    async def confirmed() -> bool:
+        return ((await job_of(sqlite_store, job.id)).cancel or {})["confirmed"] is True
+
+    await eventually(confirmed)
+    assert processes_of(job.id) == []
+    lines = [line["message"] for line in await rows_of(sqlite_store, tables.log_entries, job.id)]
+    assert lines == ["an earlier attempt: its processes were killed and are gone"]
+
+
+async def test_who_was_first_is_not_overwritten(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, worker_id="dead", sent=True)
+    await engine.control.cancel(job.id, ADMIN, None)
+
+    async def kill_first(*_: object) -> KillProof:
+        row = await job_of(sqlite_store, job.id)
+        await sqlite_store.write(lambda tx: jobs.settle(tx, row, jobs._STOPPED, 5))
+        return KillProof(Gone.UNCONFIRMED, "because")
+
+    monkeypatch.setattr(engine.reach, "kill_first", kill_first)
+    await engine.leftovers.take_over_all("alive")
+    await eventually(lambda: not engine.leftovers._tasks)
+
+    assert (await job_of(sqlite_store, job.id)).error_code == "stopped"
