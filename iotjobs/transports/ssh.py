@@ -329,33 +329,34 @@ class SshTransport:
     async def _prove(
         self, target: SshTarget, command: str, within_s: float, *, first_word_s: float | None = None
     ) -> KillProof:
-        started = asyncio.get_running_loop().time()
-        deadline = asyncio.timeout(min(first_word_s or self._limits.first_word_s, within_s))
-
-        def heard() -> None:
-            if not deadline.expired():
-                deadline.reschedule(started + within_s)
-
+        limits = self._limits
+        patience = _Patience(
+            min(first_word_s or limits.first_word_s, within_s), limits.connect_timeout_s, within_s
+        )
         try:
-            async with deadline:
-                return await self._ask(target, command, heard)
+            async with patience.deadline:
+                return await self._ask(target, command, patience)
         except TimeoutError:
             return KillProof(Gone.UNCONFIRMED, f"{target.address} did not answer in time")
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
+        finally:
+            patience.over = True
 
-    async def _ask(self, target: SshTarget, command: str, heard: Callable[[], None]) -> KillProof:
+    async def _ask(self, target: SshTarget, command: str, patience: _Patience) -> KillProof:
         """Ask on the pooled connection, then, where that failed, on a fresh one."""
         warm = False
         try:
-            async with self._pool.channel(target, spare=True) as link:
+            async with self._pool.channel(target, spare=True, opening=patience.opening) as link:
                 warm, link.used = link.used, True
-                return await self._prove_on(link, command, heard)
+                patience.asked()
+                return await self._prove_on(link, command, patience.heard)
         except (DeviceUnreachable, LinkLost):
             if not warm:
                 raise
-        async with self._pool.alone(target) as link:
-            return await self._prove_on(link, command, heard)
+        async with self._pool.alone(target, opening=patience.opening) as link:
+            patience.asked()
+            return await self._prove_on(link, command, patience.heard)
 
     async def _prove_on(self, link: Link, command: str, heard: Callable[[], None]) -> KillProof:
         session = await self._open(link, command, None)
@@ -378,6 +379,45 @@ class SshTransport:
 
 class _ChannelRefusedError(DeviceUnreachable):
     """The connection is there and a channel was refused; nothing was asked on it."""
+
+
+class _Patience:
+    """How long a kill is waited for: for each sign of life first, then for what should follow it.
+
+    Attributes:
+        deadline: of the whole; entered by the caller.
+        over: nothing is waited for any more.
+    """
+
+    def __init__(self, first_word_s: float, login_s: float, within_s: float) -> None:
+        self._first_word_s, self._login_s, self._within_s = first_word_s, login_s, within_s
+        self._loop = asyncio.get_running_loop()
+        self.deadline = asyncio.timeout(first_word_s)
+        self.over = self._asked = False
+        self._asked_at = self._loop.time()
+
+    def opening(self, link: Link) -> None:
+        """A connection is waited for: its host greets soon, and then lets us in."""
+        self._asked = False
+        self._reach(self._loop.time() + self._first_word_s)
+        link.greeted.add_done_callback(self._greeted)
+
+    def _greeted(self, _greeting: asyncio.Future[None]) -> None:
+        if not self._asked:
+            self._reach(self._loop.time() + self._login_s)
+
+    def asked(self) -> None:
+        """The connection is open: the device's first word comes soon."""
+        self._asked, self._asked_at = True, self._loop.time()
+        self._reach(self._asked_at + self._first_word_s)
+
+    def heard(self) -> None:
+        """The device is at work."""
+        self._reach(self._asked_at + self._within_s)
+
+    def _reach(self, when: float) -> None:
+        if not (self.over or self.deadline.expired()):
+            self.deadline.reschedule(when)
 
 
 class _Steps:

@@ -107,9 +107,12 @@ class Record:
 class Keeper(asyncssh.SSHServer):
     """Lets everybody in and writes down what it was told."""
 
-    def __init__(self, record: Record, *, password: str | None = None, hang_up: bool = False) -> None:
+    def __init__(
+        self, record: Record, *, password: str | None = None, login_s: float = 0, hang_up: bool = False
+    ) -> None:
         self._record = record
         self._password = password
+        self._login_s = login_s
         self._hang_up = hang_up
         self._connection: asyncssh.SSHServerConnection | None = None
 
@@ -124,8 +127,9 @@ class Keeper(asyncssh.SSHServer):
     def password_auth_supported(self) -> bool:
         return self._password is not None
 
-    def validate_password(self, username: str, password: str) -> bool:
+    async def validate_password(self, username: str, password: str) -> bool:
         self._record.told.append("password")
+        await asyncio.sleep(self._login_s)
         return password == self._password
 
     def auth_completed(self) -> None:
@@ -143,6 +147,7 @@ async def ssh_server(
     record: Record | None = None,
     host_key: object = HOST_KEY,
     password: str | None = None,
+    login_s: float = 0,
     hang_up: bool = False,
     **options: object,
 ) -> AsyncIterator[SshTarget]:
@@ -166,7 +171,7 @@ async def ssh_server(
             connections.append(conn)
 
     server = await asyncssh.create_server(
-        lambda: Recorded(record, password=password, hang_up=hang_up),
+        lambda: Recorded(record, password=password, login_s=login_s, hang_up=hang_up),
         "127.0.0.1",
         0,
         server_host_keys=[host_key],
@@ -193,6 +198,12 @@ async def header(process: asyncssh.SSHServerProcess[bytes]) -> None:
         pass
     process.stdout.write(f"iotjobs {found[1]} 1 1\n".encode())
     process.stderr.write(f"iotjobs {found[1]} 1 1\n".encode())
+
+
+async def says_gone(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """Answers a kill."""
+    process.stdout.write(b"asked\ngone TERM 0\n")
+    process.exit(0)
 
 
 async def hangs_in_exec(process: asyncssh.SSHServerProcess[bytes]) -> None:
