@@ -69,8 +69,8 @@ class CommandHooks:
     """What the engine wants to be told while a command runs; each is awaited, in order.
 
     Attributes:
-        before_send: awaited before the first byte of the command leaves, and once more when a dead
-            connection had to be replaced after that; raises to stop it.
+        before_send: awaited right before the first byte of the command leaves, and again where
+            that was held up after it; raises to stop it.
         started: the device told the run's process id and process group (0 = no group of its own).
         output: bytes of one stream in their order; awaiting it is the back-pressure.
         exited: called at the end of the run, also of a cancelled one, if the device told its exit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from asyncio.subprocess import DEVNULL, PIPE
 from typing import cast
@@ -73,21 +74,31 @@ class LocalTransport:
         return shell.proof(answer)
 
     async def _start(self, command: str, process: _LocalProcess) -> _LocalProcess:
-        loop = asyncio.get_running_loop()
         stdin = DEVNULL if process.header is None else PIPE
+        ends: list[int] = []
         try:
-            await loop.subprocess_exec(
+            ends.append(await process.listen(Stream.STDOUT))
+            ends.append(await process.listen(Stream.STDERR))
+            await asyncio.get_running_loop().subprocess_exec(
                 lambda: process,
                 "/bin/sh",
                 "-c",
                 command,
                 stdin=stdin,
+                stdout=ends[0],
+                stderr=ends[1],
                 env=self._env,
                 cwd="/",
                 start_new_session=True,
             )
-        except OSError as error:
-            raise DeviceUnreachable(f"/bin/sh cannot be started: {error.strerror}") from error
+        except BaseException as error:
+            process.let_go()
+            if isinstance(error, OSError):
+                raise DeviceUnreachable(f"/bin/sh cannot be started: {error.strerror}") from error
+            raise
+        finally:
+            for end in ends:
+                os.close(end)
         return process
 
 
@@ -97,19 +108,33 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
     def __init__(self, nonce: str | None) -> None:
         super().__init__(_WHERE, nonce)
         self._transport: asyncio.SubprocessTransport | None = None
-        self._open = {1, 2}
+        self._outputs: dict[Stream, asyncio.ReadTransport] = {}
         self._left = False
+
+    async def listen(self, stream: Stream) -> int:
+        """Read a pipe of our own making; returns the end to be written, which the caller closes.
+
+        Not the loop's: uvloop's are sockets, and opening `/dev/stdout` fails on those.
+        """
+        ours, theirs = os.pipe()
+        file = os.fdopen(ours, "rb", buffering=0)
+        try:
+            loop = asyncio.get_running_loop()
+            self._outputs[stream], _ = await loop.connect_read_pipe(lambda: _Output(self, stream), file)
+        except BaseException:
+            file.close()
+            os.close(theirs)
+            raise
+        return theirs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not asked of their classes: uvloop's transports are none of asyncio's.
         self._transport = cast(asyncio.SubprocessTransport, transport)
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self.receive(Stream.STDOUT if fd == 1 else Stream.STDERR, data)
-
-    def pipe_connection_lost(self, fd: int, _exc: Exception | None) -> None:
-        self._open.discard(fd)
-        if not self._open:
+    def output_closed(self, stream: Stream) -> None:
+        """No process holds the other end of this pipe any more."""
+        self._outputs.pop(stream, None)
+        if not self._outputs:
             self.closed()
 
     def process_exited(self) -> None:
@@ -130,29 +155,35 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
         self.sent = True
 
     def pause(self) -> None:
-        for pipe in self._readers():
+        for pipe in self._outputs.values():
             pipe.pause_reading()
 
     def resume(self) -> None:
-        for pipe in self._readers():
+        for pipe in list(self._outputs.values()):
             pipe.resume_reading()
 
     def let_go(self) -> None:
         """Close our ends of the pipes; the process is left alone, and reaped when it ends."""
         self._left = True
+        for output in self._outputs.values():
+            output.close()
         if self._transport is None:
             return
-        for fd in (0, 1, 2):
-            pipe = self._transport.get_pipe_transport(fd)
-            if pipe is not None:
-                pipe.close()
+        stdin = self._transport.get_pipe_transport(0)
+        if stdin is not None:
+            stdin.close()
         if self._transport.get_returncode() is not None:  # closing it earlier would kill the process
             self._transport.close()
 
-    def _readers(self) -> list[asyncio.ReadTransport]:
-        pipes = (
-            [self._transport.get_pipe_transport(fd) for fd in self._open]
-            if self._transport is not None
-            else []
-        )
-        return [cast(asyncio.ReadTransport, pipe) for pipe in pipes if pipe is not None]
+
+class _Output(asyncio.Protocol):
+    """One of a process's two outputs."""
+
+    def __init__(self, process: _LocalProcess, stream: Stream) -> None:
+        self._process, self._stream = process, stream
+
+    def data_received(self, data: bytes) -> None:
+        self._process.receive(self._stream, data)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._process.output_closed(self._stream)

@@ -7,9 +7,10 @@ the device are in `shell`.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ from iotjobs.domain.errors import (
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof, Stream
 from iotjobs.transports.spool import follow
-from iotjobs.transports.ssh_channel import PACKET_BYTES, WINDOW_BYTES, Session
+from iotjobs.transports.ssh_channel import PACKET_BYTES, WINDOW_BYTES, OpenedTooLateError, Session
 from iotjobs.transports.ssh_dial import dial, resolve
 from iotjobs.transports.ssh_pool import Link, SshLimits, SshPool
 from iotjobs.transports.ssh_trust import (
@@ -49,6 +50,9 @@ _CLOSE_WITHIN_S = 2.0
 # How long a refused channel is asked for again when nothing else of ours is open there.
 _REFUSED_FIRST_S = 0.02
 _REFUSED_MOST_S = 0.3
+# How old `before_send` may be when a command leaves: with what is older already before it, a worker
+# that is taken for dead after 8 s does not send any more.
+_SEND_WITHIN_S = 3.0
 
 StepName = Literal["dns", "tcp", "host key", "auth", "exec"]
 
@@ -97,30 +101,23 @@ class SshTransport:
     async def run(self, target: SshTarget, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
         """See `CommandTransport.run`.
 
-        `before_send` is awaited when the channel is open and the device waits for the command; for
-        `raw` and on a warm connection before the exec request.
+        `before_send` is awaited when the device waits for the command; for `raw`, whose exec request is
+        the command, before the channel is asked for, and again where it opened too late.
         """
-        if request.interpreter == "raw" and request.script is not None:
+        raw = request.interpreter == "raw" and request.script is not None
+        if raw:
             shell.check(request)
-            command, lines = request.script, None
-        else:
-            command, lines = shell.run_command(request.nonce), shell.prologue(request)
+        lines = None if raw else shell.prologue(request)
         limits = self._limits
-        nonce = None if lines is None else request.nonce
         reconnected = False
         while True:
             async with self._pool.channel(target) as link:
                 warm, link.used = link.used, True
-                # On a connection that was good a moment ago the command leaves with the request: that
-                # saves a way to the device and back. (Not to Dropbear: it is the more fragile then.)
-                with_request = warm and not link.single
-                at_once = with_request or lines is None
                 try:
-                    if at_once:
-                        await hooks.before_send()
-                    session = await self._open(
-                        link, command, nonce, lines if with_request else None, runs=at_once
-                    )
+                    if lines is None:
+                        session = await self._open(link, request.script or "", None, hooks.before_send)
+                    else:
+                        session = await self._open(link, shell.run_command(request.nonce), request.nonce)
                 except DeviceUnreachable:
                     # Nothing has left: a pooled connection that turns out to be dead costs one more
                     # connection and not the job.
@@ -129,7 +126,9 @@ class SshTransport:
                     reconnected = True
                     continue
                 try:
-                    if lines is not None and not at_once:
+                    if lines is not None:
+                        # Not sent along with the exec request, which would save nothing: OpenSSH opens
+                        # its window (0 before) with its answer to that, and Dropbear is fragile then.
                         await hooks.before_send()
                         session.send(lines)
                     return await follow(
@@ -259,28 +258,37 @@ class SshTransport:
         link: Link,
         command: str,
         nonce: str | None,
-        lines: bytes | None = None,
-        *,
-        runs: bool = False,
+        before_send: Callable[[], Awaitable[None]] | None = None,
     ) -> Session:
         """Open a channel and make the exec request; the caller leaves it.
 
         A refusal is asked again: sshd counts a closed session until it has swept it, and a device
         may allow fewer than we do, so it is a matter of waiting while others of ours are open.
 
+        Args:
+            link: an open connection with a channel held on it.
+            command: the exec request.
+            nonce: of a run that tells its header.
+            before_send: given where the request is all of a command; the request leaves only within
+                `_SEND_WITHIN_S` of it, and is held back for another one where the channel opens later.
+
         Raises:
             DeviceUnreachable: there is no channel, or the request was refused or not answered.
-            LinkLost: the request was not answered, and `runs`: it, with its lines, is all of a command.
+            LinkLost: the request was not answered, and it is all of a command.
         """
-        pause = _REFUSED_FIRST_S
+        loop, pause = asyncio.get_running_loop(), _REFUSED_FIRST_S
         while True:
-            session = Session(link.target.address, nonce, lines)
+            send_by = math.inf
+            if before_send is not None:
+                await before_send()
+                send_by = loop.time() + _SEND_WITHIN_S
+            session = Session(link.target.address, nonce, send_by)
             try:
                 await self._request(link, session, command)
                 return session
             except DeviceUnreachable as error:
                 session.leave()
-                if runs and session.requested and session.sent and not session.refused:
+                if before_send is not None and session.requested and not session.refused:
                     raise LinkLost(error.message) from error
                 if not isinstance(error, _ChannelRefusedError) or (
                     link.active <= 1 and pause > _REFUSED_MOST_S
@@ -310,6 +318,8 @@ class SshTransport:
             if not session.requested:
                 self._pool.forget(link.target.key)
             raise
+        except OpenedTooLateError as error:
+            raise _ChannelRefusedError(f"{where} opened a channel too late") from error
         except asyncssh.ChannelOpenError as error:
             if connection.is_closed():
                 raise DeviceUnreachable(f"the connection to {where} broke: {error.reason}") from error
@@ -331,33 +341,34 @@ class SshTransport:
     async def _prove(
         self, target: SshTarget, command: str, within_s: float, *, first_word_s: float | None = None
     ) -> KillProof:
-        started = asyncio.get_running_loop().time()
-        deadline = asyncio.timeout(min(first_word_s or self._limits.first_word_s, within_s))
-
-        def heard() -> None:
-            if not deadline.expired():
-                deadline.reschedule(started + within_s)
-
+        limits = self._limits
+        patience = _Patience(
+            min(first_word_s or limits.first_word_s, within_s), limits.connect_timeout_s, within_s
+        )
         try:
-            async with deadline:
-                return await self._ask(target, command, heard)
+            async with patience.deadline:
+                return await self._ask(target, command, patience)
         except TimeoutError:
             return KillProof(Gone.UNCONFIRMED, f"{target.address} did not answer in time")
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
+        finally:
+            patience.over = True
 
-    async def _ask(self, target: SshTarget, command: str, heard: Callable[[], None]) -> KillProof:
+    async def _ask(self, target: SshTarget, command: str, patience: _Patience) -> KillProof:
         """Ask on the pooled connection, then, where that failed, on a fresh one."""
         warm = False
         try:
-            async with self._pool.channel(target, spare=True) as link:
+            async with self._pool.channel(target, spare=True, opening=patience.opening) as link:
                 warm, link.used = link.used, True
-                return await self._prove_on(link, command, heard)
+                patience.asked()
+                return await self._prove_on(link, command, patience.heard)
         except (DeviceUnreachable, LinkLost):
             if not warm:
                 raise
-        async with self._pool.alone(target) as link:
-            return await self._prove_on(link, command, heard)
+        async with self._pool.alone(target, opening=patience.opening) as link:
+            patience.asked()
+            return await self._prove_on(link, command, patience.heard)
 
     async def _prove_on(self, link: Link, command: str, heard: Callable[[], None]) -> KillProof:
         session = await self._open(link, command, None)
@@ -380,6 +391,45 @@ class SshTransport:
 
 class _ChannelRefusedError(DeviceUnreachable):
     """The connection is there and a channel was refused; nothing was asked on it."""
+
+
+class _Patience:
+    """How long a kill is waited for: for each sign of life first, then for what should follow it.
+
+    Attributes:
+        deadline: of the whole; entered by the caller.
+        over: nothing is waited for any more.
+    """
+
+    def __init__(self, first_word_s: float, login_s: float, within_s: float) -> None:
+        self._first_word_s, self._login_s, self._within_s = first_word_s, login_s, within_s
+        self._loop = asyncio.get_running_loop()
+        self.deadline = asyncio.timeout(first_word_s)
+        self.over = self._asked = False
+        self._asked_at = self._loop.time()
+
+    def opening(self, link: Link) -> None:
+        """A connection is waited for: its host greets soon, and then lets us in."""
+        self._asked = False
+        self._reach(self._loop.time() + self._first_word_s)
+        link.greeted.add_done_callback(self._greeted)
+
+    def _greeted(self, _greeting: asyncio.Future[None]) -> None:
+        if not self._asked:
+            self._reach(self._loop.time() + self._login_s)
+
+    def asked(self) -> None:
+        """The connection is open: the device's first word comes soon."""
+        self._asked, self._asked_at = True, self._loop.time()
+        self._reach(self._asked_at + self._first_word_s)
+
+    def heard(self) -> None:
+        """The device is at work."""
+        self._reach(self._asked_at + self._within_s)
+
+    def _reach(self, when: float) -> None:
+        if not (self.over or self.deadline.expired()):
+            self.deadline.reschedule(when)
 
 
 class _Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import asyncssh
 
@@ -17,6 +18,10 @@ PACKET_BYTES = 32 * 1024
 _CLOSE_WITHIN_S = 5.0
 
 
+class OpenedTooLateError(Exception):
+    """The channel opened when the exec request was not to leave any more; it did not."""
+
+
 class Session(Spool, asyncssh.SSHClientSession[bytes]):
     """The channel's callbacks.
 
@@ -25,16 +30,16 @@ class Session(Spool, asyncssh.SSHClientSession[bytes]):
         refused: the exec request was, and nothing ran.
     """
 
-    def __init__(self, where: str, nonce: str | None = None, lines: bytes | None = None) -> None:
+    def __init__(self, where: str, nonce: str | None = None, send_by: float = math.inf) -> None:
         """Nothing is opened yet.
 
         Args:
             where: the device, for messages.
             nonce: of a run that tells its header; None where none is to come.
-            lines: what the device will read, to be sent right behind the exec request.
+            send_by: the loop's time after which the exec request must not leave any more.
         """
         super().__init__(where, nonce)
-        self._lines = lines
+        self._send_by = send_by
         self.requested = False
         self.refused = False
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
@@ -42,11 +47,11 @@ class Session(Spool, asyncssh.SSHClientSession[bytes]):
     # -- asyncssh calls these --------------------------------------------------------------------
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
-        """The channel is open; the exec request leaves right after."""
+        """The channel is open; the exec request leaves right after, unless this raises."""
         self._channel = chan
+        if asyncio.get_running_loop().time() > self._send_by:
+            raise OpenedTooLateError
         self.requested = True
-        if self._lines is not None:
-            asyncio.get_running_loop().call_soon(self.send, self._lines)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         """Output came."""

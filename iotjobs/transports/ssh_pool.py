@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ class SshLimits:
         connect_timeout_s: for name, TCP, key exchange and login together, and for a channel.
         answer_s: for the device to tell that a command started, beyond the time for a channel, and
             for a kill or a probe to be answered.
-        first_word_s: for the first word of that answer: a device that hangs is not waited for.
+        first_word_s: for the first word of that answer on an open connection, and for the first byte of
+            a host that has to be connected to for it: a device that hangs is not waited for.
         idle_s: an unused connection is closed after this time.
         channels: commands at once on one connection; others wait.
         handshakes: key exchanges at once over all devices.
@@ -79,8 +80,15 @@ class Link:
         self.channels = asyncio.Semaphore(limits.channels)
         self.spare = asyncio.Semaphore(_SPARE_CHANNELS)
         self.opening: asyncio.Task[asyncssh.SSHClientConnection] | None = None
+        # Done at the host's first byte; behind a jump host, whose byte that is, from the beginning.
+        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.through: Link | None = None
         self.idle: asyncio.TimerHandle | None = None
+
+    def greets(self) -> None:
+        """The host shows life."""
+        if not self.greeted.done():
+            self.greeted.set_result(None)
 
     @property
     def connection(self) -> asyncssh.SSHClientConnection | None:
@@ -110,6 +118,10 @@ class Link:
         return connection is None or connection.is_closed()
 
 
+def _no_matter(_link: Link) -> None:
+    """Nobody asked to be told."""
+
+
 def _opened(link: Link) -> asyncssh.SSHClientConnection:
     if link.connection is None or link.dead:
         raise DeviceUnreachable(f"the connection to {link.target.address} is closed")
@@ -135,7 +147,9 @@ class SshPool:
         return sum(1 for link in self._every if link.connection is not None and not link.dead)
 
     @asynccontextmanager
-    async def channel(self, target: SshTarget, *, spare: bool = False) -> AsyncIterator[Link]:
+    async def channel(
+        self, target: SshTarget, *, spare: bool = False, opening: Callable[[Link], None] = _no_matter
+    ) -> AsyncIterator[Link]:
         """A link with an open connection and one of its channels, held until the block ends.
 
         Where a connection carries one channel only, the second has a connection of its own.
@@ -143,15 +157,16 @@ class SshPool:
         Args:
             target: the device.
             spare: for a kill: where all channels are taken, one of the two beyond the limit.
+            opening: told of a connection that has to be waited for, once it is begun.
 
         Raises:
             DeliveryError: why there is no connection.
         """
-        link = await self._join(target)
+        link = await self._join(target, opening)
         try:
             async with link.spare if spare and link.channels.locked() else link.channels:
                 if link.active and link.single:
-                    async with self.alone(target) as other:
+                    async with self.alone(target, opening=opening) as other:
                         yield other
                     return
                 link.active += 1
@@ -162,7 +177,7 @@ class SshPool:
         finally:
             self._leave(link)
 
-    async def _join(self, target: SshTarget) -> Link:
+    async def _join(self, target: SshTarget, told: Callable[[Link], None] = _no_matter) -> Link:
         link = self._links.get(target.key)
         if link is not None and (link.dead or link.target != target):
             self._drop(link)
@@ -178,6 +193,7 @@ class SshPool:
         opening = link.opening
         assert opening is not None
         if not opening.done():
+            told(link)
             try:
                 await asyncio.shield(opening)
             except BaseException:
@@ -246,10 +262,11 @@ class SshPool:
         target = link.target
         self._trust.of(target)  # refuses an unknown host before anything is sent
         if target.jump is None:
-            return await self.connect(target)
+            return await self.connect(link)
+        link.greets()
         through = await self._join(target.jump)
         try:
-            connection = await self.connect(target, _opened(through))
+            connection = await self.connect(link, _opened(through))
         except BaseException:
             self._leave(through)
             raise
@@ -269,11 +286,16 @@ class SshPool:
             self._leave(link)
 
     @asynccontextmanager
-    async def alone(self, target: SshTarget) -> AsyncIterator[Link]:
-        """A fresh connection outside the pool for the time of the block."""
+    async def alone(
+        self, target: SshTarget, *, opening: Callable[[Link], None] = _no_matter
+    ) -> AsyncIterator[Link]:
+        """A fresh connection outside the pool for the time of the block; `opening` as for `channel`."""
+        link = Link(target, self._limits)
+        opening(link)
+        if target.jump is not None:
+            link.greets()
         async with self.through(target.jump) as through:
-            link = Link(target, self._limits)
-            link.opening = asyncio.create_task(self.connect(target, through), name=f"ssh-alone-{target.key}")
+            link.opening = asyncio.create_task(self.connect(link, through), name=f"ssh-alone-{target.key}")
             try:
                 connection = await link.opening
                 yield link
@@ -286,9 +308,9 @@ class SshPool:
                 raise
 
     async def connect(
-        self, target: SshTarget, through: asyncssh.SSHClientConnection | None = None
+        self, link: Link, through: asyncssh.SSHClientConnection | None = None
     ) -> asyncssh.SSHClientConnection:
-        """A connection outside the pool, host key verified and logged in; the caller closes it.
+        """A connection for a link, host key verified and logged in; the caller closes it.
 
         A host that drops us before it greets (OpenSSH's MaxStartups does) is tried again until the
         time to connect is over.
@@ -296,13 +318,14 @@ class SshPool:
         Raises:
             DeliveryError: why not.
         """
+        target = link.target
         self._options_of(target.credential)  # a key that cannot be read is told before we dial
         budget = Budget(self._limits.connect_timeout_s)
         pause = _RETRY_FIRST_S
         while True:
             watch = HostKeyWatch()
             try:
-                return await self._attempt(target, through, watch, budget)
+                return await self._attempt(link, through, watch, budget)
             except (asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError, DroppedError) as error:
                 wait = pause * random.uniform(0.5, 1.5)  # jitter, not a secret
                 if watch.greeted or wait >= budget.left:
@@ -317,15 +340,16 @@ class SshPool:
 
     async def _attempt(
         self,
-        target: SshTarget,
+        link: Link,
         through: asyncssh.SSHClientConnection | None,
         watch: HostKeyWatch,
         budget: Budget,
     ) -> asyncssh.SSHClientConnection:
+        target = link.target
         if through is not None:
             async with self._handshakes, budget.running():
                 return await self._handshake(target, watch, tunnel=through)
-        dialing = asyncio.create_task(self._dial(target, budget))
+        dialing = asyncio.create_task(self._dial(link, budget))
         try:
             async with self._handshakes:
                 await asyncio.wait({dialing}, timeout=_PATIENCE_S)
@@ -340,16 +364,17 @@ class SshPool:
             await _undial(dialing, watch)
             raise
 
-    async def _dial(self, target: SshTarget, budget: Budget) -> socket.socket:
+    async def _dial(self, link: Link, budget: Budget) -> socket.socket:
         """A TCP connection on which the host has begun to greet."""
         async with self._dials, budget.running():
-            addresses = await resolve(target.host, target.port)
+            addresses = await resolve(link.target.host, link.target.port)
             sock = await dial(addresses, budget.left)
             try:
                 await greeting(sock)
             except BaseException:
                 sock.close()
                 raise
+            link.greets()
             return sock
 
     async def _handshake(

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,42 @@ async def test_a_command_that_hangs_ends_by_the_engines_timeout_and_the_kill_is_
         assert told.run == [(1, 1)]
         async with ends_within(0.2 + QUICK.answer_s):
             proof = await quick_ssh.kill(target, mark, 1, 0.2)
+    assert proof.verdict is Gone.UNCONFIRMED
+
+
+def with_password(target: SshTarget) -> SshTarget:
+    return replace(target, credential=SshCredential(id="password", kind="password", password="right"))
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after a cut", "before more is sent"])
+async def test_a_kill_waits_for_a_slow_login(first: bool) -> None:
+    transport = SshTransport(limits=SshLimits(first_word_s=0.4, connect_timeout_s=5, answer_s=2))
+    async with ssh_server(zoo.says_gone, password="right", login_s=0.8) as target:
+        kill = transport.kill_first if first else transport.kill
+        proof = await kill(with_password(target), nonce(), 0, 0.2)
+        await transport.close()
+    assert proof.verdict is Gone.GONE
+
+
+@pytest.mark.parametrize(("login_s", "handle"), [(60, zoo.says_gone), (0.8, zoo.hangs_in_exec)])
+async def test_a_kill_waits_no_longer_for_a_login_than_a_run_and_then_for_one_word(
+    login_s: float, handle: zoo.Handle
+) -> None:
+    transport = SshTransport(limits=SshLimits(first_word_s=0.4, connect_timeout_s=2, answer_s=20))
+    async with ssh_server(handle, password="right", login_s=login_s) as target:
+        async with asyncio.timeout(0.4 + 2 + 1):
+            proof = await transport.kill(with_password(target), nonce(), 0, 0.2)
+        await transport.close()
+    assert proof.verdict is Gone.UNCONFIRMED
+
+
+@pytest.mark.check(4)
+async def test_a_kill_gives_a_host_up_that_does_not_even_greet() -> None:
+    transport = SshTransport(limits=SshLimits(first_word_s=0.4))
+    async with raw_server(zoo.silent) as target:
+        async with asyncio.timeout(0.4 + 1):
+            proof = await transport.kill(target, nonce(), 0, 0.2)
+        await transport.close()
     assert proof.verdict is Gone.UNCONFIRMED
 
 

@@ -30,7 +30,6 @@ class Told:
 
     keep: int = 64 * 1024 * 1024
     before: int = 0
-    replaced: int = 0
     run: list[tuple[int, int]] = field(default_factory=list)
     out: bytearray = field(default_factory=bytearray)
     err: bytearray = field(default_factory=bytearray)
@@ -50,7 +49,7 @@ class Told:
         self.before += 1
 
     async def started(self, pid: int, group: int) -> None:
-        assert self.before == 1 + self.replaced
+        assert self.before == 1
         self.run.append((pid, group))
         self.began.set()
 
@@ -89,10 +88,10 @@ def nonce() -> str:
 
 
 async def run(
-    transport: SshTransport, target: SshTarget, script: str, *, replaced: int = 0, **fields: object
+    transport: SshTransport, target: SshTarget, script: str, **fields: object
 ) -> tuple[CommandEnd, Told]:
-    """Run a script to its end; `replaced` dead connections are expected to be found on the way."""
-    told = Told(replaced=replaced)
+    """Run a script to its end."""
+    told = Told()
     request = CommandRequest(**{"nonce": nonce(), "script": script, **fields})  # type: ignore[arg-type]
     return await transport.run(target, request, told.hooks), told
 

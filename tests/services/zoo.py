@@ -107,9 +107,12 @@ class Record:
 class Keeper(asyncssh.SSHServer):
     """Lets everybody in and writes down what it was told."""
 
-    def __init__(self, record: Record, *, password: str | None = None, hang_up: bool = False) -> None:
+    def __init__(
+        self, record: Record, *, password: str | None = None, login_s: float = 0, hang_up: bool = False
+    ) -> None:
         self._record = record
         self._password = password
+        self._login_s = login_s
         self._hang_up = hang_up
         self._connection: asyncssh.SSHServerConnection | None = None
 
@@ -124,8 +127,9 @@ class Keeper(asyncssh.SSHServer):
     def password_auth_supported(self) -> bool:
         return self._password is not None
 
-    def validate_password(self, username: str, password: str) -> bool:
+    async def validate_password(self, username: str, password: str) -> bool:
         self._record.told.append("password")
+        await asyncio.sleep(self._login_s)
         return password == self._password
 
     def auth_completed(self) -> None:
@@ -143,6 +147,7 @@ async def ssh_server(
     record: Record | None = None,
     host_key: object = HOST_KEY,
     password: str | None = None,
+    login_s: float = 0,
     hang_up: bool = False,
     **options: object,
 ) -> AsyncIterator[SshTarget]:
@@ -166,7 +171,7 @@ async def ssh_server(
             connections.append(conn)
 
     server = await asyncssh.create_server(
-        lambda: Recorded(record, password=password, hang_up=hang_up),
+        lambda: Recorded(record, password=password, login_s=login_s, hang_up=hang_up),
         "127.0.0.1",
         0,
         server_host_keys=[host_key],
@@ -193,6 +198,12 @@ async def header(process: asyncssh.SSHServerProcess[bytes]) -> None:
         pass
     process.stdout.write(f"iotjobs {found[1]} 1 1\n".encode())
     process.stderr.write(f"iotjobs {found[1]} 1 1\n".encode())
+
+
+async def says_gone(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """Answers a kill."""
+    process.stdout.write(b"asked\ngone TERM 0\n")
+    process.exit(0)
 
 
 async def hangs_in_exec(process: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -254,3 +265,117 @@ async def binary(process: asyncssh.SSHServerProcess[bytes]) -> None:
 async def private_signal(process: asyncssh.SSHServerProcess[bytes]) -> None:
     await header(process)
     process.exit_with_signal("STRANGE@example.com")
+
+
+@dataclass
+class Faults:
+    """What a device with faults does next, and what happened on it, in order.
+
+    Attributes:
+        window: bytes that a channel takes from its opening on; OpenSSH's is 0 until it answers the exec.
+        refuse: exec requests.
+        late_s: the next channel opens this much later.
+        cut: the next connection that gets so far: as a channel is asked for (`open`), with the exec
+            request before (`exec`) or after it ran (`ran`), in each case without an answer.
+        told: `open`, `exec`, `ran`, and what a test adds.
+        held: channels open now.
+    """
+
+    window: int = 2 * 1024 * 1024
+    refuse: bool = False
+    late_s: float = 0.0
+    cut: str = ""
+    told: list[str] = field(default_factory=list)
+    held: int = 0
+    connections: int = 0
+
+    def hits(self, step: str) -> bool:
+        """Whether the cut comes here; there is only one."""
+        found = self.cut == step
+        self.cut = "" if found else self.cut
+        return found
+
+
+class FaultyChannel(asyncssh.SSHServerSession[bytes]):
+    """Reads a command as a device's shell does; a raw one runs with its exec request."""
+
+    def __init__(self, faults: Faults, connection: asyncssh.SSHServerConnection) -> None:
+        self._faults, self._connection = faults, connection
+        self._mark, self._read = "", b""
+        self._channel: asyncssh.SSHServerChannel[bytes] | None = None
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        self._channel = chan
+        self._faults.held += 1
+        self._faults.told.append("open")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._faults.held -= 1
+
+    def exec_requested(self, command: str) -> bool:
+        faults = self._faults
+        faults.told.append("exec")
+        if faults.hits("exec"):
+            self._connection.abort()
+        elif not faults.refuse:
+            found = re.match(r"IOTJOBS_RUN=(\w+)", command)
+            self._mark = found[1] if found is not None else ""
+            if not self._mark:
+                self._ran()
+            return True
+        return False
+
+    def session_started(self) -> None:
+        if not self._mark and self._channel is not None:
+            self._channel.exit(0)
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        self._read += data
+        if self._read.endswith(b"\n.\n") and self._channel is not None:
+            line = f"iotjobs {self._mark} 1 1\n".encode()
+            self._ran()
+            self._channel.write(line)
+            self._channel.write_stderr(line)
+            self._channel.exit(0)
+
+    def _ran(self) -> None:
+        self._faults.told.append("ran")
+        if self._faults.hits("ran"):
+            self._connection.abort()
+
+
+@asynccontextmanager
+async def faulty_server(faults: Faults) -> AsyncIterator[SshTarget]:
+    """A device whose channels have faults; its logins and connections have none."""
+    connections: list[asyncssh.SSHServerConnection] = []
+
+    class Server(asyncssh.SSHServer):
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            self._connection = conn
+            connections.append(conn)
+            faults.connections += 1
+
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+        def session_requested(self) -> object:
+            if faults.hits("open"):
+                self._connection.abort()
+                return False
+            late_s, faults.late_s = faults.late_s, 0.0
+            channel = self._connection.create_server_channel(encoding=None, window=faults.window)
+
+            async def opened() -> FaultyChannel:
+                await asyncio.sleep(late_s)
+                return FaultyChannel(faults, self._connection)
+
+            return channel, opened()
+
+    server = await asyncssh.create_server(Server, "127.0.0.1", 0, server_host_keys=[HOST_KEY], encoding=None)
+    try:
+        yield zoo_target(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for connection in connections:
+            connection.abort()
+        await server.wait_closed()

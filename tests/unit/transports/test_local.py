@@ -40,6 +40,11 @@ async def test_raw_text_is_run_as_it_is() -> None:
     assert (end.exit_code, bytes(told.out), told.run) == (4, b"raw\n", [])
 
 
+async def test_both_outputs_can_be_opened_by_their_names() -> None:
+    end, told = await run("echo a >/dev/stdout; echo b >/dev/stderr; echo c | tee /proc/self/fd/2")
+    assert (end, bytes(told.out), bytes(told.err)) == (CommandEnd(0), b"a\nc\n", b"b\nc\n")
+
+
 async def test_a_detached_child_does_not_hold_the_end() -> None:
     mark, told = nonce(), Told()
     request = CommandRequest(nonce=mark, script="sleep 777 & exit 9")
@@ -89,6 +94,7 @@ async def test_an_unknown_user_runs_nothing() -> None:
 
 
 ON_UVLOOP = (
+    test_both_outputs_can_be_opened_by_their_names,
     test_output_exit_code_and_group_are_told,
     test_death_by_a_signal_is_told,
     test_raw_text_is_run_as_it_is,
