@@ -22,7 +22,7 @@ from tests.services.fleet import Fleet
 from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, Serve, StartServe, eventually
 
-KILLS = int(os.environ.get("IOTJOBS_TEST_KILLS") or 4)
+KILLS = int(os.environ.get("IOTJOBS_TEST_KILLS") or 3)
 JOBS_A_KILL = 40
 DEFINITE_WITHIN_S = 30
 
