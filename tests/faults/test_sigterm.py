@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,3 +228,101 @@ async def test_a_port_that_is_taken_is_said_and_nothing_is_left(serve: Serve) ->
     assert code == 2
     assert f"cannot bind 127.0.0.1:{serve.port}" in second.log
     assert "Traceback" not in second.log
+
+
+@pytest.mark.check(13)
+@pytest.mark.timeout(240)
+async def test_a_hundred_running_jobs_and_fifty_who_wait_hold_the_end_up_no_longer_than_the_grace(
+    serve: Serve, openssh: SshServer
+) -> None:
+    async with Rest(serve) as rest:
+        ways = []
+        for _ in range(20):
+            owner = await rest.device(openssh)
+            ways.append((owner, await rest.script(owner, "echo begun; sleep 300", concurrent=True)))
+        jobs = [job["id"] for job in await asyncio.gather(*(rest.execute(*way) for way in ways * 5))]
+
+        async def all_run() -> bool:
+            found = await rest.all_jobs(status="RUNNING")
+            return len(found) == 100 and all(job["output"]["bytes"] for job in found)
+
+        await eventually(all_run, 60, 0.25)
+        waits = [
+            asyncio.create_task(rest.call("GET", f"/jobs/{job_id}/output", query={"from": 0}))
+            for job_id in jobs[:25]
+        ] + [
+            asyncio.create_task(
+                rest.call(
+                    "POST",
+                    f"/objects/{owner['id']}/operations/{operation['id']}/execute",
+                    {"start_at": "2033-01-01T00:00:00Z"},
+                    query={"wait": 60},
+                )
+            )
+            for owner, operation in ways[:10] * 5
+        ]
+        await eventually(lambda: later(rest), 20)
+        began = time.monotonic()
+
+        code = await serve.stop(60)
+
+        took_s = time.monotonic() - began
+        answers = await asyncio.gather(*waits)
+    # All these devices are this one machine, and each kill looks at every process of it.
+    left = [job_id for job_id in jobs if f"a job was left under way job_id={job_id}" in serve.log]
+    print(f"ended {took_s:.1f} s after SIGTERM, {len(left)} of 100 were left")  # noqa: T201
+    assert code == 0
+    assert 30 <= took_s < 45
+    assert {answer.status for answer in answers[25:]} == {202}
+    assert serve.log.count("a job was left under way") == len(left)
+    alive = {job_id for job_id in jobs if end_processes(job_id)}
+    assert "Traceback" not in serve.log
+    await serve.start()
+    async with Rest(serve) as rest:
+        found = {job["id"]: job for job in await rest.all_jobs()}
+    for job_id in jobs:
+        assert (found[job_id]["status"], found[job_id]["outcome"]) == ("FINISHED", "lost")
+        error = found[job_id]["error"]
+        assert error["code"] == ("workerDied" if job_id in left else "serverStopped"), error
+        assert (job_id in alive) <= ("were killed and are gone" not in error["message"]), error
+    print(Counter(found[job_id]["error"]["message"] for job_id in jobs))  # noqa: T201
+
+
+def end_processes(job_id: str) -> bool:
+    """End what a job left on this machine; whether there was something."""
+    found = processes_of(job_id)
+    for path in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(path.parent.name), signal.SIGKILL)
+    return bool(found)
+
+
+async def later(rest: Rest) -> bool:
+    return len(await rest.all_jobs(status="PENDING")) == 50
+
+
+@pytest.mark.check(13)
+@pytest.mark.parametrize("serve", [1], indirect=True)
+async def test_what_cannot_be_ended_in_time_is_told_in_its_record_or_in_the_log(
+    serve: Serve, openssh: SshServer
+) -> None:
+    async with Rest(serve) as rest:
+        jobs = [await running(rest, openssh, "echo begun; sleep 60") for _ in range(3)]
+        openssh.freeze()
+        try:
+            began = time.monotonic()
+            assert await serve.stop(45) == 0
+            took_s = time.monotonic() - began
+        finally:
+            openssh.thaw()
+    left = [job_id for job_id in jobs if f"a job was left under way job_id={job_id}" in serve.log]
+    print(f"ended {took_s:.1f} s after SIGTERM, {len(left)} left")  # noqa: T201
+    assert took_s < 1 + 15
+    assert serve.log.count("a job was left under way") == len(left)
+
+    await serve.start()
+    async with Rest(serve) as rest:
+        for job_id in jobs:
+            job = await rest.job(job_id)
+            assert (job["status"], job["outcome"]) == ("FINISHED", "lost")
+            assert job["error"]["code"] == ("workerDied" if job_id in left else "serverStopped"), job["error"]
