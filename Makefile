@@ -6,7 +6,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format openapi bench lock clean
+.PHONY: help setup demo test faults check format openapi bench lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,11 @@ demo: setup ## start a server and a pretend fleet (ONCE=1: run it through once a
 
 test: setup ## run all tests, in random order (ARGS="-k lanes -x", WORKERS=4)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+faults: setup ## break things as often as docs/explanation/guarantees.md says (half an hour; SEED=number repeats)
+	IOTJOBS_TEST_KILLS=50 $(if $(SEED),IOTJOBS_TEST_SEED=$(SEED)) $(BIN)/python -m pytest --full -s -o timeout=3000 \
+	  tests/faults tests/contract/test_lanes.py tests/contract/test_races.py \
+	  tests/contract/test_status_model.py tests/contract/test_events.py $(ARGS)
 
 check: setup ## formatting, lint, types, import rules, spelling, dependencies
 	@failed=; \
