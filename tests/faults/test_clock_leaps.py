@@ -67,17 +67,17 @@ async def serve(make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto
 Jobs = dict[str, dict[str, Any]]
 
 
-async def waiting(rest: Rest, openssh: SshServer) -> Jobs:
+async def waiting(rest: Rest, openssh: SshServer, *, runs_s: int = 18) -> Jobs:
     """One of each kind of waiting, all for the same few seconds, and one that runs meanwhile."""
     device, thing = await rest.device(openssh), await rest.thing(thing="valve")
-    long = await rest.script(device, "sleep 18")
+    long = await rest.script(device, f"echo begun; sleep {runs_s}")
     behind = await rest.script(device, "true", ttl_s=SOON_S)
     later = await rest.script(device, "true", concurrent=True)
     ask = await rest.operation(
         thing, "mqtt", parameters={"topic": "x/valve", "message": "m", "answer": {"within_s": SOON_S}}
     )
     running = await rest.execute(device, long)
-    await rest.job_that(running["id"], lambda job: job["status"] == "RUNNING")
+    await rest.job_that(running["id"], lambda job: job["output"]["bytes"])
     at = clock.rfc3339(clock.now_ms() + int(SOON_S * 1000))
     made = {
         "life": await rest.execute(device, behind),
@@ -135,7 +135,7 @@ async def test_a_leap_while_stopped_loses_nothing_and_makes_nothing_wait_longer(
     serve: Serve, openssh: SshServer, watch: Watch, by_s: int
 ) -> None:
     async with Rest(serve) as rest:
-        jobs = await waiting(rest, openssh)
+        jobs = await waiting(rest, openssh, runs_s=90)
     await serve.kill()
     watch.set(by_s)
     await serve.start()
