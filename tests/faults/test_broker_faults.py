@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from iotjobs_sim.mqtt_devices import PretendDevice
@@ -74,17 +75,30 @@ async def test_a_broker_that_restarts_amid_a_hundred_messages_leaves_each_job_it
                 topic="iotjobs/valve/cmd",
                 message="{{jobId}}",
             )
-            submits = [asyncio.create_task(rest.execute(owner, operation)) for _ in range(100)]
+
+            def submit(count: int) -> None:
+                submits.extend(asyncio.create_task(rest.execute(owner, operation)) for _ in range(count))
+
+            submits: list[asyncio.Task[dict[str, Any]]] = []
+            submit(60)
             await device.wait_for(lambda: device.received.total() >= 20)
+            broker.freeze()  # what is published from here on cannot be acknowledged before the stop
+            submit(20)
+            await asyncio.gather(*submits)
+            await eventually(lambda: running(rest), 10)
+            under_way = await running(rest)
+            submit(20)
             await asyncio.to_thread(broker.stop, signal.Signals[how])
             await asyncio.to_thread(broker.start)
-            jobs = [await task for task in submits]
+            jobs = await asyncio.gather(*submits)
             await eventually(lambda: all_ended(rest), 40)
             found = {job["id"]: job for job in await rest.all_jobs()}
     finally:
         await device.stop()
 
+    assert len(under_way) >= 20, "too little was under way at the stop: it proves nothing"
     assert set(found) == {job["id"] for job in jobs}
+    assert len(found) == 100
     outcomes = Counter(job["outcome"] for job in found.values())
     assert set(outcomes) <= DEFINITE, outcomes
     assert outcomes["succeeded"] >= 20
@@ -93,6 +107,12 @@ async def test_a_broker_that_restarts_amid_a_hundred_messages_leaves_each_job_it
     for job in found.values():
         if job["outcome"] == "lost":
             assert job["error"]["code"] == "linkLost"
+
+
+async def running(rest: Rest) -> list[str]:
+    """The jobs that were published and not acknowledged, once there are twenty."""
+    items = (await rest.get("/jobs", status="RUNNING", limit=100))["items"]
+    return [job["id"] for job in items] if len(items) >= 20 else []
 
 
 async def all_ended(rest: Rest) -> bool:

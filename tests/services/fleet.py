@@ -23,9 +23,9 @@ class Fleet:
         self.accepted: dict[str, dict[str, Any]] = {}
         self._ways: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    async def define(self, server: SshServer) -> None:
+    async def define(self, server: SshServer, *, takes_s: float = 0.3) -> None:
         """Five SSH devices and a valve, each with operations that may be repeated and that may not."""
-        count = f"echo $IOTJOBS_JOB_ID >> {self.runs}; sleep 0.3; echo done"
+        count = f"echo $IOTJOBS_JOB_ID >> {self.runs}; sleep {takes_s}; echo done"
         valve = await self.rest.thing(thing="valve")
         for idempotent in (False, True):
             for number in range(DEVICES):
@@ -48,10 +48,13 @@ class Fleet:
         job = await (by or self.rest).execute(owner, operation)
         self.accepted[job["id"]] = operation
 
+    def ran(self) -> list[str]:
+        """The jobs that SSH devices began to run, in their order."""
+        return self.runs.read_text().split() if self.runs.exists() else []
+
     def counted(self) -> Counter[str]:
         """How often each job ran, by what devices counted; without what the broker itself repeated."""
-        runs = Counter(self.runs.read_text().split() if self.runs.exists() else [])
-        return runs + (self.valve.received - self.valve.redelivered)
+        return Counter(self.ran()) + (self.valve.received - self.valve.redelivered)
 
     def check(self, jobs: dict[str, dict[str, Any]]) -> Counter[str]:
         """Every job has a definite end that fits what the devices counted; the outcomes."""
