@@ -63,7 +63,9 @@ class OutputOut(BaseModel):
 
     bytes: int
     truncated: bool
-    pruned_at: str | None = Field(description="when what was kept of it was deleted, by the site's limits")
+    pruned_at: str | None = Field(
+        None, description="when what was kept of it was deleted by the site's limits; absent before that"
+    )
 
 
 class CancelOut(BaseModel):
@@ -177,7 +179,7 @@ def job_json(record: JobRecord, now: int) -> dict[str, Any]:
         "output": {
             "bytes": job.output_bytes,
             "truncated": job.output_truncated or not shown_whole,
-            "pruned_at": clock.rfc3339(job.output_pruned_at),
+            **({"pruned_at": clock.rfc3339(job.output_pruned_at)} if job.output_pruned_at else {}),
         },
     }
 
