@@ -18,7 +18,7 @@ from iotjobs.domain import retries
 from iotjobs.domain.errors import LeaseLost, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
-from iotjobs.domain.statuses import Outcome
+from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.presence import Presence
@@ -69,21 +69,31 @@ async def rescue(store: Store, settler: Settler, worker_id: str, standing: Stand
             count += 1
 
 
-async def _rescue_one(store: Store, settler: Settler, job: Job, standing: Standing) -> None:
+async def _rescue_one(store: Store, settler: Settler, found: Job, standing: Standing) -> None:
     def item(tx: Transaction) -> None:
         standing.check(tx)
-        plan = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0])
+        # Read again: its worker may have woken up and noted that it is about to send.
+        job = jobs.locked(tx, found.id)
+        if (job.attempt, job.worker_id, job.status) != (found.attempt, found.worker_id, found.status):
+            raise LeaseLost(f"job {job.id} is not what it was: attempt {job.attempt}, {job.status}")
         sent = job.sent_at is not None
-        now = clock.now_ms()
-        if retries.redelivery(sent=sent, idempotent=plan.idempotent) is retries.Redelivery.NEXT_ATTEMPT:
-            settler.again_now(tx, job, _GONE, now)
-        else:
-            settler.finish(tx, job, _lost(sent), now)
+        _give_up(tx, settler, job, (_GONE, _lost(sent)))
 
     try:
         await store.write(item)
     except (LeaseLost, TransitionRefused) as error:
-        log.info("a rescue came second", extra={"job_id": job.id, "why": str(error)})
+        log.info("a rescue came second", extra={"job_id": found.id, "why": str(error)})
+
+
+def _give_up(tx: Transaction, settler: Settler, job: Job, endings: tuple[Ending, Ending]) -> None:
+    """Give the job its next attempt by the first of the endings, or its end by the second."""
+    again, end = endings
+    plan, now = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0]), clock.now_ms()
+    decision = retries.redelivery(sent=job.sent_at is not None, idempotent=plan.idempotent)
+    if decision is retries.Redelivery.NEXT_ATTEMPT and job.status is Status.RUNNING:
+        settler.again_now(tx, job, again, now)
+    else:
+        settler.finish(tx, job, end, now)
 
 
 def _lost(sent: bool) -> Ending:
@@ -160,10 +170,11 @@ class Strays:
         log.error("a job was held and not run", extra={"job_id": job_id, "attempt": attempt})
 
         def item(tx: Transaction) -> None:
-            job = jobs.get(tx.conn, job_id)
+            job = jobs.locked(tx, job_id)
             if job.attempt != attempt:
                 raise LeaseLost(f"job {job_id} is at attempt {job.attempt}, not {attempt}")
-            self._settler.finish(tx, job, _forgotten(job.sent_at is not None), clock.now_ms())
+            ending = _forgotten(job.sent_at is not None)
+            _give_up(tx, self._settler, job, (ending, ending))
 
         try:
             await self._store.write(item)

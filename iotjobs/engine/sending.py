@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from iotjobs import clock
-from iotjobs.domain.errors import DeviceUnreachable, StorageFull, StoreUnavailable
+from iotjobs.domain.errors import DeviceUnreachable, LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Job, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.engine.presence import Membership
@@ -96,13 +96,20 @@ class Sending:
                 await self._write_sent()
             while clock.monotonic() - self._ours_at > SEND_WITHIN_S or not self._presence.is_fresh():
                 await self._ask()
+            self._refuse_if_buried()
         except (StoreUnavailable, StorageFull) as error:
             raise DeviceUnreachable(
                 f"not sent, because it could not be written down first: {error}"
             ) from error
         self.announced = True
 
+    def _refuse_if_buried(self) -> None:
+        """A process that was declared dead lives on under another id: what it had begun is others' now."""
+        if self._presence.worker_id != self._job.worker_id:
+            raise LeaseLost(f"worker {self._job.worker_id}, which began it, was declared dead")
+
     async def _write_sent(self) -> None:
+        self._refuse_if_buried()
         # The moment before the write counts: we may be frozen between its commit and the next line.
         since, now = clock.monotonic(), clock.now_ms()
         facts = {"sent_at": now, "nonce": self._job.nonce, "process_group": None}
@@ -115,6 +122,7 @@ class Sending:
         since = clock.monotonic()
 
         def item(tx: Transaction) -> None:
+            self._refuse_if_buried()
             self._presence.confirm(tx)
             jobs.note(tx, self._job.id, self._job.attempt, sent_at=self.sent_at)
 

@@ -112,6 +112,18 @@ def get(conn: Connection, job_id: str) -> Job:
     return job
 
 
+def locked(tx: Transaction, job_id: str) -> Job:
+    """The job as it stands, and stays until this transaction ends: for a decision on more than its status.
+
+    Raises:
+        NotFound: there is none.
+    """
+    row = tx.conn.execute(select(*job_columns).where(J.id == job_id).with_for_update()).first()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job_of(row)
+
+
 _plan = Prepared(
     select(tables.plans.c.plan, tables.plans.c.secret).where(tables.plans.c.job_id == bindparam("job_id"))
 )

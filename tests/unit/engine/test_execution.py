@@ -292,6 +292,18 @@ async def test_an_attempt_that_is_not_ours_any_more_sends_nothing(sqlite_store: 
     assert (await job_of(sqlite_store, job.id)).sent_at is None
 
 
+@pytest.mark.parametrize("sent", [False, True])
+async def test_who_was_declared_dead_and_lives_under_another_id_sends_nothing_of_before(
+    sqlite_store: Store, sent: bool
+) -> None:
+    job = await running_job(sqlite_store, sent=sent)
+    risen = Sending(sqlite_store, Begun(job, plan(), since=clock.monotonic()), Alone("w1 risen"))
+
+    with pytest.raises(LeaseLost, match="declared dead"):
+        await risen.before_send()
+    assert (await job_of(sqlite_store, job.id)).sent_at == job.sent_at
+
+
 @pytest.mark.parametrize("meanwhile", ["nothing", "ended", "another attempt"])
 async def test_who_was_frozen_before_sending_looks_whether_it_still_may(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, meanwhile: str

@@ -9,7 +9,8 @@ import pytest
 
 from iotjobs.domain.jobs import Delivery, Ending, Transport
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.rescue import Strays, rescue
+from iotjobs.engine.leases import Always
+from iotjobs.engine.rescue import Strays, _rescue_one, rescue
 from iotjobs.store import jobs, queue, tables
 from iotjobs.store.session import Store
 from tests.services.rows import MakeEngine, add_job, begin, events_of, job_of, plan, rows_of, running_job
@@ -97,14 +98,11 @@ async def test_more_than_one_batch_is_rescued(
 # --- what we hold and do not run ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sent", "said"), [(True, "after it was sent; it may have run"), (False, "before it was sent")]
-)
 async def test_what_two_sweeps_found_held_and_not_run_is_lost_and_told(
-    sqlite_store: Store, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture, sent: bool, said: str
+    sqlite_store: Store, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine(worker_id="alive")
-    job = await running_job(sqlite_store, worker_id="alive", sent=sent, lane="a")
+    job = await running_job(sqlite_store, worker_id="alive", sent=True, lane="a")
     behind = await add_job(sqlite_store, lane="a")
     strays = engine.deadlines.strays
 
@@ -116,10 +114,34 @@ async def test_what_two_sweeps_found_held_and_not_run_is_lost_and_told(
 
     lost = await job_of(sqlite_store, job.id)
     assert (lost.outcome, lost.error_code, lost.sent_at) == (Outcome.LOST, "internalError", job.sent_at)
-    assert lost.error_message == f"iotjobs lost track of it {said}, see the log"
+    said = "iotjobs lost track of it after it was sent; it may have run, see the log"
+    assert lost.error_message == said
     assert (await engine.dispatcher.take()).job_id == behind.id
     assert strays.ended == 1
     assert [record.job_id for record in caplog.records] == [job.id]
+
+
+async def test_a_stray_that_had_sent_nothing_gets_its_next_attempt(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await running_job(sqlite_store, worker_id="alive")
+    for _ in range(2):
+        await engine.deadlines.strays.look()
+    assert (await job_of(sqlite_store, job.id)).status is Status.PENDING
+    assert (await engine.dispatcher.take()).job_id == job.id
+
+
+async def test_a_dead_worker_that_wakes_up_while_it_is_rescued_is_believed(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(worker_id="alive")
+    seen = await running_job(sqlite_store, worker_id="dead")
+    await sqlite_store.write(lambda tx: jobs.note(tx, seen.id, seen.attempt, sent_at=7))
+
+    await _rescue_one(sqlite_store, engine.settler, seen, Always())
+
+    assert (await job_of(sqlite_store, seen.id)).outcome is Outcome.LOST  # not repeated: it may have run
 
 
 async def test_what_runs_here_or_is_parked_or_another_holds_is_no_stray(
