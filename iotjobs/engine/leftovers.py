@@ -94,7 +94,9 @@ class Leftovers:
         ending = Ending(Outcome.LOST, error_code=control.NOT_CONFIRMED, error_message=what)
 
         def item(tx: Transaction) -> None:
-            row = jobs.get(tx.conn, job.id)  # a stop may have become a cancel
+            row = jobs.locked(tx, job.id)  # a stop may have become a cancel
+            if row.sent_at != job.sent_at:  # its worker woke up and sent: the next look begins anew
+                raise LeaseLost(f"job {job.id} was sent while its end was prepared")
             now = replace(job, status=row.status, cancel=row.cancel)
             if row.status not in control.ASKED:
                 raise TransitionRefused(job.id, row.status, job.status)

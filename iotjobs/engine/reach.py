@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iotjobs import clock
-from iotjobs.domain.errors import BadRequest, CredentialsRefused, DeliveryError, DeviceUnreachable, NotFound
+from iotjobs.domain.errors import (
+    BadRequest,
+    CredentialsRefused,
+    DeliveryError,
+    DeviceUnreachable,
+    NotFound,
+    StoreUnavailable,
+)
 from iotjobs.domain.jobs import Job, Transport
 from iotjobs.store import entities
 from iotjobs.store.entities import SshAccess
@@ -109,6 +116,12 @@ class Reach:
             return await self._looked_up(job.target_id)
         except (NotFound, BadRequest) as error:
             raise DeviceUnreachable(error.detail) from error
+        except StoreUnavailable as error:
+            # A kill must not wait for the database: the way was right some seconds ago.
+            kept = self._kept.get(job.target_id)
+            if kept is None:
+                raise DeviceUnreachable(f"the way to the device cannot be looked up: {error}") from error
+            return kept.target
 
     async def _looked_up(self, object_id: str) -> SshTarget:
         kept = self._kept.get(object_id)

@@ -33,8 +33,9 @@ _STATEMENT_S = 10.0
 _LOG_KEPT = "10 minutes"
 
 _OFFER = f"""
-INSERT INTO {_QUEUE} (id, priority, entrypoint, payload, dedupe_key, status)
+INSERT INTO {_QUEUE} (id, execute_after, priority, entrypoint, payload, dedupe_key, status)
 SELECT (seq << {_SERIAL_BITS}) | (nextval('{_QUEUE}_id_seq') & {(1 << _SERIAL_BITS) - 1}),
+       to_timestamp(0),  -- now() would hide it for as long as somebody sets the clock back
        priority, '{ENTRYPOINT}', convert_to(key, 'UTF8'), key, 'queued'
 FROM unnest($1::bigint[], $2::int[], $3::text[]) AS offered (seq, priority, key)
 ON CONFLICT (dedupe_key) WHERE status IN ('queued', 'picked') AND dedupe_key IS NOT NULL DO NOTHING

@@ -7,7 +7,13 @@ import pytest
 from sqlalchemy import delete, update
 
 from iotjobs import clock
-from iotjobs.domain.errors import BadRequest, CredentialsRefused, DeviceUnreachable, NotFound
+from iotjobs.domain.errors import (
+    BadRequest,
+    CredentialsRefused,
+    DeviceUnreachable,
+    NotFound,
+    StoreUnavailable,
+)
 from iotjobs.domain.jobs import Transport
 from iotjobs.engine.reach import KEPT_S
 from iotjobs.store import definitions, entities, tables
@@ -149,3 +155,24 @@ async def test_what_runs_here_is_found_and_ended_by_its_mark(
     job = await running_job(sqlite_store, transport=Transport.LOCAL)
 
     assert (await engine.reach.kill(replace(job, nonce="f" * 16), 0, 0.1)).verdict is Gone.GONE
+
+
+async def test_without_the_database_the_last_known_way_is_taken(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    known = await engine.thing(ssh=address(credential_id=await credential(engine)))
+    other = await engine.thing(ssh=address(credential_id=await credential(engine)))
+    job = await running_job(sqlite_store, target_id=known)
+    before = await engine.reach._target(job)
+
+    async def away(_query: object) -> None:
+        raise StoreUnavailable("away")
+
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now + KEPT_S + 1)
+    monkeypatch.setattr(sqlite_store, "look", away)
+
+    assert await engine.reach._target(job) == before
+    with pytest.raises(DeviceUnreachable, match="cannot be looked up: away"):
+        await engine.reach._target(replace(job, target_id=other))
