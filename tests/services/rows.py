@@ -196,7 +196,12 @@ class Engine:
         self.reach = Reach(store, self.secrets, self.ssh, LocalTransport())
         self.publishing = Publishing(store, self.settler, publisher)
         self.executor = Executor(
-            store, self.settler, self.reach, self.publishing, output_cap_bytes=output_cap_bytes
+            store,
+            self.settler,
+            self.reach,
+            self.publishing,
+            presence=Alone(worker_id),
+            output_cap_bytes=output_cap_bytes,
         )
         self.worker = Worker(
             store,

@@ -131,7 +131,7 @@ async def died_while_it_ran(engine: Engine, store: Store, folder: Path) -> tuple
     """A job that waits for its next attempt, and the processes of the one whose worker died."""
     made = first_hangs(folder)
     job = await running_job(store, of=made)
-    task = asyncio.create_task(engine.executor.run(Begun(job, made)))
+    task = asyncio.create_task(engine.executor.run(Begun(replace(job, worker_id="alive"), made)))
     await until((folder / "pid").exists)
     task.cancel()
     await asyncio.wait({task})
@@ -244,7 +244,7 @@ async def test_where_nothing_can_be_left_the_next_attempt_begins_at_once(
         job = await running_job(sqlite_store, of=made, sent=way == "raw", worker_id="dead")
         await rescue(sqlite_store, engine.settler, "alive")
     else:
-        job = await running_job(sqlite_store, of=made)
+        job = await running_job(sqlite_store, of=made, worker_id="alive")
         await engine.executor.run(Begun(job, made))
 
     begun = await begin_again(engine, job)

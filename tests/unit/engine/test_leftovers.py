@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ async def orphan(engine: Engine, folder: Path, **members: Any) -> Job:
     """A job under way on this host whose worker, `w1`, has died; the row."""
     made = plan(script=f"echo $$ >{folder}/pid; exec sleep 77", kill_after_s=0.2, **members)
     job = await running_job(engine.store, of=made)
-    task = asyncio.create_task(engine.executor.run(Begun(job, made)))
+    task = asyncio.create_task(
+        engine.executor.run(Begun(replace(job, worker_id=engine.worker.worker_id), made))
+    )
     await until((folder / "pid").exists)
     task.cancel()
     await asyncio.wait({task})
