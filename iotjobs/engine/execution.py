@@ -14,7 +14,7 @@ from iotjobs.domain.errors import IotJobsError, LeaseLost
 from iotjobs.domain.jobs import Ending, Job, Transport
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.commands import CommandRun
-from iotjobs.engine.presence import Alone, Membership
+from iotjobs.engine.presence import Membership
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
@@ -36,10 +36,10 @@ class Executor:
         reach: Reach,
         publishing: Publishing,
         *,
-        presence: Membership | None = None,
+        presence: Membership,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
     ) -> None:
-        self.presence = presence or Alone("")
+        self.presence = presence
         self.store, self.settler, self.reach, self._publishing = store, settler, reach, publishing
         self.output_cap_bytes = output_cap_bytes
         self._watches: dict[str, tuple[Job, Watch]] = {}

@@ -24,7 +24,7 @@ from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
 from iotjobs.engine.commands import command_request
 from iotjobs.store import entities, jobs, queue, tables
-from iotjobs.store.queue import Offers, Ticket
+from iotjobs.store.queue import Offers
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
 from iotjobs.store.statements import Prepared
@@ -158,7 +158,7 @@ class Intake:
                     return Submitted(earlier)
             seq = jobs.insert_job(tx, row, rendered.plan, rendered.secret)
             if row["start_at"] is None:
-                ticket = Ticket(queue.rank_of(row["priority"], row["low_priority"]), 0, seq, row["id"])
+                ticket = queue.ticket_of(tx.conn, jobs.inserted(row, seq))
                 if not queue.offer_if_free(tx, row["lane"], ticket, now, self._offers):
                     row["pending_reason"] = PendingReason.LANE
             return Submitted(row["id"], jobs.inserted(row, seq))

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     bindparam,
@@ -26,14 +27,14 @@ from sqlalchemy import (
     update,
 )
 
+from iotjobs.domain.control import ASKED
 from iotjobs.domain.jobs import Job, PendingReason
-from iotjobs.domain.statuses import Status
+from iotjobs.domain.statuses import ACTIVE, Status
 from iotjobs.store import tables
 from iotjobs.store.jobs import J, job_columns, job_of, set_low_priority
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
-_ACTIVE = (Status.RUNNING, Status.STOPPING, Status.CANCELING)
 _HELD = (PendingReason.QUEUE, PendingReason.DRAINED)
 
 
@@ -106,13 +107,26 @@ def lock_lane(conn: Connection, lane: str) -> bool:
     return True
 
 
-# A job's start has come (parameter `now`), and: an attempt of it is under way.
+# A job's start has come (parameter `now`).
 READY = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
-# Not IN: see `Prepared`.
-UNDER_WAY = or_(*(J.status == status for status in _ACTIVE))
-# What waits for more than its lane lets the others of the lane pass.
-_HELD_BACK = or_(*(J.pending_reason == reason for reason in _HELD))
-_FREE = or_(J.pending_reason.is_(None), not_(_HELD_BACK))
+
+
+# Not IN, here and below: see `Prepared`.
+def under_way(columns: Any) -> ColumnElement[bool]:
+    """Whether an attempt of a row is under way."""
+    return or_(*(columns.status == status for status in sorted(ACTIVE)))
+
+
+def _held_back(columns: Any) -> ColumnElement[bool]:
+    return or_(*(columns.pending_reason == reason for reason in _HELD))
+
+
+def _free(columns: Any) -> ColumnElement[bool]:
+    """What waits for more than its lane lets the others of the lane pass."""
+    return or_(columns.pending_reason.is_(None), not_(_held_back(columns)))
+
+
+UNDER_WAY, _HELD_BACK, _FREE = under_way(J), _held_back(J), _free(J)
 _lane_busy = Prepared(
     select(J.seq)
     .where(J.lane == bindparam("lane"), or_(UNDER_WAY, and_(READY, _FREE)), J.id != bindparam("but"))
@@ -187,22 +201,18 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
     ahead = exists().where(
         other.c.lane == J.lane,
         or_(
-            other.c.status.in_(_ACTIVE),
+            under_way(other.c),
             and_(
                 other.c.status == Status.PENDING,
                 or_(other.c.start_at.is_(None), other.c.start_at <= now),
-                or_(other.c.pending_reason.is_(None), other.c.pending_reason.not_in(_HELD)),
+                _free(other.c),
                 _before(other.c, J),
             ),
         ),
     )
     query = (
         select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id)
-        .where(
-            READY,
-            or_(J.lane.is_(None), ~ahead),
-            or_(J.pending_reason.is_(None), J.pending_reason.not_in(_HELD)),
-        )
+        .where(READY, or_(J.lane.is_(None), ~ahead), _FREE)
         .order_by(J.low_priority, J.priority.desc(), J.seq)
         .limit(limit)
     )
@@ -257,9 +267,6 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 
 
-_ASKED = (Status.STOPPING, Status.CANCELING)
-
-
 def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool = False) -> list[Job]:
     """Attached attempts under way that a worker holds who is neither this one nor alive.
 
@@ -271,7 +278,7 @@ def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool =
     """
     W = tables.workers.c
     alive = exists().where(W.id == J.worker_id, W.gone_at.is_(None))
-    statuses = _ASKED if asked else (Status.RUNNING,)
+    statuses = ASKED if asked else {Status.RUNNING}
     query = (
         select(*job_columns)
         .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~alive)
@@ -283,7 +290,7 @@ def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool =
 
 def asked(conn: Connection, worker_id: str) -> list[Job]:
     """Attempts that a worker holds and that a person wants ended."""
-    query = select(*job_columns).where(J.status.in_(_ASKED), J.worker_id == worker_id)
+    query = select(*job_columns).where(J.status.in_(ASKED), J.worker_id == worker_id)
     return [job_of(row) for row in conn.execute(query)]
 
 
@@ -312,7 +319,5 @@ def _is_next(conn: Connection, job: Job, now: int) -> bool:
 
 def held(conn: Connection, worker_id: str) -> list[tuple[str, int]]:
     """Attached attempts under way that a worker holds: (job id, attempt's number)."""
-    query = select(J.id, J.attempt).where(
-        J.status.in_(_ACTIVE), J.deadline_at.is_(None), J.worker_id == worker_id
-    )
+    query = select(J.id, J.attempt).where(UNDER_WAY, J.deadline_at.is_(None), J.worker_id == worker_id)
     return [(id_, attempt) for id_, attempt in conn.execute(query)]

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Table,
     bindparam,
     delete,
     func,
@@ -21,7 +19,6 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -29,9 +26,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Job, JobType, PendingReason
 from iotjobs.domain.statuses import ACTIVE, Status
-from iotjobs.store import tables
+from iotjobs.store import facts, tables
 from iotjobs.store.jobs import J, job_columns, job_of
-from iotjobs.store.queue import READY, UNDER_WAY, Offers, ticket_of
+from iotjobs.store.queue import READY, UNDER_WAY, Offers, lock_lane, ticket_of
+from iotjobs.store.queue import under_way as is_under_way
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
@@ -90,15 +88,11 @@ def states(conn: Connection) -> list[QueueState]:
 def put(tx: Transaction, name: str, concurrency: int | None) -> bool:
     """Make a queue or change its limit; whether it is new."""
     known = tx.conn.execute(select(Q.name).where(Q.name == name)).first() is not None
-    _upsert(tx, tables.queues, {"name": name, "concurrency": concurrency})
-    return not known and name not in BUILT_IN
-
-
-def _upsert(tx: Transaction, table: Table, row: dict[str, Any]) -> None:
-    """Insert a row, or change the one of its name; somebody else may be inserting it just now."""
+    row = {"name": name, "concurrency": concurrency}
     make = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
-    changes = {column: value for column, value in row.items() if column != "name"}
-    tx.conn.execute(make(table).values(row).on_conflict_do_update(index_elements=["name"], set_=changes))
+    made = make(tables.queues).values(row)  # somebody else may be making it just now
+    tx.conn.execute(made.on_conflict_do_update(index_elements=["name"], set_={"concurrency": concurrency}))
+    return not known and name not in BUILT_IN
 
 
 def remove(tx: Transaction, name: str) -> None:
@@ -144,12 +138,8 @@ def known_name(conn: Connection, name: str) -> str:
 
 def has_place(conn: Connection, name: str, limit: int) -> bool:
     """Whether another attempt may begin in a queue; nobody else begins one in it meanwhile."""
-    if conn.dialect.name == "postgresql":
-        conn.execute(_lock, {"name": f"queue:{name}"})
+    lock_lane(conn, f"queue:{name}")
     return _running_in(conn, name) < limit
-
-
-_lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
 def _running_in(conn: Connection, name: str) -> int:
@@ -207,7 +197,7 @@ _other = tables.jobs.alias("other")
 _lane_taken = (
     select(literal_column("1"))
     .select_from(_other)
-    .where(_other.c.lane == J.lane, or_(*(_other.c.status == status for status in sorted(ACTIVE))))
+    .where(_other.c.lane == J.lane, is_under_way(_other.c))
     .exists()
 )
 
@@ -252,7 +242,7 @@ def dispatching(conn: Connection) -> bool:
 
 def set_dispatching(tx: Transaction, is_open: bool) -> None:
     """Open or drain the site. Ready jobs wait with the reason `drained` until it is opened."""
-    _upsert(tx, tables.site, {"name": _DISPATCH, "value": "open" if is_open else "drained"})
+    facts.put(tx, _DISPATCH, "open" if is_open else "drained")
     tell_switched(tx)
 
 
