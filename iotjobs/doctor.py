@@ -31,7 +31,7 @@ from iotjobs.domain.errors import ConfigurationError, EngineError
 from iotjobs.settings import Settings
 from iotjobs.store.migrations.migrate import HEAD, REVISIONS, revision_of
 from iotjobs.store.secrets import load_or_make_key
-from iotjobs.store.session import open_store
+from iotjobs.store.session import forgets_in_crash, open_store
 from iotjobs.transports.broker import BrokerProcess
 from iotjobs.transports.broker_child import find_mosquitto
 from iotjobs.transports.broker_files import Credential, broker_username, hash_password
@@ -213,6 +213,7 @@ async def database(chosen: Settings) -> Finding:
             await store.start()
             async with asyncio.timeout(_ANSWER_S):
                 revision = await store.read(revision_of)
+                forgets = await store.read(forgets_in_crash)
         finally:
             await store.stop()
     except TimeoutError:
@@ -221,6 +222,9 @@ async def database(chosen: Settings) -> Finding:
         return fail(name, str(error), cure)
     except DBAPIError as error:
         return fail(name, str(error.orig), cure)
+    if forgets:
+        cure = f"set {forgets} = on: without it a crash of the server takes back what was promised, and may repeat it"
+        return warn(name, f"{forgets} is off", cure)
     if revision is None:
         return ok(name, f"empty; is brought to revision {HEAD} at the start")
     if revision not in REVISIONS:

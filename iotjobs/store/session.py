@@ -118,6 +118,17 @@ def postgres_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
+def forgets_in_crash(conn: Connection) -> str | None:
+    """The server's setting by which a crash may take back what was committed; None when there is none.
+
+    `synchronous_commit` is not among them: our sessions set it themselves.
+    """
+    if conn.dialect.name != "postgresql":
+        return None
+    names = ("fsync", "full_page_writes")
+    return next((name for name in names if conn.exec_driver_sql(f"SHOW {name}").scalar() != "on"), None)
+
+
 def sqlite_engine(path: str, *, read_only: bool, busy_ms: int = 5000) -> Engine:
     """An engine on one SQLite file: WAL, FULL, foreign keys, BEGIN IMMEDIATE for the writer.
 
@@ -254,6 +265,9 @@ class PostgresStore:
                     "application_name": "iotjobs",
                     "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
                     "statement_timeout": str(STATEMENT_MS),
+                    # What was promised to a caller or sent to a device must not be taken back by a crash
+                    # of the server, however the database is set.
+                    "synchronous_commit": "on",
                 },
             },
         )

@@ -141,15 +141,17 @@ async def test_an_open_write_transaction_holds_back_and_loses_nothing(store: Sto
     assert lag.reason() is None
 
 
-async def test_a_transaction_that_stands_still_is_ended_by_the_server(store: Store) -> None:
+async def test_a_session_on_the_server_is_bounded_and_commits_to_disk_however_the_server_is_set(
+    store: Store,
+) -> None:
     if not isinstance(store, PostgresStore):
         pytest.skip("of PostgreSQL")
 
     def limits(conn: Any) -> list[str]:
-        names = ("idle_in_transaction_session_timeout", "statement_timeout")
+        names = ("idle_in_transaction_session_timeout", "statement_timeout", "synchronous_commit")
         return [conn.execute(text(f"SHOW {name}")).scalar_one() for name in names]
 
-    assert await store.read(limits) == ["5s", "30s"]
+    assert await store.read(limits) == ["5s", "30s", "on"]
 
 
 async def test_a_resume_below_what_was_pruned_is_told_and_goes_on(store: Store) -> None:
