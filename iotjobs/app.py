@@ -83,6 +83,7 @@ class Site:
     mqtt_url: str | None = None
     worker: Worker | None = None
     readiness: Readiness = field(default_factory=Readiness)
+    _ending_since: float | None = None
     _lock: int | None = None
     _store: Store | None = None
     _ssh: SshTransport | None = None
@@ -263,7 +264,8 @@ class Site:
             self.disk_failed.set()
 
     def let_go(self) -> None:
-        """Answer those who wait for a job, or for events, so that they do not hold up the end."""
+        """Answer those who wait for a job, or for events, so that they do not hold up the end; the grace begins."""
+        self._ending_since = clock.monotonic()
         for feed in (self._feed, self._events):
             if feed is not None:
                 feed.let_go()
@@ -271,8 +273,10 @@ class Site:
     async def stop(self) -> None:
         """Let running jobs end within the grace, then take everything down in the opposite order."""
         grace_s = 0.0 if self.disk_failed.is_set() else self.settings.stop_grace_s  # no end can be kept
+        if self._ending_since is not None:
+            grace_s -= clock.monotonic() - self._ending_since
         if self.worker is not None:
-            await self.worker.drain(grace_s)
+            await self.worker.drain(max(0.0, grace_s))
         while self._services:
             await self._services.pop().stop()
         if self._ssh is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import replace
 
 import msgspec
 
 from iotjobs import clock
-from iotjobs.domain.errors import LeaseLost, StoreUnavailable, TransitionRefused
+from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
@@ -30,7 +29,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
-INTERRUPT_S = 12.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
+INTERRUPT_S = 9.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
+LEAVE_S = 1.0  # what is cut off after that takes its leave: all together so much, and no longer
 
 
 class Worker(LoopService):
@@ -120,15 +120,27 @@ class Worker(LoopService):
         if self._running:
             self._executor.interrupt()
             await asyncio.wait(list(self._running), timeout=INTERRUPT_S)
-        left = dict(self._running)
-        self._left.update(left.values())
-        for task in left:
+        if not self._running:
+            return []
+        cut_off = dict(self._running)
+        self._left.update(cut_off.values())
+        for task in cut_off:
             task.cancel()
-        for task, job_id in left.items():
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.wait(cut_off, timeout=LEAVE_S)
+        left = await self._still_held(set(cut_off.values()))
+        for job_id in left:
             log.warning("a job was left under way", extra={"job_id": job_id})
-        return list(left.values())
+        return left
+
+    async def _still_held(self, cut_off: set[str]) -> list[str]:
+        """Those of them that have no end: it may have been on its way to the disk when they were cut off."""
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                # A write, though it writes nothing: it comes after every end that was given to the writer.
+                held = await self._store.write(lambda tx: queue.held(tx.conn, self.worker_id))
+        except (TimeoutError, StorageFull, StoreUnavailable):
+            return sorted(cut_off)
+        return sorted(cut_off & {job_id for job_id, _ in held})
 
     async def _work(self, ticket: Ticket) -> None:
         try:
