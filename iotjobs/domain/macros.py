@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from iotjobs.domain.positions import line_and_column
 from iotjobs.domain.shelltext import place
 from iotjobs.domain.shellwords import Refused
 
@@ -49,7 +50,7 @@ class MacroError(ValueError):
 
     def __init__(self, message: str, text: str, position: int, *, name: str | None = None) -> None:
         self.message, self.position, self.name = message, position, name
-        self.line, self.column = _line_and_column(text, position)
+        self.line, self.column = line_and_column(text, position)
         super().__init__(f"{message} (line {self.line}, column {self.column})")
 
 
@@ -219,7 +220,7 @@ def _places(text: str, macros: list[Macro], interpreter: str) -> dict[int, str]:
     except Refused as refused:
         message = refused.reason
         if refused.cause is not None:
-            line, column = _line_and_column(text, refused.cause)
+            line, column = line_and_column(text, refused.cause)
             message += (
                 f" (found in line {line}, column {column}); use args or env, or give the value"
                 ' to a variable first: x={{…}}, then "$x"'
@@ -329,8 +330,3 @@ def _encode(value: JSON, text: str, position: int, name: str | None) -> str:
         what = "the message" if name is None else f"the value of {{{{{name}}}}}"
         raise MacroError(f"{what} is not JSON in UTF-8", text, position, name=name) from error
     return encoded
-
-
-def _line_and_column(text: str, position: int) -> tuple[int, int]:
-    begin = text.rfind("\n", 0, position) + 1
-    return text.count("\n", 0, position) + 1, position - begin + 1

@@ -1,0 +1,289 @@
+"""What the operators of `expressions` do with values as JSON has them.
+
+Each function here returns a closure over the closures of its operands. One that cannot give a value
+raises `NoValue`, whose words name the operand as it was written.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# An operand: how it is evaluated, and how it was written.
+Operand = tuple[Callable[[Any], Any], str]
+
+
+class NoValue(Exception):
+    """A part of an expression has no value.
+
+    Attributes:
+        why: in words.
+        missing: a member or property that is not there; False when its kind does not fit.
+    """
+
+    def __init__(self, why: str, *, missing: bool = False) -> None:
+        super().__init__(why)
+        self.why, self.missing = why, missing
+
+
+def kind(value: Any) -> str:
+    """What a value is, for people."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case Mapping():
+            return "an object"
+    return "a list"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Equality of JSON values: 1 equals 1.0, and nothing of another kind."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return bool(left == right)
+
+
+def _contains(left: Any, right: Any, words: tuple[str, str]) -> bool:
+    if isinstance(right, Mapping):
+        return isinstance(left, str) and left in right
+    if isinstance(right, list | tuple):
+        return any(equal(left, one) for one in right)
+    raise NoValue(f"{words[1]} is {kind(right)}, and `in` wants a list or an object")
+
+
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+
+
+def binary(sign: str, left: Operand, right: Operand) -> Callable[[Any], Any]:
+    """`left sign right`, of comparisons and arithmetic."""
+    (run_left, left_words), (run_right, right_words) = left, right
+    words = (left_words, right_words)
+    if sign == "==":
+        return lambda facts: equal(run_left(facts), run_right(facts))
+    if sign == "!=":
+        return lambda facts: not equal(run_left(facts), run_right(facts))
+    if sign == "in":
+        return lambda facts: _contains(run_left(facts), run_right(facts), words)
+    if sign in _ORDER:
+        compare = _ORDER[sign]
+
+        def ordered(facts: Any) -> bool:
+            a, b = run_left(facts), run_right(facts)
+            if (_is_number(a) and _is_number(b)) or (isinstance(a, str) and isinstance(b, str)):
+                return compare(a, b)
+            raise NoValue(
+                f"{_said(left_words, a)} and {_said(right_words, b)}: {sign} compares numbers, or texts"
+            )
+
+        return ordered
+    count = _ARITHMETIC[sign]
+
+    def counted(facts: Any) -> Any:
+        a, b = run_left(facts), run_right(facts)
+        if sign == "+" and ((isinstance(a, str) and isinstance(b, str)) or (_is_list(a) and _is_list(b))):
+            return a + b
+        if not (_is_number(a) and _is_number(b)):
+            raise NoValue(f"{_said(left_words, a)} and {_said(right_words, b)}: {sign} wants two numbers")
+        return _number(lambda: count(float(a), float(b)), f"{left_words} {sign} {right_words}")
+
+    return counted
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _number(count: Callable[[], float], words: str) -> float:
+    try:
+        value = count()
+    except ZeroDivisionError:
+        raise NoValue(f"{words} divides by zero") from None
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise NoValue(f"{words} is too large")
+    return value
+
+
+def _said(words: str, value: Any) -> str:
+    return words if words == kind(value) else f"{words} is {kind(value)}"
+
+
+def unary(sign: str, of: Operand) -> Callable[[Any], Any]:
+    """`!of` or `-of`."""
+    run, words = of
+
+    def negated(facts: Any) -> bool:
+        value = run(facts)
+        if type(value) is not bool:
+            raise NoValue(f"{words} is {kind(value)}, not true or false")
+        return not value
+
+    def minus(facts: Any) -> Any:
+        value = run(facts)
+        if not _is_number(value):
+            raise NoValue(f"{words} is {kind(value)}, not a number")
+        return -value
+
+    return negated if sign == "!" else minus
+
+
+def logic(parts: Sequence[Operand], *, decisive: bool) -> Callable[[Any], bool]:
+    """`||` (decisive: True) or `&&` (False): one decisive part decides, whatever has no value beside it."""
+
+    def decide(facts: Any) -> bool:
+        problem: NoValue | None = None
+        for run, words in parts:
+            try:
+                value = run(facts)
+            except NoValue as error:
+                problem = problem or error
+                continue
+            if value is decisive:
+                return bool(value)
+            if not isinstance(value, bool) and problem is None:
+                problem = NoValue(f"{words} is {kind(value)}, not true or false")
+        if problem is not None:
+            raise problem
+        return not decisive
+
+    return decide
+
+
+def choice(
+    asked: Callable[[Any], Any], words: str, then: Callable[[Any], Any], otherwise: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """`asked ? then : otherwise`; the other side is not evaluated."""
+
+    def choose(facts: Any) -> Any:
+        value = asked(facts)
+        if type(value) is not bool:
+            raise NoValue(f"{words} is {kind(value)}, not true or false")
+        return then(facts) if value else otherwise(facts)
+
+    return choose
+
+
+def property_of(name: str) -> Callable[[Any], Any]:
+    """The property of a name."""
+
+    def read(facts: Any) -> Any:
+        try:
+            return facts.properties[name]
+        except KeyError:
+            raise NoValue(f"there is no property {name}", missing=True) from None
+
+    return read
+
+
+def root(name: str) -> Callable[[Any], Any]:
+    """One of the roots."""
+    get = operator.attrgetter(name)
+
+    def read(facts: Any) -> Any:
+        value = get(facts)
+        if value is None:
+            raise NoValue(f"there is no {name}: only links have one")
+        return value
+
+    return read
+
+
+def member(of: Operand, key: Operand) -> Callable[[Any], Any]:
+    """`of[key]`, or `of.key`: a member of an object by its name, or of a list by its number from 0."""
+    (run, words), (run_key, key_words) = of, key
+
+    def read(facts: Any) -> Any:
+        value, wanted = run(facts), run_key(facts)
+        if isinstance(value, Mapping):
+            if not isinstance(wanted, str):
+                raise NoValue(f"{key_words} is {kind(wanted)}, and members of {words} have names")
+            if wanted not in value:
+                raise NoValue(f"{words} has no {wanted}", missing=True)
+            return value[wanted]
+        if isinstance(value, list | tuple):
+            if not _is_number(wanted) or wanted != int(wanted):
+                raise NoValue(f"{_said(key_words, wanted)}, and {words} is a list, counted from 0")
+            if not 0 <= wanted < len(value):
+                raise NoValue(f"{words} has no element {int(wanted)}, it has {len(value)}", missing=True)
+            return value[int(wanted)]
+        raise NoValue(f"{words} is {kind(value)} and has no members")
+
+    return read
+
+
+def has(select: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Whether a member is there."""
+
+    def look(facts: Any) -> bool:
+        try:
+            select(facts)
+        except NoValue as problem:
+            if problem.missing:
+                return False
+            raise
+        return True
+
+    return look
+
+
+def size(of: Operand) -> Callable[[Any], int]:
+    """The number of characters of a text, elements of a list, or members of an object."""
+    run, words = of
+
+    def count(facts: Any) -> int:
+        value = run(facts)
+        if isinstance(value, str | list | tuple | Mapping):
+            return len(value)
+        raise NoValue(f"{words} is {kind(value)} and has no size")
+
+    return count
+
+
+METHODS: dict[str, Callable[[str, str], bool]] = {
+    "startsWith": str.startswith,
+    "endsWith": str.endswith,
+    "contains": operator.contains,
+}
+
+
+def method(name: str, of: Operand, argument: Operand) -> Callable[[Any], bool]:
+    """`of.name(argument)`, of texts."""
+    (run, words), (run_argument, argument_words) = of, argument
+    call = METHODS[name]
+
+    def ask(facts: Any) -> bool:
+        value, wanted = run(facts), run_argument(facts)
+        for one, its_words in ((value, words), (wanted, argument_words)):
+            if not isinstance(one, str):
+                raise NoValue(f"{its_words} is {kind(one)}, and {name}() is of texts")
+        return call(value, wanted)
+
+    return ask
