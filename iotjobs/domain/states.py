@@ -1,0 +1,184 @@
+"""Which state an entity is in, and why: decided anew whenever something it depends on has changed.
+
+In this order: what a person forces; `down`, when the broker announced the end of the device's
+connection; `no_data`, when reports do not come; the first condition that holds; else `working`. A new
+entity is `created` until it is first heard of, or a condition holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from iotjobs.domain.expressions import Expression, Facts
+from iotjobs.domain.periods import Period
+
+CREATED, WORKING, NO_DATA, DOWN = "created", "working", "no_data", "down"
+# Higher matters more. Those of users stand among them by their own number.
+BUILT_IN = {
+    CREATED: 0,
+    "disabled": 0,
+    WORKING: 10,
+    "stopped": 20,
+    NO_DATA: 30,
+    "overloaded": 40,
+    "alarm": 50,
+    DOWN: 60,
+}
+_PROBLEMS_TOLD = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A state condition.
+
+    Attributes:
+        hold_s: how long it has to be true without a break before it counts.
+        period: when it counts; None is always.
+    """
+
+    id: str
+    state: str
+    when: Expression
+    hold_s: float = 0
+    description: str = ""
+    period: Period | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A state that a person set.
+
+    Attributes:
+        until: milliseconds, or None: until somebody takes it back.
+    """
+
+    state: str
+    by: str
+    reason: str
+    since: int
+    until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is remembered of an entity's state; moments in milliseconds.
+
+    Attributes:
+        since: when the state was entered.
+        holding: since when conditions that have to hold for a while have been true, by their ids.
+        heard_at: of the last report; for a link, of either end.
+        offline: the broker announced the end of the device's connection, and nothing came since.
+    """
+
+    state: str = CREATED
+    since: int = 0
+    holding: Mapping[str, int] = field(default_factory=dict)
+    heard_at: int | None = None
+    offline: bool = False
+    forced: Forced | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The state that an entity has to be in now.
+
+    Attributes:
+        why: for people and records: `by` is `forced`, `offline`, `no_data`, `condition` or `default`.
+        holding: see `Standing`.
+        wake_at: the next moment at which time alone may change it; None: never.
+    """
+
+    state: str
+    why: dict[str, Any]
+    holding: dict[str, int]
+    wake_at: int | None
+
+
+def judge(
+    conditions: Sequence[Condition],
+    facts: Facts,
+    standing: Standing,
+    now: int,
+    *,
+    no_data_after_s: float | None = None,
+) -> Judgement:
+    """Decide an entity's state.
+
+    Args:
+        conditions: in their order.
+        facts: what they read.
+        standing: what is remembered, with what has just come.
+        now: milliseconds.
+        no_data_after_s: how long reports may stay away.
+    """
+    seen = _Seen(conditions, facts, standing, now)
+    forced = standing.forced if standing.forced and not _past(standing.forced.until, now) else None
+    silent_at = None
+    if no_data_after_s is not None and standing.heard_at is not None:
+        silent_at = standing.heard_at + round(no_data_after_s * 1000)
+    state, why = seen.state, seen.why
+    if _past(silent_at, now):
+        state, why = NO_DATA, {"by": "no_data", "no_data_after_s": no_data_after_s}
+    if standing.offline:
+        state, why = DOWN, {"by": "offline"}
+    if forced is not None:
+        why = {"by": "forced", "user": forced.by, "reason": forced.reason, "until": forced.until}
+        state = forced.state
+    moments = [*seen.moments, silent_at, forced.until if forced else None]
+    wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
+    return Judgement(state, why, seen.holding, wake_at)
+
+
+def _past(moment: int | None, now: int) -> bool:
+    return moment is not None and moment <= now
+
+
+class _Seen:
+    """What the conditions alone say."""
+
+    def __init__(self, conditions: Sequence[Condition], facts: Facts, standing: Standing, now: int) -> None:
+        self.holding: dict[str, int] = {}
+        self.moments: list[int | None] = []
+        self._problems: list[dict[str, str]] = []
+        first = next(self._true(conditions, facts, standing, now), None)
+        if first is not None:
+            self.state = first.state
+            self.why: dict[str, Any] = {
+                "by": "condition",
+                "condition_id": first.id,
+                "when": first.when.text,
+                "values": first.when.values(facts),
+                "description": first.description,
+                "hold_s": first.hold_s,
+            }
+        else:
+            self.state = CREATED if standing.state == CREATED and standing.heard_at is None else WORKING
+            self.why = {"by": "default"}
+        if self._problems:
+            self.why["problems"] = self._problems[:_PROBLEMS_TOLD]
+
+    def _true(
+        self, conditions: Sequence[Condition], facts: Facts, standing: Standing, now: int
+    ) -> Iterator[Condition]:
+        """Those that count, in order; all are looked at, for what holds has to be remembered."""
+        found = []
+        for condition in conditions:
+            if condition.period is not None:
+                self.moments.append(condition.period.next_edge(now))
+                if not condition.period.covers(now):
+                    continue
+            verdict = condition.when.evaluate(facts)
+            if verdict.problem is not None:
+                self._problems.append({"when": condition.when.text, "problem": verdict.problem})
+            if not verdict.holds:
+                continue
+            if condition.hold_s:
+                since = self.holding[condition.id] = standing.holding.get(condition.id, now)
+                due = since + round(condition.hold_s * 1000)
+                if due > now:
+                    self.moments.append(due)
+                    continue
+            found.append(condition)
+        return iter(found)

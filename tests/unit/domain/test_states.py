@@ -1,0 +1,153 @@
+"""How an entity's state is decided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iotjobs.domain.expressions import Facts, compile_expression
+from iotjobs.domain.periods import Period
+from iotjobs.domain.states import BUILT_IN, Condition, Forced, Judgement, Standing, judge
+
+HOT = Condition("c1", "alarm", compile_expression("temperature > 80"))
+WARM = Condition("c2", "overloaded", compile_expression("temperature > 60"), hold_s=5, description="warm")
+HEARD = Standing(state="working", heard_at=0)
+
+
+def judged(
+    standing: Standing = HEARD,
+    now: int = 0,
+    *conditions: Condition,
+    no_data: float | None = None,
+    **values: Any,
+) -> Judgement:
+    return judge(conditions or (HOT, WARM), Facts(values), standing, now, no_data_after_s=no_data)
+
+
+def test_the_first_condition_that_holds_wins_and_says_why() -> None:
+    found = judged(temperature=81.5, other=1)
+    assert found.state == "alarm"
+    assert found.why == {
+        "by": "condition",
+        "condition_id": "c1",
+        "when": "temperature > 80",
+        "values": {"temperature": 81.5},
+        "description": "",
+        "hold_s": 0,
+    }
+
+
+def test_without_one_it_works_and_what_could_not_be_evaluated_is_told() -> None:
+    assert judged(temperature=20).why == {"by": "default"}
+    found = judged(other=1)
+    assert found.state == "working"
+    assert found.why["problems"] == [
+        {"when": "temperature > 80", "problem": "there is no property temperature"},
+        {"when": "temperature > 60", "problem": "there is no property temperature"},
+    ]
+
+
+def test_a_new_entity_is_created_until_it_is_heard_of_or_a_condition_holds() -> None:
+    new = Standing()
+    assert judged(new).state == "created"
+    assert judged(new, temperature=90).state == "alarm"
+    assert judged(replace(new, heard_at=0)).state == "working"
+
+
+def test_a_condition_that_has_to_hold_counts_after_that_and_wakes_up_for_it() -> None:
+    first = judged(now=1000, temperature=70)
+    assert (first.state, first.holding, first.wake_at) == ("working", {"c2": 1000}, 6000)
+
+    on = replace(HEARD, holding=first.holding)
+    before = judged(on, 5999, temperature=75)
+    assert (before.state, before.holding, before.wake_at) == ("working", {"c2": 1000}, 6000)
+
+    due = judged(on, 6000, temperature=75)
+    assert (due.state, due.holding, due.wake_at) == ("overloaded", {"c2": 1000}, None)
+
+    broken = judged(on, 3000, temperature=50)
+    assert (broken.state, broken.holding, broken.wake_at) == ("working", {}, None)
+
+
+def test_a_condition_behind_the_winner_goes_on_counting() -> None:
+    on = replace(HEARD, state="alarm", holding={"c2": 1000})
+    assert judged(on, 9000, temperature=90).holding == {"c2": 1000}
+    assert judged(on, 9000, temperature=70).state == "overloaded"
+
+
+def test_a_period_bounds_a_condition_and_its_edges_wake_up() -> None:
+    day = replace(HOT, period=Period(begin=time(8), end=time(17)))
+    hour = 3_600_000
+    assert judged(HEARD, 7 * hour, day, temperature=90).state == "working"
+    assert judged(HEARD, 7 * hour, day, temperature=90).wake_at == 8 * hour
+    found = judged(HEARD, 8 * hour, day, temperature=90)
+    assert (found.state, found.wake_at) == ("alarm", 17 * hour)
+
+
+def test_silence_is_no_data_and_a_new_report_ends_it() -> None:
+    heard = judged(HEARD, 1000, HOT, no_data=10, temperature=90)
+    assert (heard.state, heard.wake_at) == ("alarm", 10_000)
+    silent = judged(now=10_000, no_data=10, temperature=90)
+    assert (silent.state, silent.why, silent.wake_at) == (
+        "no_data",
+        {"by": "no_data", "no_data_after_s": 10},
+        None,
+    )
+    again = judged(replace(HEARD, heard_at=11_000), 11_000, HOT, no_data=10, temperature=90)
+    assert (again.state, again.wake_at) == ("alarm", 21_000)
+    assert judged(Standing(), 99_000, no_data=10).state == "created"  # never heard of: not silent
+
+
+def test_the_end_of_the_connection_stands_above_silence_and_a_person_above_all() -> None:
+    down = judged(replace(HEARD, offline=True), 99_000, no_data=10)
+    assert (down.state, down.why) == ("down", {"by": "offline"})
+
+    forced = Forced("disabled", "anna", "service", since=0, until=100_000)
+    found = judged(replace(HEARD, offline=True, forced=forced), 99_000, no_data=10)
+    assert (found.state, found.wake_at) == ("disabled", 100_000)
+    assert found.why == {"by": "forced", "user": "anna", "reason": "service", "until": 100_000}
+    over = judged(replace(HEARD, offline=True, forced=forced), 100_000, no_data=10)
+    assert over.state == "down"
+    assert judged(replace(HEARD, forced=replace(forced, until=None)), 1 << 50).state == "disabled"
+
+
+@given(
+    values=st.lists(st.tuples(st.integers(0, 20_000), st.integers(50, 90)), max_size=20),
+    hold_s=st.sampled_from([0, 1, 5]),
+)
+def test_looking_more_often_than_needed_changes_nothing(values: list[tuple[int, int]], hold_s: int) -> None:
+    conditions = (HOT, replace(WARM, hold_s=hold_s))
+
+    def run(often: bool) -> list[tuple[int, str]]:
+        standing, changes, wake_at = HEARD, [], None
+        moments = sorted(values)
+        temperature = 0
+        for now in range(0, 20_001, 250):
+            come = [value for at, value in moments if now - 250 < at <= now]
+            temperature = come[-1] if come else temperature
+            if not (often or come or (wake_at is not None and wake_at <= now)):
+                continue
+            found = judge(conditions, Facts({"temperature": temperature}), standing, now)
+            if found.state != standing.state:
+                changes.append((now, found.state))
+            standing, wake_at = replace(standing, state=found.state, holding=found.holding), found.wake_at
+        return changes
+
+    assert run(often=True) == run(often=False)
+
+
+def test_what_matters_more_has_the_higher_number() -> None:
+    assert sorted(BUILT_IN, key=lambda name: BUILT_IN[name])[-2:] == ["alarm", "down"]
+
+
+@pytest.mark.parametrize(
+    "name", ["created", "working", "overloaded", "alarm", "stopped", "no_data", "down", "disabled"]
+)
+def test_the_built_in_states_are_the_documented_ones(name: str) -> None:
+    assert name in BUILT_IN
+    assert len(BUILT_IN) == 8

@@ -1,0 +1,90 @@
+"""What a trigger decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from iotjobs.domain.triggers import (
+    HOUR_MS,
+    REPEATS_AFTER,
+    Circumstances,
+    Decision,
+    History,
+    Trigger,
+    cause_key,
+    rule,
+)
+
+PLAIN = Trigger("t1", "cool it", ("alarm", "overloaded"), "op")
+NOW = 10 * HOUR_MS
+
+
+def decided(trigger: Trigger = PLAIN, state: str = "alarm", **around: Any) -> tuple[Decision, str]:
+    ruling = rule(trigger, state, Circumstances(**around), NOW)
+    return ruling.decision, ruling.reason
+
+
+def test_it_fires_on_each_of_its_states_and_on_no_other() -> None:
+    assert decided() == (Decision.FIRED, "entered alarm")
+    assert decided(state="overloaded") == (Decision.FIRED, "entered overloaded")
+    assert decided(state="working") == (Decision.NOT_IN_STATES, "working is not one of alarm, overloaded")
+
+
+@pytest.mark.parametrize(
+    ("changes", "around", "decision", "reason"),
+    [
+        ({}, {"paused": True}, Decision.PAUSED, "all triggers of the site are paused"),
+        ({"enabled": False}, {}, Decision.DISABLED, "the trigger is switched off"),
+        (
+            {},
+            {"broken": True},
+            Decision.LOOP_GUARD,
+            "its breaker is open since it was part of a loop: reset it",
+        ),
+        ({}, {"depth": 5}, Decision.LOOP_GUARD, "5 triggers stand before this change in one chain of causes"),
+        ({}, {"depth": 4}, Decision.FIRED, "entered alarm"),
+        ({"hold_s": 5}, {}, Decision.HELD, "fires after 5 s in alarm"),
+        ({"hold_s": 5}, {"waited": True}, Decision.FIRED, "entered alarm"),
+        ({"dry": True}, {}, Decision.DRY, "would have fired on alarm, and only tries"),
+    ],
+)
+def test_what_keeps_it_from_firing(
+    changes: dict[str, Any], around: dict[str, Any], decision: Decision, reason: str
+) -> None:
+    assert decided(replace(PLAIN, **changes), **around) == (decision, reason)
+
+
+def test_it_cools_down_and_is_limited_by_the_hour() -> None:
+    cooling = replace(PLAIN, cooldown_s=60)
+    assert decided(cooling, history=History(NOW - 12_000, 1)) == (
+        Decision.COOLING_DOWN,
+        "fired 12.0 s ago and cools down for 60 s",
+    )
+    assert decided(cooling, history=History(NOW - 60_000, 1))[0] is Decision.FIRED
+    assert decided(cooling)[0] is Decision.FIRED
+
+    limited = replace(PLAIN, max_per_hour=3)
+    assert decided(limited, history=History(NOW - 1, 2))[0] is Decision.FIRED
+    assert decided(limited, history=History(NOW - 1, 3)) == (
+        Decision.RATE_LIMITED,
+        "fired 3 times within the last hour, 3 at most are allowed",
+    )
+
+
+@pytest.mark.parametrize("around", [{"paused": True}, {"broken": True}, {"depth": 5}])
+def test_a_wait_that_is_over_is_decided_like_a_change(around: dict[str, Any]) -> None:
+    held = replace(PLAIN, hold_s=5)
+    assert decided(held, waited=True, **around)[0] not in (Decision.FIRED, Decision.HELD)
+
+
+def test_it_looks_again_only_where_the_entity_is_in_one_of_its_states() -> None:
+    assert Decision.NOT_IN_STATES not in REPEATS_AFTER
+    assert Decision.HELD not in REPEATS_AFTER
+    assert Decision.FIRED in REPEATS_AFTER
+
+
+def test_the_key_of_a_firing_names_trigger_change_and_repeat() -> None:
+    assert cause_key("t", "c", 0) == "trigger:t:c:0"
