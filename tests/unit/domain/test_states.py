@@ -92,7 +92,7 @@ def test_a_period_bounds_a_condition_and_its_edges_wake_up() -> None:
 def test_silence_is_no_data_and_a_new_report_ends_it() -> None:
     heard = judged(HEARD, 1000, HOT, no_data=10, temperature=90)
     assert (heard.state, heard.wake_at) == ("alarm", 10_000)
-    silent = judged(now=10_000, no_data=10, temperature=90)
+    silent = judged(HEARD, 10_000, HOT, no_data=10, temperature=90)
     assert (silent.state, silent.why, silent.wake_at) == (
         "no_data",
         {"by": "no_data", "no_data_after_s": 10},
