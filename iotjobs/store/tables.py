@@ -30,11 +30,13 @@ Counter = BigInteger().with_variant(Integer(), "sqlite")
 Json = JSON(none_as_null=True)
 
 
-def _json(*, nullable: bool = False) -> Any:
+def json_column(*, nullable: bool = False) -> Any:
+    """A column of JSON; None is NULL."""
     return Field(sa_column=Column(Json, nullable=nullable))
 
 
-def _ms(*, nullable: bool = True) -> Any:
+def ms_column(*, nullable: bool = True) -> Any:
+    """A moment or a duration, in milliseconds."""
     return Field(default=None, sa_column=Column(BigInteger, nullable=nullable))
 
 
@@ -44,11 +46,11 @@ class ClassRow(SQLModel, table=True):
     __tablename__ = "class"
     id: str = Field(primary_key=True)
     name: str = Field(unique=True)
-    tags: list[str] = _json()
-    properties: dict[str, Any] = _json()
-    property_types: dict[str, str] = _json()
+    tags: list[str] = json_column()
+    properties: dict[str, Any] = json_column()
+    property_types: dict[str, str] = json_column()
     no_data_after_s: float | None = None
-    created_at: int = _ms(nullable=False)
+    created_at: int = ms_column(nullable=False)
     version: int = 1
 
 
@@ -61,14 +63,14 @@ class ObjectRow(SQLModel, table=True):
     class_id: str | None = Field(default=None, foreign_key="class.id")
     thing: str | None = Field(default=None, unique=True)
     external_id: str | None = Field(default=None, unique=True)
-    tags: list[str] = _json()
-    properties: dict[str, Any] = _json()
-    property_types: dict[str, str] = _json()
+    tags: list[str] = json_column()
+    properties: dict[str, Any] = json_column()
+    property_types: dict[str, str] = json_column()
     no_data_after_s: float | None = None
-    mqtt: dict[str, Any] | None = _json(nullable=True)
-    ssh: dict[str, Any] | None = _json(nullable=True)
+    mqtt: dict[str, Any] | None = json_column(nullable=True)
+    ssh: dict[str, Any] | None = json_column(nullable=True)
     mqtt_password: str | None = None
-    created_at: int = _ms(nullable=False)
+    created_at: int = ms_column(nullable=False)
     version: int = 1
 
 
@@ -81,10 +83,10 @@ class LinkRow(SQLModel, table=True):
     class_id: str | None = Field(default=None, foreign_key="class.id")
     source: str = Field(foreign_key="object.id", index=True)
     target: str = Field(foreign_key="object.id", index=True)
-    tags: list[str] = _json()
-    properties: dict[str, Any] = _json()
-    property_types: dict[str, str] = _json()
-    created_at: int = _ms(nullable=False)
+    tags: list[str] = json_column()
+    properties: dict[str, Any] = json_column()
+    property_types: dict[str, str] = json_column()
+    created_at: int = ms_column(nullable=False)
     version: int = 1
 
 
@@ -96,7 +98,7 @@ class ScriptRow(SQLModel, table=True):
     name: str = Field(unique=True)
     interpreter: str
     text: str
-    created_at: int = _ms(nullable=False)
+    created_at: int = ms_column(nullable=False)
     version: int = 1
 
 
@@ -109,7 +111,7 @@ class CredentialRow(SQLModel, table=True):
     kind: str
     username: str | None = None
     secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    created_at: int = _ms(nullable=False)
+    created_at: int = ms_column(nullable=False)
     version: int = 1
 
 
@@ -122,8 +124,8 @@ class OperationRow(SQLModel, table=True):
     owner_id: str
     name: str
     type: str
-    settings: dict[str, Any] = _json()
-    created_at: int = _ms(nullable=False)
+    settings: dict[str, Any] = json_column()
+    created_at: int = ms_column(nullable=False)
     version: int = 1
     __table_args__ = (
         UniqueConstraint("owner_id", "name", name="operation_name"),
@@ -139,7 +141,7 @@ class UserRow(SQLModel, table=True):
     login: str = Field(unique=True)
     password: str | None = None
     role: str
-    created_at: int = _ms(nullable=False)
+    created_at: int = ms_column(nullable=False)
     version: int = 1
 
 
@@ -151,8 +153,8 @@ class TokenRow(SQLModel, table=True):
     user_id: str = Field(foreign_key="account.id", index=True)
     name: str
     digest: str
-    created_at: int = _ms(nullable=False)
-    expires_at: int | None = _ms()
+    created_at: int = ms_column(nullable=False)
+    expires_at: int | None = ms_column()
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
@@ -198,16 +200,16 @@ class JobRow(SQLModel, table=True):
     pending_reason: str | None = None
     error_code: str | None = None
     error_message: str | None = None
-    progress: dict[str, Any] | None = _json(nullable=True)
+    progress: dict[str, Any] | None = json_column(nullable=True)
     delivery: str | None = None
-    timestamp: int = _ms(nullable=False)
-    start_at: int | None = _ms()
-    started_at: int | None = _ms()
-    begun_at: int | None = _ms()
-    ended_at: int | None = _ms()
-    expires_at: int | None = _ms()
-    sent_at: int | None = _ms()
-    deadline_at: int | None = _ms()
+    timestamp: int = ms_column(nullable=False)
+    start_at: int | None = ms_column()
+    started_at: int | None = ms_column()
+    begun_at: int | None = ms_column()
+    ended_at: int | None = ms_column()
+    expires_at: int | None = ms_column()
+    sent_at: int | None = ms_column()
+    deadline_at: int | None = ms_column()
     attempt: int = 0
     worker_id: str | None = None
     nonce: str | None = None
@@ -217,13 +219,13 @@ class JobRow(SQLModel, table=True):
     queue: str = "mix"
     priority: int = 5
     low_priority: bool = False
-    cancel: dict[str, Any] | None = _json(nullable=True)
-    process_meta: dict[str, Any] | None = _json(nullable=True)
-    data: dict[str, Any] = _json()
+    cancel: dict[str, Any] | None = json_column(nullable=True)
+    process_meta: dict[str, Any] | None = json_column(nullable=True)
+    data: dict[str, Any] = json_column()
     results_count: int = 0
     output_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     output_truncated: bool = False
-    output_pruned_at: int | None = _ms()
+    output_pruned_at: int | None = ms_column()
     transient: bool = False
     abortable: bool = True
     __table_args__ = (
@@ -271,7 +273,7 @@ class PlanRow(SQLModel, table=True):
 
     __tablename__ = "plan"
     job_id: str = Field(primary_key=True)
-    plan: dict[str, Any] = _json()
+    plan: dict[str, Any] = json_column()
     secret: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
 
 
@@ -282,9 +284,9 @@ class AttemptRow(SQLModel, table=True):
     job_id: str = Field(primary_key=True)
     number: int = Field(primary_key=True)
     worker_id: str | None = None
-    started_at: int | None = _ms()
-    sent_at: int | None = _ms()
-    ended_at: int = _ms(nullable=False)
+    started_at: int | None = ms_column()
+    sent_at: int | None = ms_column()
+    ended_at: int = ms_column(nullable=False)
     outcome: str | None = None
     error_code: str | None = None
     error_message: str | None = None
@@ -296,9 +298,9 @@ class ResultRow(SQLModel, table=True):
     __tablename__ = "result"
     job_id: str = Field(primary_key=True)
     number: int = Field(primary_key=True)
-    payload: dict[str, Any] = _json()
+    payload: dict[str, Any] = json_column()
     by: str
-    timestamp: int = _ms(nullable=False)
+    timestamp: int = ms_column(nullable=False)
 
 
 class OutputRow(SQLModel, table=True):
@@ -319,10 +321,10 @@ class LogRow(SQLModel, table=True):
     __tablename__ = "log_entry"
     id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
     job_id: str = Field(index=True)
-    at: int = _ms(nullable=False)
+    at: int = ms_column(nullable=False)
     level: str
     message: str
-    additional_info: dict[str, Any] | None = _json(nullable=True)
+    additional_info: dict[str, Any] | None = json_column(nullable=True)
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
@@ -363,10 +365,10 @@ class EventRow(SQLModel, table=True):
         default=None, sa_column=Column(BigInteger, nullable=False, server_default=_CurrentTransaction())
     )
     kind: str
-    at: int = _ms(nullable=False)
+    at: int = ms_column(nullable=False)
     job_id: str | None = Field(default=None, index=True)
     entity_id: str | None = None
-    data: dict[str, Any] = _json()
+    data: dict[str, Any] = json_column()
     __table_args__ = (Index("event_position", "generation", "xid", "id"), {"sqlite_autoincrement": True})
 
 
@@ -404,12 +406,12 @@ class WorkerRow(SQLModel, table=True):
     host: str
     pid: int
     version: str
-    queues: list[str] = _json()
+    queues: list[str] = json_column()
     at_once: int
     running: int = 0
-    started_at: int = _ms(nullable=False)
-    seen_at: int = _ms(nullable=False)
-    gone_at: int | None = _ms()
+    started_at: int = ms_column(nullable=False)
+    seen_at: int = ms_column(nullable=False)
+    gone_at: int | None = ms_column()
 
 
 class LeaseRow(SQLModel, table=True):
@@ -424,22 +426,24 @@ class LeaseRow(SQLModel, table=True):
 
 metadata = SQLModel.metadata
 
-# SQLModel's text type is a decorator that every bound value passes through in Python: a tenth of
-# the cost of a statement, for nothing.
-for _table in metadata.tables.values():
-    for _column in _table.columns:
-        if isinstance(_column.type, AutoString):
-            _column.type = String()
+
+def core(row: type[SQLModel]) -> Any:
+    """The Core table of a row.
+
+    SQLModel's text type is a decorator that every bound value passes through in Python: a tenth of the
+    cost of a statement, for nothing. So it becomes the plain one.
+    """
+    table = row.__table__  # type: ignore[attr-defined]  # set by SQLModel's metaclass
+    for column in table.columns:
+        if isinstance(column.type, AutoString):
+            column.type = String()
+    return table
 
 
-def _core(row: type[SQLModel]) -> Any:
-    return row.__table__  # type: ignore[attr-defined]  # set by SQLModel's metaclass
-
-
-classes, objects, links = _core(ClassRow), _core(ObjectRow), _core(LinkRow)
-scripts, credentials, operations = _core(ScriptRow), _core(CredentialRow), _core(OperationRow)
-users, tokens = _core(UserRow), _core(TokenRow)
-jobs, plans, attempts, results = _core(JobRow), _core(PlanRow), _core(AttemptRow), _core(ResultRow)
-output, log_entries, events = _core(OutputRow), _core(LogRow), _core(EventRow)
-idempotency, site, queues = _core(IdempotencyRow), _core(SiteRow), _core(QueueRow)
-workers, leases = _core(WorkerRow), _core(LeaseRow)
+classes, objects, links = core(ClassRow), core(ObjectRow), core(LinkRow)
+scripts, credentials, operations = core(ScriptRow), core(CredentialRow), core(OperationRow)
+users, tokens = core(UserRow), core(TokenRow)
+jobs, plans, attempts, results = core(JobRow), core(PlanRow), core(AttemptRow), core(ResultRow)
+output, log_entries, events = core(OutputRow), core(LogRow), core(EventRow)
+idempotency, site, queues = core(IdempotencyRow), core(SiteRow), core(QueueRow)
+workers, leases = core(WorkerRow), core(LeaseRow)

@@ -15,16 +15,20 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from iotjobs.domain.errors import ConfigurationError, MigrationNeeded, StoreUnavailable
-from iotjobs.store import tables
+from iotjobs.store import state_tables
 from iotjobs.store.migrations import migrate as module
 from iotjobs.store.migrations.migrate import HEAD, REVISIONS, migrate, revision_of
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
 
+# Of all tables: those of `tables` come with the others.
+METADATA = state_tables.states.metadata
+
+
 def differences(conn: Connection) -> list[object]:
     options = {"compare_type": True, "compare_server_default": True}
-    return list(compare_metadata(MigrationContext.configure(conn, opts=options), tables.metadata))
+    return list(compare_metadata(MigrationContext.configure(conn, opts=options), METADATA))
 
 
 async def test_the_revisions_make_the_tables_that_the_code_uses(store: Store) -> None:
@@ -37,8 +41,8 @@ async def test_partial_indexes_and_counters_are_the_same_too(store: Store) -> No
     made = await store.read(_definitions)
 
     def by_metadata(tx: Transaction) -> None:
-        tables.metadata.drop_all(tx.conn)
-        tables.metadata.create_all(tx.conn)
+        METADATA.drop_all(tx.conn)
+        METADATA.create_all(tx.conn)
 
     await store.write(by_metadata)
 
@@ -77,7 +81,7 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: St
 
 async def test_a_revision_that_fails_leaves_nothing_behind(store: Store, store_url: str) -> None:
     def only_one_table(tx: Transaction) -> None:
-        tables.metadata.drop_all(tx.conn)
+        METADATA.drop_all(tx.conn)
         tx.conn.execute(text("DELETE FROM alembic_version"))
         tx.conn.execute(text("CREATE TABLE site (name TEXT)"))
 

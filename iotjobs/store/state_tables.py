@@ -1,0 +1,165 @@
+"""The tables of properties, states and triggers; as `tables`, of which they are a part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Column, Index, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from iotjobs.store.tables import Counter, core, json_column, ms_column
+
+# What time alone may change; the literal text that both the partial index and its query must have.
+WAKES = "wake_at IS NOT NULL"
+
+
+class StateRow(SQLModel, table=True):
+    """A state of the site's own."""
+
+    __tablename__ = "state"
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    priority: int
+    created_at: int = ms_column(nullable=False)
+    version: int = 1
+
+
+class ConditionListRow(SQLModel, table=True):
+    """The state conditions of a class, an object or a link, in their order."""
+
+    __tablename__ = "condition_list"
+    owner_id: str = Field(primary_key=True)
+    owner_kind: str
+    items: list[dict[str, Any]] = json_column()
+    version: int = 1
+
+
+class TriggerRow(SQLModel, table=True):
+    """A trigger of a class, an object or a link; `broken_at`: its breaker is open since."""
+
+    __tablename__ = "trigger_rule"
+    id: str = Field(primary_key=True)
+    owner_kind: str
+    owner_id: str
+    position: int
+    name: str
+    operation_id: str = Field(index=True)
+    settings: dict[str, Any] = json_column()
+    broken_at: int | None = ms_column()
+    __table_args__ = (Index("trigger_owner", "owner_id", "position"),)
+
+
+class StandingRow(SQLModel, table=True):
+    """What is remembered of an entity's state; `domain.states.Standing` says what each means.
+
+    `why` and `change_id` are of the last change; `depth` of its chain of causes; `reports` counts them.
+    """
+
+    __tablename__ = "standing"
+    entity_id: str = Field(primary_key=True)
+    owner_type: int
+    state: str
+    since: int = ms_column(nullable=False)
+    why: dict[str, Any] = json_column()
+    change_id: str | None = None
+    depth: int = 0
+    holding: dict[str, int] = json_column()
+    heard_at: int | None = ms_column()
+    offline: bool = False
+    forced: dict[str, Any] | None = json_column(nullable=True)
+    wake_at: int | None = ms_column()
+    reports: int = 0
+    __table_args__ = (
+        Index("standing_wake", "wake_at", sqlite_where=text(WAKES), postgresql_where=text(WAKES)),
+    )
+
+
+class StateChangeRow(SQLModel, table=True):
+    """One change of an entity's state, and why."""
+
+    __tablename__ = "state_change"
+    id: str = Field(primary_key=True)
+    entity_id: str
+    owner_type: int
+    entity_name: str
+    from_state: str
+    to_state: str
+    at: int = ms_column(nullable=False)
+    why: dict[str, Any] = json_column()
+    depth: int = 0
+    __table_args__ = (
+        Index("state_change_entity", "entity_id", "id"),
+        Index("state_change_at", "at"),
+    )
+
+
+class TraceRow(SQLModel, table=True):
+    """What one trigger decided at one change, or at a repeat after it; `cause_key` is its job's too."""
+
+    __tablename__ = "trigger_trace"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    cause_key: str = Field(unique=True)
+    trigger_id: str
+    trigger_name: str
+    owner_id: str
+    owner_type: int
+    state_change_id: str
+    state: str
+    decision: str
+    reason: str
+    job_id: str | None = None
+    at: int = ms_column(nullable=False)
+    __table_args__ = (
+        Index("trigger_trace_owner", "owner_id", "id"),
+        Index("trigger_trace_fired", "trigger_id", "owner_id", "decision", "at"),
+        Index("trigger_trace_change", "state_change_id"),
+        Index("trigger_trace_at", "at"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class TriggerTimerRow(SQLModel, table=True):
+    """A hold or a repeat that is due once the entity has stayed in its last change's state until then."""
+
+    __tablename__ = "trigger_timer"
+    cause_key: str = Field(primary_key=True)
+    trigger_id: str
+    entity_id: str = Field(index=True)
+    owner_type: int
+    state_change_id: str
+    number: int
+    due_at: int = ms_column(nullable=False)
+    __table_args__ = (Index("trigger_timer_due", "due_at"),)
+
+
+class PropertyRow(SQLModel, table=True):
+    """A property that got another value; `by` is who wrote it, None a report."""
+
+    __tablename__ = "property_history"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    entity_id: str
+    name: str
+    value: Any = json_column(nullable=True)
+    at: int = ms_column(nullable=False)
+    by: str | None = None
+    __table_args__ = (
+        Index("property_history_name", "entity_id", "name", "id"),
+        Index("property_history_at", "at"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class ReportIdRow(SQLModel, table=True):
+    """The id of a report that was taken; `number` counts the entity's reports."""
+
+    __tablename__ = "report_id"
+    entity_id: str = Field(primary_key=True)
+    report_id: str = Field(primary_key=True)
+    number: int
+    __table_args__ = (UniqueConstraint("entity_id", "number", name="report_id_number"),)
+
+
+states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)
+standings, state_changes = core(StandingRow), core(StateChangeRow)
+traces, trigger_timers = core(TraceRow), core(TriggerTimerRow)
+property_history, report_ids = core(PropertyRow), core(ReportIdRow)
