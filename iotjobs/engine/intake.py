@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from iotjobs import clock
 from iotjobs.domain import operations
 from iotjobs.domain.entities import Entity, OwnerType
-from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound
+from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, RequestError
 from iotjobs.domain.jobs import Cause, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
@@ -38,10 +38,29 @@ START_WITHIN_MS = 10 * 366 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What started a run by itself.
+
+    Attributes:
+        cause_key: what no two runs have in common that one thing may start once.
+        meta: the job's `process_meta`.
+        state: the value of `{{state}}`.
+        listener: the trigger's name.
+    """
+
+    cause_key: str | None = None
+    meta: dict[str, Any] | None = None
+    state: str | None = None
+    listener: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Execute:
     """A request to run an operation.
 
     Attributes:
+        caller: None where nobody asked for it.
+        origin: None where somebody did.
         start_at: milliseconds; not before this moment.
         key: the caller's Idempotency-Key with method and path, or None.
         body_digest: of the request's body, to know a repeat from a clash.
@@ -50,7 +69,7 @@ class Execute:
     owner_type: OwnerType
     owner_id: str
     operation_id: str
-    caller: Caller
+    caller: Caller | None
     args: Mapping[str, Any] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
     start_at: int | None = None
@@ -60,6 +79,7 @@ class Execute:
     low_priority: bool = False
     reason: str | None = None
     cause: Cause = Cause.USER
+    origin: Origin | None = None
     retry_of: str | None = None
     key: str | None = None
     body_digest: str = ""
@@ -75,6 +95,20 @@ class Submitted:
 
     job_id: str
     job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """A run that something started by itself: inserted, and not offered yet.
+
+    Attributes:
+        plan: None when it was refused.
+        refusal: why.
+    """
+
+    job: Job
+    plan: Plan | None = None
+    refusal: RequestError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +152,43 @@ class Intake:
                 return submitted
         raise Conflict("the operation is being changed: try again")
 
+    def fire(self, tx: Transaction, request: Execute, owner: Entity) -> Fired:
+        """Insert a run within the transaction of what starts it, also one that is refused: that has to be seen.
+
+        The caller offers it, or begins it, or ends it as rejected.
+
+        Args:
+            tx: the transaction.
+            request: with an origin.
+            owner: as it is in this transaction.
+        """
+        job_id = clock.new_id()
+        try:
+            operation = entities.operation_for(tx.conn, owner, request.operation_id)
+            rendered = self._render(request, job_id, _Seen(operation, owner, _script_of(tx.conn, operation)))
+        except RequestError as error:
+            row = _refused_row(request, job_id, owner)
+            return Fired(jobs.inserted(row, jobs.insert_job(tx, row, None, None)), refusal=error)
+        seq = jobs.insert_job(tx, rendered.row, rendered.plan, rendered.secret)
+        return Fired(jobs.inserted(rendered.row, seq), rendered.plan)
+
     def _render(self, request: Execute, job_id: str, seen: _Seen) -> _Rendered:
         operation, owner = seen.operation, seen.owner
         transport = operations.resolve_transport(operation, owner, allow_local=self._allow_local)
-        user = (request.caller.user_id, request.caller.login)
+        caller, origin = request.caller, request.origin
+        user = None if caller is None else (caller.user_id, caller.login)
+        state = None if origin is None else origin.state
         asked = Asked(request.args, request.ask, request.timeout_s)
         shown_args = operations.masked_args(request.args, operation.secret_args)
-        values = operations.values_for(owner, asked, job_id=job_id, user=user)
+        values = operations.values_for(owner, asked, job_id=job_id, user=user, state=state)
         plan = operations.render(operation, owner, values, asked, seen.script)
         _refuse_unfit(plan)
         secret = None
         hidden = [name for name in operation.secret_args if name in request.args]
         if hidden:
             secret = self._secrets.seal(msgspec.json.encode(plan.to_json()), f"plan:{job_id}")
-            shown = operations.values_for(owner, Asked(shown_args, request.ask), job_id=job_id, user=user)
+            hiding = Asked(shown_args, request.ask)
+            shown = operations.values_for(owner, hiding, job_id=job_id, user=user, state=state)
             plan = operations.render(operation, owner, shown, asked, seen.script)
         row = _job_row(request, job_id, operation, owner, transport)
         row["data"] = {
@@ -140,6 +197,7 @@ class Intake:
             "actionName": operation.name,
             **({"ask": dict(request.ask)} if request.ask else {}),
             **({"reason": request.reason} if request.reason else {}),
+            **({"listenerName": origin.listener} if origin is not None and origin.listener else {}),
             **({"secret_args": hidden} if hidden else {}),
             # No process group, so no proven end: the record says so.
             **({"interpreter": "raw"} if plan.interpreter == "raw" else {}),
@@ -195,13 +253,18 @@ def _look_up(conn: Connection, request: Execute) -> _Seen | str:
     if owner is None:
         raise NotFound(f"there is no {request.owner_type.name.lower()} {request.owner_id}")
     operation = entities.operation_for(conn, owner, request.operation_id)
-    script = operation.parameters.get("text")
+    return _Seen(operation, owner, _script_of(conn, operation))
+
+
+def _script_of(conn: Connection, operation: Operation) -> str | None:
+    """The text of a script operation, its own or the repository's."""
+    script: str | None = operation.parameters.get("text")
     if operation.type is operations.OperationType.SCRIPT and script is None:
         stored = entities.script_text(conn, operation.parameters["script_id"])
         if stored is None:
             raise BadRequest("the script of this operation is gone", field="parameters.script_id")
         script = stored[0]
-    return _Seen(operation, owner, script)
+    return script
 
 
 def _job_row(
@@ -215,31 +278,51 @@ def _job_row(
     target_id = owner.end(operation.run_on).id
     ttl_ms = int((request.ttl_s or operation.ttl_s) * 1000)
     return {
-        "id": job_id,
-        "type": JobType.EXECUTE_ACTION,
+        **_started_by(request, job_id, owner, now),
         "label": f"{operation.name} on {owner.name}",
         "operation_id": operation.id,
         "operation_name": operation.name,
         "operation_type": operation.type,
         "operation_version": operation.version,
         "transport": transport,
-        "owner_id": owner.id,
-        "owner_type": int(owner.owner_type),
-        "owner_name": owner.name,
         "target_id": target_id,
-        "user_id": request.caller.user_id,
-        "run_by_id": request.caller.user_id,
-        "run_by_name": request.caller.login,
-        "cause": request.cause,
         "retry_of": request.retry_of,
         "pending_reason": PendingReason.START_AT if start_at else None,
-        "timestamp": now,
         "start_at": start_at,
         "expires_at": (start_at or now) + ttl_ms,
         "lane": target_id if on_device and not operation.concurrent else None,
         "queue": operation.queue,
         "priority": request.priority,
         "low_priority": request.low_priority,
+    }
+
+
+def _started_by(request: Execute, job_id: str, owner: Entity, now: int) -> dict[str, Any]:
+    """The columns that say whose job it is and what started it."""
+    caller, origin = request.caller, request.origin
+    return {
+        "id": job_id,
+        "type": JobType.EXECUTE_ACTION if origin is None else JobType.EXECUTE_LISTENER,
+        "owner_id": owner.id,
+        "owner_type": int(owner.owner_type),
+        "owner_name": owner.name,
+        "user_id": None if caller is None else caller.user_id,
+        "run_by_id": None if caller is None else caller.user_id,
+        "run_by_name": None if caller is None else caller.login,
+        "cause": request.cause,
+        "cause_key": None if origin is None else origin.cause_key,
+        "process_meta": None if origin is None else origin.meta,
+        "timestamp": now,
+    }
+
+
+def _refused_row(request: Execute, job_id: str, owner: Entity) -> dict[str, Any]:
+    listener = None if request.origin is None else request.origin.listener
+    return {
+        **_started_by(request, job_id, owner, clock.now_ms()),
+        "label": f"{listener or request.operation_id} on {owner.name}",
+        "operation_id": request.operation_id,
+        "data": {"args": {}, "entityName": owner.name, **({"listenerName": listener} if listener else {})},
     }
 
 
@@ -252,6 +335,7 @@ _version = Prepared(select(tables.operations.c.version).where(tables.operations.
 
 def _key_scope(request: Execute) -> str:
     """Who, where and which key, as one short text."""
+    assert request.caller is not None, "a key is a caller's"
     return hashlib.sha256(f"{request.caller.user_id}\n{request.key}".encode()).hexdigest()
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import msgspec
 
 from iotjobs import clock
-from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
-from iotjobs.domain.jobs import Job
+from iotjobs.domain.errors import IotJobsError, LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
+from iotjobs.domain.jobs import Job, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
@@ -83,6 +83,40 @@ class Worker(LoopService):
         A job is among them before its attempt begins and until after its end is written.
         """
         return {*self._running.values(), *self._left}
+
+    def begin_at_once(self, tx: Transaction, job: Job, plan: Plan) -> bool:
+        """Begin a message's attempt in the transaction that inserts its job, and send it with the commit.
+
+        Only where nothing stands in its way: it waits for no answer, the site is open, its queue has a
+        place, the broker takes it at once. Else nothing is done, and the caller offers the job.
+        """
+        if (
+            job.transport is not Transport.MQTT
+            or plan.answer_within_s is not None
+            or not self._limits.opened.is_set()
+            or self._limits.of(job.queue) is not None
+            or not self._presence.is_fresh()
+            or not self._executor.ready_to_send(job)
+        ):
+            return False
+        since = clock.monotonic()
+        begun = self._begin_attempt(tx, job, plan, sent=True)
+        tx.after_commit(lambda: self._adopt(replace(begun, since=since)))
+        return True
+
+    def _adopt(self, begun: Begun) -> None:
+        """Run what has begun: it takes no place, for it ends in a moment."""
+        task = asyncio.create_task(self._run_adopted(begun), name=f"job {begun.job.id}")
+        self._running[task] = begun.job.id
+        task.add_done_callback(lambda done: self._running.pop(done, None))
+
+    async def _run_adopted(self, begun: Begun) -> None:
+        try:
+            await self._executor.run(begun)
+        except IotJobsError as error:
+            log.info("its end came first", extra={"job_id": begun.job.id, "why": str(error)})
+        finally:
+            self._executor.forget(begun.job.id)
 
     def end(self, job_id: str, attempt: int) -> None:
         """A cancel or stop was committed: end the attempt on its device, if it is under way here."""
@@ -183,9 +217,12 @@ class Worker(LoopService):
         if secret is not None:
             stored = msgspec.json.decode(self._secrets.open(secret, f"plan:{job_id}"))
         plan = Plan.from_json(stored)
-        nonce = new_nonce()
         earlier = RunMark.left_by(job, plan)
         sent = earlier is None and self._executor.ready_to_send(job)
+        return replace(self._begin_attempt(tx, job, plan, sent=sent), earlier=earlier)
+
+    def _begin_attempt(self, tx: Transaction, job: Job, plan: Plan, *, sent: bool) -> Begun:
+        now, nonce = clock.now_ms(), new_nonce()
         number = jobs.begin_attempt(tx, job, worker_id=self.worker_id, nonce=nonce, at=now, sent=sent)
         job = replace(
             job,
@@ -200,7 +237,7 @@ class Worker(LoopService):
             deadline_at=None,
             start_at=None,
         )
-        return Begun(job, plan, earlier)
+        return Begun(job, plan)
 
 
 def _ready(job: Job, now: int) -> bool:

@@ -155,6 +155,19 @@ def operation_for(conn: Connection, entity: Entity, operation_id: str) -> Operat
     return found.operation
 
 
+_settings_of = Prepared(
+    select(P.id, P.settings)
+    .where(or_(P.owner_id == bindparam("own"), P.owner_id == bindparam("of_class")))
+    .order_by(P.name)
+)
+
+
+def operations_on_write(conn: Connection, entity: Entity) -> list[str]:
+    """Ids of the operations that run when a person writes a readwrite property of the entity."""
+    rows = _settings_of.all(conn, {"own": entity.id, "of_class": entity.class_id})
+    return [row.id for row in rows if row.settings["run_on_property_change"]]
+
+
 _script = Prepared(select(S.text, S.interpreter).where(S.id == bindparam("wanted")))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.store import tables
 from iotjobs.store.secrets import lock_start
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 
@@ -22,6 +23,15 @@ def remembered(tx: Transaction, name: str, make: Callable[[], str]) -> str:
         value = make()
         tx.conn.execute(insert(tables.site), {"name": name, "value": value})
     return value
+
+
+_value = Prepared(select(tables.site.c.value).where(tables.site.c.name == bindparam("wanted")))
+
+
+def value(conn: Connection, name: str) -> str | None:
+    """A fact; None where nobody has put it."""
+    found: str | None = _value.scalar(conn, {"wanted": name})
+    return found
 
 
 def put(tx: Transaction, name: str, value: str) -> None:

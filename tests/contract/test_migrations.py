@@ -21,7 +21,6 @@ from iotjobs.store.migrations.migrate import HEAD, REVISIONS, migrate, revision_
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
-
 # Of all tables: those of `tables` come with the others.
 METADATA = state_tables.states.metadata
 

@@ -13,7 +13,7 @@ COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make them; every entity that is there begins as `created`."""
+    """Make them. An entity without a standing is `created`."""
     op.create_table(
         "state",
         sa.Column("id", sa.String(), nullable=False),
@@ -71,11 +71,6 @@ def _standings() -> None:
     )
     wakes = sa.text("wake_at IS NOT NULL")
     op.create_index("standing_wake", "standing", ["wake_at"], sqlite_where=wakes, postgresql_where=wakes)
-    for number, table in ((1, "object"), (2, "link")):
-        op.execute(
-            "INSERT INTO standing (entity_id, owner_type, state, since, why, depth, holding, offline, reports) "
-            f"SELECT id, {number}, 'created', created_at, '{{}}', 0, '{{}}', false, 0 FROM {table}"
-        )
     op.create_table(
         "state_change",
         sa.Column("id", sa.String(), nullable=False),

@@ -1,0 +1,194 @@
+"""What triggers make of a change of state: traces, timers and jobs, in the transaction of the change.
+
+Deciding is `domain.triggers`. Every trigger of the entity leaves one trace for each change, and one more for
+each repeat; a wait (`held`) is a trace and a timer, and the trace tells later what came of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from iotjobs.domain import triggers
+from iotjobs.domain.jobs import Cause, Ending, Job
+from iotjobs.domain.operations import Plan
+from iotjobs.domain.rights import Caller
+from iotjobs.domain.statuses import Outcome
+from iotjobs.domain.triggers import Circumstances, Decision, Ruling, Trigger
+from iotjobs.engine.intake import Execute, Intake, Origin
+from iotjobs.engine.settle import Settler
+from iotjobs.store import facts, jobs, queue, rules, standings
+from iotjobs.store.queue import Offers
+from iotjobs.store.standings import Snapshot
+from iotjobs.store.writer import Transaction
+
+PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
+
+
+class AtOnce(Protocol):
+    """Who may begin a message within the transaction that inserts its job."""
+
+    def begin_at_once(self, tx: Transaction, job: Job, plan: Plan) -> bool:
+        """Whether it did; else the job has to be offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class FiringParts:
+    """What firing works with."""
+
+    intake: Intake
+    settler: Settler
+    offers: Offers
+    at_once: AtOnce
+
+
+class Firing:
+    """The triggers' part of one transaction."""
+
+    def __init__(self, parts: FiringParts, tx: Transaction, now: int) -> None:
+        self._parts, self._tx, self._now = parts, tx, now
+        self._triggers: dict[str, tuple[tuple[Trigger, bool], ...]] = {}
+        self._paused: bool | None = None
+
+    def changed(self, snapshot: Snapshot, before: str) -> None:
+        """The entity has entered the snapshot's state: nothing of the one before waits any more."""
+        entity = snapshot.entity
+        said = f"left {before} for {snapshot.standing.state} before its time"
+        for key in rules.drop_timers(self._tx, entity.id):
+            rules.settle_trace(self._tx, key, Ruling(Decision.HOLD_CANCELED, said), None, self._now)
+        found = self._triggers.get(entity.id)
+        if found is None:
+            found = self._triggers[entity.id] = rules.triggers_of(self._tx.conn, entity)
+        for trigger, broken in found:
+            around = Circumstances(broken=broken, depth=snapshot.depth)
+            self._decide(_Case(snapshot, trigger, before), around)
+
+    def due(self, timer: Any, snapshot: Snapshot) -> bool:
+        """A hold or a repeat has come to its moment; False when it is nobody's any more.
+
+        The entity is in the state of the timer's change: leaving it takes its timers away.
+        """
+        row = rules.trigger_row(self._tx.conn, timer.trigger_id)
+        there = rules.drop_timer(self._tx, timer.cause_key)
+        if not there or row is None or snapshot.change_id != timer.state_change_id:
+            return False
+        before = standings.left_by(self._tx.conn, timer.state_change_id)
+        around = Circumstances(broken=row.broken_at is not None, depth=snapshot.depth, waited=True)
+        self._decide(_Case(snapshot, rules.trigger_of(row), before, timer.number), around)
+        return True
+
+    def depth_behind(self, job_id: str | None) -> int:
+        """How many triggers stand before a report that a job's message led to."""
+        job = None if job_id is None else jobs.find(self._tx.conn, job_id)
+        if job is None or job.cause is not Cause.TRIGGER or job.process_meta is None:
+            return 0
+        depth = standings.depth_of(self._tx.conn, job.process_meta["state_change_id"])
+        return 0 if depth is None else depth + 1
+
+    def start(
+        self,
+        snapshot: Snapshot,
+        operation_id: str,
+        cause: Cause,
+        origin: Origin,
+        caller: Caller | None = None,
+    ) -> str:
+        """Insert a job; it begins with the commit, waits for its turn, or ends as refused. Its id."""
+        entity, parts, tx, now = snapshot.entity, self._parts, self._tx, self._now
+        request = Execute(entity.owner_type, entity.id, operation_id, caller, cause=cause, origin=origin)
+        fired = parts.intake.fire(tx, request, entity)
+        job = fired.job
+        if fired.refusal is not None:
+            said = fired.refusal.detail
+            ending = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
+            parts.settler.finish(tx, job, ending, now)
+        elif fired.plan is None or not parts.at_once.begin_at_once(tx, job, fired.plan):
+            queue.offer_if_free(tx, job.lane, queue.ticket_of(tx.conn, job), now, parts.offers)
+        return job.id
+
+    def _decide(self, case: _Case, around: Circumstances) -> None:
+        """Decide, do it, and leave a trace."""
+        trigger, snapshot = case.trigger, case.snapshot
+        state = snapshot.standing.state
+        if state in trigger.states:
+            history = rules.history_of(self._tx.conn, trigger, snapshot.entity.id, self._now)
+            around = replace(around, paused=self._is_paused(), history=history)
+        ruling = triggers.rule(trigger, state, around, self._now)
+        job_id = None
+        match ruling.decision:
+            case Decision.FIRED:
+                origin = Origin(case.key, case.process_meta, state, trigger.name)
+                job_id = self.start(snapshot, trigger.operation_id, Cause.TRIGGER, origin)
+            case Decision.HELD:
+                self._wait(case, trigger.hold_s)
+            case Decision.LOOP_GUARD if not around.broken:
+                rules.set_breaker(self._tx, trigger.id, self._now)
+        if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
+            self._wait(replace(case, number=case.number + 1), trigger.repeat_s)
+        if case.number == 0 and around.waited:
+            rules.settle_trace(self._tx, case.key, ruling, job_id, self._now)
+        else:
+            rules.add_trace(self._tx, case.trace(ruling, job_id, self._now))
+
+    def _wait(self, case: _Case, for_s: float) -> None:
+        timer = {
+            "cause_key": case.key,
+            "trigger_id": case.trigger.id,
+            "entity_id": case.snapshot.entity.id,
+            "owner_type": int(case.snapshot.entity.owner_type),
+            "state_change_id": case.change_id,
+            "number": case.number,
+            "due_at": self._now + round(for_s * 1000),
+        }
+        rules.add_timer(self._tx, timer)
+
+    def _is_paused(self) -> bool:
+        if self._paused is None:
+            self._paused = facts.value(self._tx.conn, PAUSED) == "yes"
+        return self._paused
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One trigger at one change; `before` is the state that was left, `number` counts the repeats."""
+
+    snapshot: Snapshot
+    trigger: Trigger
+    before: str
+    number: int = 0
+
+    @property
+    def change_id(self) -> str:
+        assert self.snapshot.change_id is not None, "there was a change"
+        return self.snapshot.change_id
+
+    @property
+    def key(self) -> str:
+        return triggers.cause_key(self.trigger.id, self.change_id, self.number)
+
+    @property
+    def process_meta(self) -> dict[str, Any]:
+        """The documented member of the job that the trigger starts."""
+        return {
+            "triggerStates": list(self.trigger.states),
+            "state": self.snapshot.standing.state,
+            "from": self.before,
+            "trigger_id": self.trigger.id,
+            "state_change_id": self.change_id,
+        }
+
+    def trace(self, ruling: Ruling, job_id: str | None, now: int) -> dict[str, Any]:
+        entity = self.snapshot.entity
+        return {
+            "cause_key": self.key,
+            "trigger_id": self.trigger.id,
+            "trigger_name": self.trigger.name,
+            "owner_id": entity.id,
+            "owner_type": int(entity.owner_type),
+            "state_change_id": self.change_id,
+            "state": self.snapshot.standing.state,
+            "decision": ruling.decision,
+            "reason": ruling.reason,
+            "job_id": job_id,
+            "at": now,
+        }

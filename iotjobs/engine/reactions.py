@@ -1,0 +1,260 @@
+"""What follows a report, a write, a lost connection, a person's word, or time: states, then triggers, then jobs.
+
+All of it happens in the transaction that makes the cause known: the properties, their history, the
+change of state, and what triggers make of it (`firing`). Deciding is `domain.states`; here it is read, and
+written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from iotjobs import clock
+from iotjobs.domain import operators, states
+from iotjobs.domain.entities import OwnerType, PropertyType
+from iotjobs.domain.errors import NotFound
+from iotjobs.domain.jobs import Cause
+from iotjobs.domain.rights import Caller
+from iotjobs.domain.states import Condition, Forced, Judgement
+from iotjobs.engine.firing import Firing, FiringParts
+from iotjobs.engine.intake import Origin
+from iotjobs.store import entities, rules, standings
+from iotjobs.store.standings import Snapshot
+from iotjobs.store.writer import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A device, or who speaks for it, told values of properties.
+
+    Attributes:
+        report_id: one that came before has no effect.
+        job_id: the job whose message led to it, as far as it is known.
+    """
+
+    values: Mapping[str, Any]
+    report_id: str | None = None
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A person set properties."""
+
+    values: Mapping[str, Any]
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The broker told that a device came, or went."""
+
+    online: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A person forces a state, or takes that back."""
+
+    forced: Forced | None
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Time has passed, or what decides was changed."""
+
+
+What: TypeAlias = Reported | Written | Connection | Said | Looked
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened to an entity."""
+
+    owner_type: OwnerType
+    entity_id: str
+    what: What
+
+
+class Reactions:
+    """Gives happenings their effects. Holds nothing between two transactions."""
+
+    def __init__(self, parts: FiringParts) -> None:
+        self.parts = parts
+
+    def turn(self, tx: Transaction) -> Turn:
+        """The happenings of one transaction, in their order; end it with `Turn.finish`."""
+        return Turn(self, tx, clock.now_ms())
+
+    def react(self, tx: Transaction, happening: Happening) -> bool:
+        """A turn of one happening; False for a report that came before.
+
+        Raises:
+            NotFound: there is no such entity.
+        """
+        turn = self.turn(tx)
+        had_effect = turn.take(happening)
+        turn.finish()
+        return had_effect
+
+
+class Turn:
+    """What happens in one transaction. Entities are read once, and written once at its end."""
+
+    def __init__(self, reactions: Reactions, tx: Transaction, now: int) -> None:
+        self._reactions, self._tx, self._now = reactions, tx, now
+        self._snapshots: dict[str, Snapshot] = {}
+        self._wakes: dict[str, int | None] = {}  # of those to be saved
+        self._written: set[str] = set()  # those whose properties are to be saved
+        self._conditions: dict[str, tuple[Condition, ...]] = {}
+        self._firing = Firing(reactions.parts, tx, now)
+
+    def take(self, happening: Happening) -> bool:
+        """Give it its effect; False for a report that came before.
+
+        Raises:
+            NotFound: there is no such entity.
+        """
+        snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
+        match happening.what:
+            case Reported(values, report_id, job_id):
+                number = snapshot.reports + 1
+                if report_id is not None and not standings.is_new_report(
+                    self._tx, snapshot.entity.id, report_id, number
+                ):
+                    return False
+                standing = replace(snapshot.standing, heard_at=self._now, offline=False)
+                snapshot = replace(snapshot, reports=number, standing=standing)
+                depth = self._firing.depth_behind(job_id)
+                self._merge(snapshot, values, None, depth)
+            case Written(values, caller):
+                self._merge(snapshot, values, caller, depth)
+            case Connection(online):
+                self._judge(replace(snapshot, standing=replace(snapshot.standing, offline=not online)), depth)
+            case Said(forced):
+                self._judge(replace(snapshot, standing=replace(snapshot.standing, forced=forced)), depth)
+            case Looked():
+                self._judge(snapshot, depth)
+        return True
+
+    def finish(self) -> None:
+        """Write what is to be written of entities."""
+        for entity_id in self._written:
+            snapshot = self._snapshots[entity_id]
+            standings.save_properties(self._tx, snapshot.entity, snapshot.own)
+        for entity_id, wake_at in self._wakes.items():
+            standings.save(self._tx, self._snapshots[entity_id], wake_at)
+        self._written.clear()
+        self._wakes.clear()
+
+    # --- entities -------------------------------------------------------------------------
+
+    def _snapshot(self, owner_type: OwnerType, entity_id: str) -> Snapshot:
+        found = self._snapshots.get(entity_id)
+        if found is None:
+            if owner_type is OwnerType.OBJECT:
+                found = standings.load_object(self._tx.conn, entity_id)
+            else:
+                found = standings.load_link(self._tx.conn, entity_id, self._snapshots)
+            if found is None:
+                raise NotFound(f"there is no {owner_type.name.lower()} {entity_id}")
+            self._snapshots[entity_id] = found
+        return found
+
+    def _merge(
+        self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller | None, depth: int
+    ) -> None:
+        """Set properties, and judge whatever can see them."""
+        before = snapshot.entity.properties
+        changed = {
+            name: value
+            for name, value in values.items()
+            if name not in before or not operators.equal(before[name], value)
+        }
+        if changed:
+            entity = replace(snapshot.entity, properties={**before, **changed})
+            snapshot = replace(snapshot, entity=entity, own={**snapshot.own, **changed})
+            self._written.add(entity.id)
+            by = None if caller is None else caller.user_id
+            standings.add_history(self._tx, entity.id, changed, by, self._now)
+        self._judge(snapshot, depth)
+        if changed and snapshot.entity.owner_type is OwnerType.OBJECT:
+            self._judge_links(snapshot, depth)
+        if caller is not None:
+            self._run_on_write(snapshot, values, caller)
+
+    def _judge_links(self, end: Snapshot, depth: int) -> None:
+        for link_id in standings.links_of(self._tx.conn, end.entity.id):
+            link = self._snapshot(OwnerType.LINK, link_id)
+            source, target = link.entity.source, link.entity.target
+            assert source is not None
+            assert target is not None
+            entity = replace(
+                link.entity,
+                source=end.entity if source.id == end.entity.id else source,
+                target=end.entity if target.id == end.entity.id else target,
+            )
+            standing = replace(link.standing, heard_at=self._now)
+            self._judge(replace(link, entity=entity, standing=standing), depth)
+
+    def _run_on_write(self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller) -> None:
+        readwrite = [name for name in values if snapshot.types.get(name) == PropertyType.READWRITE]
+        if not readwrite:
+            return
+        for operation_id in entities.operations_on_write(self._tx.conn, snapshot.entity):
+            origin = Origin(listener=", ".join(sorted(readwrite)))
+            self._firing.start(snapshot, operation_id, Cause.PROPERTY, origin, caller)
+
+    # --- states ---------------------------------------------------------------------------
+
+    def _judge(self, snapshot: Snapshot, depth: int) -> None:
+        entity_id = snapshot.entity.id
+        judged = states.judge(
+            self._conditions_of(snapshot),
+            snapshot.facts,
+            snapshot.standing,
+            self._now,
+            no_data_after_s=snapshot.no_data_after_s,
+        )
+        forced = snapshot.standing.forced
+        if forced is not None and judged.why["by"] != "forced":
+            forced = None  # its time is over
+        standing = replace(snapshot.standing, holding=judged.holding, forced=forced)
+        snapshot = replace(snapshot, standing=standing)
+        self._snapshots[entity_id] = snapshot
+        self._wakes[entity_id] = judged.wake_at
+        if judged.state != standing.state:
+            self._change(snapshot, judged, depth)
+
+    def _change(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
+        entity, before = snapshot.entity, snapshot.standing.state
+        change_id = clock.new_id()
+        snapshot = self._snapshots[entity.id] = replace(
+            snapshot,
+            standing=replace(snapshot.standing, state=judged.state, since=self._now),
+            change_id=change_id,
+            depth=depth,
+            why=judged.why,
+        )
+        standings.add_change(self._tx, snapshot, before, self._now)
+        self._firing.changed(snapshot, before)
+
+    def _conditions_of(self, snapshot: Snapshot) -> tuple[Condition, ...]:
+        entity = snapshot.entity
+        found = self._conditions.get(entity.id)
+        if found is None:
+            found = self._conditions[entity.id] = rules.conditions_of(self._tx.conn, entity)
+        return found
+
+    def due(self, timer: Any) -> bool:
+        """A hold or a repeat has come to its moment; False when it is nobody's any more."""
+        snapshot = self._snapshot(OwnerType(timer.owner_type), timer.entity_id)
+        return self._firing.due(timer, snapshot)
+
+
+def happenings_of_time(found: list[tuple[OwnerType, str]]) -> Iterator[Happening]:
+    """One for each entity whose state time alone may change now."""
+    for owner_type, entity_id in found:
+        yield Happening(owner_type, entity_id, Looked())

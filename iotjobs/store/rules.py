@@ -1,0 +1,251 @@
+"""State conditions and triggers: lists that are put whole, and what triggers leave behind.
+
+Conditions of an entity's own take the place of its class's; triggers of its class stand beside its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import time
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from iotjobs.domain.entities import Entity, OwnerType
+from iotjobs.domain.expressions import compile_expression
+from iotjobs.domain.periods import DAYS, Period
+from iotjobs.domain.states import Condition
+from iotjobs.domain.triggers import HOUR_MS, Decision, History, Ruling, Trigger
+from iotjobs.store.state_tables import condition_lists, traces, trigger_timers, triggers
+from iotjobs.store.statements import Prepared
+from iotjobs.store.writer import Transaction
+
+N, T = condition_lists.c, triggers.c
+X, M = traces.c, trigger_timers.c
+
+_items = Prepared(select(N.items, N.version).where(N.owner_id == bindparam("owner")))
+
+
+def condition_items(conn: Connection, owner_id: str) -> list[dict[str, Any]] | None:
+    """The list as it was put; None: it has none of its own."""
+    row = _items.first(conn, {"owner": owner_id})
+    return None if row is None else row.items
+
+
+def conditions_of(conn: Connection, entity: Entity) -> tuple[Condition, ...]:
+    """What decides an entity's state: its own list, or its class's."""
+    items = condition_items(conn, entity.id)
+    if items is None and entity.class_id is not None:
+        items = condition_items(conn, entity.class_id)
+    return tuple(map(condition_of, items or ()))
+
+
+def condition_of(item: Mapping[str, Any]) -> Condition:
+    """The condition of a stored item."""
+    return Condition(
+        item["id"],
+        item["state"],
+        compile_expression(item["when"]),
+        item["hold_s"],
+        item["description"],
+        None if item["period"] is None else period_of(item["period"]),
+    )
+
+
+def period_of(stored: Mapping[str, Any]) -> Period:
+    """The period of a stored one."""
+    return Period(
+        frozenset(map(DAYS.index, stored["days"])),
+        time.fromisoformat(stored["from"]),
+        time.fromisoformat(stored["to"]),
+        stored["zone"],
+    )
+
+
+def put_conditions(
+    tx: Transaction, owner_kind: str, owner_id: str, items: Sequence[Mapping[str, Any]] | None
+) -> None:
+    """Make this the owner's list; None: it has none of its own any more."""
+    tx.conn.execute(delete(condition_lists).where(N.owner_id == owner_id))
+    if items is not None:
+        row = {"owner_id": owner_id, "owner_kind": owner_kind, "items": list(items), "version": 1}
+        tx.conn.execute(insert(condition_lists), row)
+
+
+_SETTINGS = ("states", "hold_s", "repeat_s", "cooldown_s", "max_per_hour", "enabled", "dry")
+_of_owner = Prepared(select(triggers).where(T.owner_id == bindparam("owner")).order_by(T.position))
+_by_id = Prepared(select(triggers).where(T.id == bindparam("wanted")))
+
+
+def trigger_of(row: Any) -> Trigger:
+    """The trigger of a row."""
+    settings = {**row.settings, "states": tuple(row.settings["states"])}
+    return Trigger(row.id, row.name, operation_id=row.operation_id, **settings)
+
+
+def trigger_rows(conn: Connection, owner_id: str) -> Sequence[Any]:
+    """The triggers of an owner's own, in their order."""
+    return _of_owner.all(conn, {"owner": owner_id})
+
+
+def trigger_row(conn: Connection, trigger_id: str) -> Any:
+    """A trigger's row, or None."""
+    return _by_id.first(conn, {"wanted": trigger_id})
+
+
+def triggers_of(conn: Connection, entity: Entity) -> tuple[tuple[Trigger, bool], ...]:
+    """An entity's triggers and those of its class, each with whether its breaker is open."""
+    owners = [entity.id] if entity.class_id is None else [entity.id, entity.class_id]
+    rows = [row for owner in owners for row in trigger_rows(conn, owner)]
+    return tuple((trigger_of(row), row.broken_at is not None) for row in rows)
+
+
+def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequence[Mapping[str, Any]]) -> None:
+    """Make these the owner's triggers; one that keeps its id keeps its breaker, timers and history."""
+    before = {row.id: row for row in trigger_rows(tx.conn, owner_id)}
+    gone = sorted(set(before) - {item["id"] for item in items})
+    if gone:
+        tx.conn.execute(delete(trigger_timers).where(M.trigger_id.in_(gone)))
+    tx.conn.execute(delete(triggers).where(T.owner_id == owner_id))
+    rows = [
+        {
+            "id": item["id"],
+            "owner_kind": owner_kind,
+            "owner_id": owner_id,
+            "position": position,
+            "name": item["name"],
+            "operation_id": item["operation_id"],
+            "settings": {name: item[name] for name in _SETTINGS},
+            "broken_at": before[item["id"]].broken_at if item["id"] in before else None,
+        }
+        for position, item in enumerate(items)
+    ]
+    if rows:
+        tx.conn.execute(insert(triggers), rows)
+
+
+def set_breaker(tx: Transaction, trigger_id: str, broken_at: int | None) -> None:
+    """Open a trigger's breaker, or reset it."""
+    tx.conn.execute(update(triggers).where(T.id == trigger_id).values(broken_at=broken_at))
+
+
+# --- traces and timers ------------------------------------------------------------------------
+
+_last_fired = Prepared(
+    select(func.max(X.at)).where(
+        X.trigger_id == bindparam("trigger"),
+        X.owner_id == bindparam("owner"),
+        X.decision == bindparam("fired"),
+    )
+)
+_fired_since = Prepared(
+    select(func.count())
+    .select_from(traces)
+    .where(
+        X.trigger_id == bindparam("trigger"),
+        X.owner_id == bindparam("owner"),
+        X.decision == bindparam("fired"),
+        X.at > bindparam("since"),
+    )
+)
+
+
+def history_of(conn: Connection, trigger: Trigger, owner_id: str, now: int) -> History:
+    """How a trigger fired for an entity; nothing is read that it does not ask for."""
+    which = {"trigger": trigger.id, "owner": owner_id, "fired": Decision.FIRED}
+    last = _last_fired.scalar(conn, which) if trigger.cooldown_s else None
+    count = 0
+    if trigger.max_per_hour is not None:
+        count = _fired_since.scalar(conn, {**which, "since": now - HOUR_MS})
+    return History(last, count)
+
+
+_TRACE = (
+    "cause_key",
+    "trigger_id",
+    "trigger_name",
+    "owner_id",
+    "owner_type",
+    "state_change_id",
+    "state",
+    "decision",
+    "reason",
+    "job_id",
+    "at",
+)
+_insert_trace = Prepared(traces.insert(), _TRACE)
+_settle_trace = Prepared(
+    update(traces)
+    .where(X.cause_key == bindparam("is_key"))
+    .values(
+        decision=bindparam("to_decision"),
+        reason=bindparam("to_reason"),
+        job_id=bindparam("to_job"),
+        at=bindparam("to_at"),
+    )
+)
+
+
+def add_trace(tx: Transaction, trace: Mapping[str, Any]) -> None:
+    """Keep what a trigger decided."""
+    _insert_trace.insert(tx.conn, trace)
+
+
+def settle_trace(tx: Transaction, cause_key: str, ruling: Ruling, job_id: str | None, at: int) -> None:
+    """A wait is over: its trace says from now on what came of it."""
+    given = {"to_decision": ruling.decision, "to_reason": ruling.reason, "to_job": job_id, "to_at": at}
+    _settle_trace.run(tx.conn, {"is_key": cause_key, **given})
+
+
+_insert_timer = Prepared(trigger_timers.insert(), tuple(M.keys()))
+_timers_of = Prepared(select(trigger_timers).where(M.entity_id == bindparam("entity")))
+_drop_timers = Prepared(trigger_timers.delete().where(M.entity_id == bindparam("entity")))
+_drop_timer = Prepared(trigger_timers.delete().where(M.cause_key == bindparam("is_key")))
+_due = Prepared(
+    select(trigger_timers).where(M.due_at <= bindparam("now")).order_by(M.due_at).limit(bindparam("limit"))
+)
+
+
+def add_timer(tx: Transaction, timer: Mapping[str, Any]) -> None:
+    """Look at a trigger again, at `due_at`."""
+    _insert_timer.insert_all(tx.conn, [timer])
+
+
+def drop_timers(tx: Transaction, entity_id: str) -> list[str]:
+    """The entity leaves its state: nothing waits any more. Keys of those that held."""
+    found = _timers_of.all(tx.conn, {"entity": entity_id})
+    if found:
+        _drop_timers.run(tx.conn, {"entity": entity_id})
+    return [row.cause_key for row in found if row.number == 0]
+
+
+def drop_timer(tx: Transaction, cause_key: str) -> bool:
+    """Take a timer away; whether it was still there."""
+    return _drop_timer.run(tx.conn, {"is_key": cause_key}) == 1
+
+
+def due_timers(conn: Connection, now: int, limit: int) -> Sequence[Any]:
+    """Timers whose moment has come, the earliest first."""
+    return _due.all(conn, {"now": now, "limit": limit})
+
+
+def trace_rows(
+    conn: Connection,
+    *,
+    limit: int,
+    before: int | None = None,
+    **wanted: str | None,
+) -> Sequence[Any]:
+    """Traces, the newest first; `wanted`: values of columns, None wants nothing."""
+    query = select(traces).order_by(X.id.desc()).limit(limit)
+    for name, value in wanted.items():
+        if value is not None:
+            query = query.where(X[name] == value)
+    if before is not None:
+        query = query.where(X.id < before)
+    return conn.execute(query).all()
+
+
+def owner_type_of(kind: str) -> OwnerType:
+    """Of `object` or `link`."""
+    return OwnerType[kind.upper()]

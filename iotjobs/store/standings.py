@@ -1,0 +1,340 @@
+"""Entities with all that bears on their state, and what is remembered of it.
+
+A `Snapshot` is read at the beginning of a change, with its row locked on PostgreSQL; what came of it is
+written by `save` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, literal_column, or_, select, update
+
+from iotjobs.domain.entities import Entity, OwnerType, SshAddress
+from iotjobs.domain.expressions import Facts
+from iotjobs.domain.states import CREATED, Forced, Standing
+from iotjobs.store import tables
+from iotjobs.store.state_tables import WAKES, property_history, report_ids, standings, state_changes
+from iotjobs.store.statements import Prepared
+from iotjobs.store.writer import Transaction
+
+C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
+REPORT_IDS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An entity as it stood when its row was read.
+
+    Attributes:
+        entity: properties are the effective ones.
+        own: its own properties, without what its class gives.
+        types: of its properties, the class's under its own.
+        change_id: of its last change of state; None: it never had one.
+        depth: of that change, how many triggers stand before it in its chain of causes.
+        why: of that change.
+        reports: how many came.
+    """
+
+    entity: Entity
+    own: Mapping[str, Any]
+    types: Mapping[str, str]
+    tags: tuple[str, ...]
+    no_data_after_s: float | None
+    standing: Standing
+    change_id: str | None
+    depth: int
+    why: Mapping[str, Any]
+    reports: int
+
+    @property
+    def facts(self) -> Facts:
+        """What conditions may read."""
+        source, target = self.entity.source, self.entity.target
+        return Facts(
+            self.entity.properties,
+            self.entity.name,
+            self.tags,
+            None if source is None else source.properties,
+            None if target is None else target.properties,
+        )
+
+
+_STANDING = (
+    S.state,
+    S.since,
+    S.why,
+    S.change_id,
+    S.depth,
+    S.holding,
+    S.heard_at,
+    S.offline,
+    S.forced,
+    S.reports,
+)
+_CLASS = (
+    C.properties.label("defaults"),
+    C.property_types.label("default_types"),
+    C.no_data_after_s.label("default_no_data"),
+)
+_object = Prepared(
+    select(
+        O.id, O.name, O.class_id, O.properties, O.property_types, O.tags, O.no_data_after_s, O.thing, O.ssh
+    )
+    .add_columns(*_CLASS, *_STANDING)
+    .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
+    .join(standings, S.entity_id == O.id, isouter=True)
+    .where(O.id == bindparam("wanted"))
+    .with_for_update(of=tables.objects)
+)
+_link = Prepared(
+    select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
+    .add_columns(*_CLASS, *_STANDING)
+    .join_from(tables.links, tables.classes, L.class_id == C.id, isouter=True)
+    .join(standings, S.entity_id == L.id, isouter=True)
+    .where(L.id == bindparam("wanted"))
+    .with_for_update(of=tables.links)
+)
+
+
+def load_object(conn: Connection, object_id: str) -> Snapshot | None:
+    """An object, its row locked."""
+    row = _object.first(conn, {"wanted": object_id})
+    if row is None:
+        return None
+    entity = Entity(
+        row.id,
+        OwnerType.OBJECT,
+        row.name,
+        row.class_id,
+        {**(row.defaults or {}), **row.properties},
+        thing=row.thing,
+        ssh=None if row.ssh is None else SshAddress(**row.ssh),
+    )
+    after_s = row.default_no_data if row.no_data_after_s is None else row.no_data_after_s
+    return _snapshot(row, entity, after_s)
+
+
+def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot]) -> Snapshot | None:
+    """A link, its row locked; its ends are those of `end` by object id, or read."""
+    row = _link.first(conn, {"wanted": link_id})
+    if row is None:
+        return None
+    ends = [end[at].entity if at in end else _end(conn, at) for at in (row.source, row.target)]
+    properties = {**(row.defaults or {}), **row.properties}
+    entity = Entity(
+        row.id, OwnerType.LINK, row.name, row.class_id, properties, source=ends[0], target=ends[1]
+    )
+    return _snapshot(row, entity, None)
+
+
+def _end(conn: Connection, object_id: str) -> Entity:
+    found = load_object(conn, object_id)
+    assert found is not None, "a link's ends are there as long as it is"
+    return found.entity
+
+
+def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapshot:
+    known = row.state is not None  # else it was made a moment ago, and this is its first change
+    standing = Standing()
+    if known:
+        standing = Standing(
+            row.state,
+            row.since,
+            row.holding,
+            row.heard_at,
+            row.offline,
+            None if row.forced is None else Forced(**row.forced),
+        )
+    return Snapshot(
+        entity,
+        own=row.properties,
+        types={**(row.default_types or {}), **row.property_types},
+        tags=tuple(row.tags),
+        no_data_after_s=no_data_after_s,
+        standing=standing,
+        change_id=row.change_id,
+        depth=row.depth or 0,
+        why=row.why or {},
+        reports=row.reports or 0,
+    )
+
+
+_of_object = Prepared(
+    select(L.id).where(or_(L.source == bindparam("at"), L.target == bindparam("at"))).order_by(L.id)
+)
+
+
+def links_of(conn: Connection, object_id: str) -> list[str]:
+    """Ids of the links that the object is an end of."""
+    return [row.id for row in _of_object.all(conn, {"at": object_id})]
+
+
+_set_object = Prepared(
+    update(tables.objects).where(O.id == bindparam("is_id")).values(properties=bindparam("properties"))
+)
+_set_link = Prepared(
+    update(tables.links).where(L.id == bindparam("is_id")).values(properties=bindparam("properties"))
+)
+
+
+def save_properties(tx: Transaction, entity: Entity, own: Mapping[str, Any]) -> None:
+    """Keep an entity's own properties. Its version stays: that is of what people define."""
+    statement = _set_object if entity.owner_type is OwnerType.OBJECT else _set_link
+    statement.run(tx.conn, {"is_id": entity.id, "properties": dict(own)})
+
+
+_CHANGING = (
+    "state",
+    "since",
+    "why",
+    "change_id",
+    "depth",
+    "holding",
+    "heard_at",
+    "offline",
+    "forced",
+    "wake_at",
+    "reports",
+)
+_update = Prepared(
+    update(standings)
+    .where(S.entity_id == bindparam("is_id"))
+    .values({name: bindparam(f"to_{name}") for name in _CHANGING})
+)
+_insert = Prepared(standings.insert(), ("entity_id", "owner_type", *_CHANGING))
+
+
+def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
+    """Keep what is remembered of an entity's state, and when time alone may change it."""
+    standing = snapshot.standing
+    values = {
+        "state": standing.state,
+        "since": standing.since,
+        "why": dict(snapshot.why),
+        "change_id": snapshot.change_id,
+        "depth": snapshot.depth,
+        "holding": dict(standing.holding),
+        "heard_at": standing.heard_at,
+        "offline": standing.offline,
+        "forced": None if standing.forced is None else asdict(standing.forced),
+        "wake_at": wake_at,
+        "reports": snapshot.reports,
+    }
+    changed = {f"to_{name}": value for name, value in values.items()}
+    entity = snapshot.entity
+    if _update.run(tx.conn, {"is_id": entity.id, **changed}) == 0:
+        _insert.insert(tx.conn, {"entity_id": entity.id, "owner_type": int(entity.owner_type), **values})
+
+
+_waking = Prepared(
+    select(S.entity_id, S.owner_type)
+    .where(literal_column(WAKES), S.wake_at <= bindparam("now"))
+    .order_by(S.wake_at)
+    .limit(bindparam("limit"))
+)
+
+
+def waking(conn: Connection, now: int, limit: int) -> list[tuple[OwnerType, str]]:
+    """Entities whose state time alone may change now."""
+    rows = _waking.all(conn, {"now": now, "limit": limit})
+    return [(OwnerType(row.owner_type), row.entity_id) for row in rows]
+
+
+R = report_ids.c
+_known_report = Prepared(
+    select(R.number).where(R.entity_id == bindparam("entity"), R.report_id == bindparam("report"))
+)
+_insert_report = Prepared(report_ids.insert(), ("entity_id", "report_id", "number"))
+_forget_reports = Prepared(
+    report_ids.delete().where(R.entity_id == bindparam("entity"), R.number <= bindparam("upto"))
+)
+
+
+def is_new_report(tx: Transaction, entity_id: str, report_id: str, number: int) -> bool:
+    """Note a report's id, the entity's newest `REPORT_IDS_KEPT` of which are kept; whether it is new."""
+    if _known_report.first(tx.conn, {"entity": entity_id, "report": report_id}) is not None:
+        return False
+    _insert_report.insert_all(tx.conn, [{"entity_id": entity_id, "report_id": report_id, "number": number}])
+    _forget_reports.run(tx.conn, {"entity": entity_id, "upto": number - REPORT_IDS_KEPT})
+    return True
+
+
+H = state_changes.c
+
+
+def changes(
+    conn: Connection, *, limit: int, entity_id: str | None = None, before: str | None = None
+) -> Sequence[Any]:
+    """Changes of state, the newest first, before the one of an id; the columns of `state_change`."""
+    query = select(state_changes).order_by(H.id.desc()).limit(limit)
+    if entity_id is not None:
+        query = query.where(H.entity_id == entity_id)
+    if before is not None:
+        query = query.where(H.id < before)
+    return conn.execute(query).all()
+
+
+_depth = Prepared(select(H.depth).where(H.id == bindparam("wanted")))
+
+
+_from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
+
+
+def left_by(conn: Connection, change_id: str) -> str:
+    """The state that a change left."""
+    return str(_from.scalar(conn, {"wanted": change_id}))
+
+
+def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> None:
+    """Keep that an entity's state has become what the snapshot says, with its event."""
+    entity, standing = snapshot.entity, snapshot.standing
+    tx.append(
+        state_changes,
+        {
+            "id": snapshot.change_id,
+            "entity_id": entity.id,
+            "owner_type": int(entity.owner_type),
+            "entity_name": entity.name,
+            "from_state": before,
+            "to_state": standing.state,
+            "at": at,
+            "why": dict(snapshot.why),
+            "depth": snapshot.depth,
+        },
+    )
+    told = {"from": before, "to": standing.state, "why": dict(snapshot.why), "id": snapshot.change_id}
+    event = {"kind": "state.changed", "at": at, "job_id": None, "entity_id": entity.id, "data": told}
+    tx.append(tables.events, event)
+
+
+def add_history(tx: Transaction, entity_id: str, changed: Mapping[str, Any], by: str | None, at: int) -> None:
+    """Keep the new values of properties."""
+    for name, value in changed.items():
+        row = {"entity_id": entity_id, "name": name, "value": value, "at": at, "by": by}
+        tx.append(property_history, row)
+
+
+def depth_of(conn: Connection, change_id: str) -> int | None:
+    """How many triggers stand before a change in its chain of causes."""
+    found: int | None = _depth.scalar(conn, {"wanted": change_id})
+    return found
+
+
+def standing_of(conn: Connection, entity_id: str) -> Any:
+    """The row of `standing`, None for an entity that never changed."""
+    return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
+
+
+def is_created(row: Any) -> bool:
+    """Whether nothing has happened to an entity of this row."""
+    return row is None or row.state == CREATED
+
+
+def in_id_order(conn: Connection, object_ids: Iterator[str]) -> None:
+    """Lock objects in one order, so that two batches cannot wait for each other."""
+    if conn.dialect.name == "postgresql":
+        wanted = sorted(set(object_ids))
+        conn.execute(select(O.id).where(O.id.in_(wanted)).order_by(O.id).with_for_update()).all()
