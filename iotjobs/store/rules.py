@@ -23,13 +23,13 @@ from iotjobs.store.writer import Transaction
 N, T = condition_lists.c, triggers.c
 X, M = traces.c, trigger_timers.c
 
-_items = Prepared(select(N.items, N.version).where(N.owner_id == bindparam("owner")))
+_items = Prepared(select(N.conditions, N.version).where(N.owner_id == bindparam("owner")))
 
 
 def condition_items(conn: Connection, owner_id: str) -> list[dict[str, Any]] | None:
     """The list as it was put; None: it has none of its own."""
     row = _items.first(conn, {"owner": owner_id})
-    return None if row is None else row.items
+    return None if row is None else row.conditions
 
 
 def conditions_of(conn: Connection, entity: Entity) -> tuple[Condition, ...]:
@@ -68,7 +68,7 @@ def put_conditions(
     """Make this the owner's list; None: it has none of its own any more."""
     tx.conn.execute(delete(condition_lists).where(N.owner_id == owner_id))
     if items is not None:
-        row = {"owner_id": owner_id, "owner_kind": owner_kind, "items": list(items), "version": 1}
+        row = {"owner_id": owner_id, "owner_kind": owner_kind, "conditions": list(items), "version": 1}
         tx.conn.execute(insert(condition_lists), row)
 
 

@@ -226,7 +226,8 @@ def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
     changed = {f"to_{name}": value for name, value in values.items()}
     entity = snapshot.entity
     if _update.run(tx.conn, {"is_id": entity.id, **changed}) == 0:
-        _insert.insert(tx.conn, {"entity_id": entity.id, "owner_type": int(entity.owner_type), **values})
+        row = {"entity_id": entity.id, "owner_type": int(entity.owner_type), **values}
+        _insert.insert_all(tx.conn, [row])
 
 
 _waking = Prepared(

@@ -30,7 +30,7 @@ class ConditionListRow(SQLModel, table=True):
     __tablename__ = "condition_list"
     owner_id: str = Field(primary_key=True)
     owner_kind: str
-    items: list[dict[str, Any]] = json_column()
+    conditions: list[dict[str, Any]] = json_column()
     version: int = 1
 
 

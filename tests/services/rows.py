@@ -26,18 +26,20 @@ from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
+from iotjobs.engine.firing import FiringParts
 from iotjobs.engine.intake import Execute, Intake
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
+from iotjobs.engine.reactions import Happening, Reactions, Reported, What
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.site import SiteSwitch
 from iotjobs.engine.worker import Worker
 from iotjobs.inputs.operation_shapes import OperationBody
-from iotjobs.store import definitions, jobs, tables
+from iotjobs.store import definitions, jobs, rules, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.queue import Ticket
@@ -219,6 +221,7 @@ class Engine:
             store, self.settler, self.dispatcher, leftovers=self.leftovers, worker=self.worker
         )
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
+        self.reactions = Reactions(FiringParts(self.intake, self.settler, self.dispatcher, self.worker))
 
     async def stop(self) -> None:
         """End what was started."""
@@ -238,6 +241,19 @@ class Engine:
         return await self._define(
             Kind.LINK, name=f"link{next(_numbers)}", source=source, target=target, **members
         )
+
+    async def class_(self, **members: Any) -> str:
+        """Define a class; its id."""
+        values = {
+            "name": f"class{next(_numbers)}",
+            "tags": [],
+            "properties": {},
+            "property_types": {},
+            "no_data_after_s": None,
+            **members,
+        }
+        made = await self.store.write(lambda tx: definitions.create(tx, Kind.CLASS, values, clock.now_ms()))
+        return made.id
 
     async def _define(self, kind: Kind, **members: Any) -> str:
         values: dict[str, Any] = {"class_id": None, "tags": [], "properties": {}, "property_types": {}}
@@ -270,6 +286,38 @@ class Engine:
         """Define an object with a script operation; both ids."""
         owner_id = await self.thing()
         return owner_id, await self.operation(owner_id, parameters={"text": text}, **members)
+
+    async def conditions(self, owner_id: str, *items: dict[str, Any], owner_kind: str = "object") -> None:
+        """Put the state conditions of an owner."""
+        usual = {"hold_s": 0, "description": "", "period": None}
+        rows = [{"id": f"c{number}", **usual, **item} for number, item in enumerate(items)]
+        await self.store.write(lambda tx: rules.put_conditions(tx, owner_kind, owner_id, rows))
+
+    async def triggers(self, owner_id: str, *items: dict[str, Any], owner_kind: str = "object") -> list[str]:
+        """Put the triggers of an owner; their ids."""
+        usual = {
+            "hold_s": 0,
+            "repeat_s": None,
+            "cooldown_s": 0,
+            "max_per_hour": None,
+            "enabled": True,
+            "dry": False,
+        }
+        rows = [
+            {"id": clock.new_id(), "name": f"trigger {number}", **usual, **item}
+            for number, item in enumerate(items)
+        ]
+        await self.store.write(lambda tx: rules.put_triggers(tx, owner_kind, owner_id, rows))
+        return [str(row["id"]) for row in rows]
+
+    async def happens(self, entity_id: str, what: What, owner_type: OwnerType = OwnerType.OBJECT) -> bool:
+        """Something happens to an entity; False for a report that came before."""
+        happening = Happening(owner_type, entity_id, what)
+        return await self.store.write(lambda tx: self.reactions.react(tx, happening))
+
+    async def report(self, entity_id: str, report_id: str | None = None, /, **values: Any) -> bool:
+        """An object reports values; False when that report came before."""
+        return await self.happens(entity_id, Reported(values, report_id))
 
     async def execute(self, owner_id: str, operation_id: str, **request: Any) -> str:
         """Submit a job; its id."""

@@ -28,7 +28,7 @@ def upgrade() -> None:
         "condition_list",
         sa.Column("owner_id", sa.String(), nullable=False),
         sa.Column("owner_kind", sa.String(), nullable=False),
-        sa.Column("items", JSON, nullable=False),
+        sa.Column("conditions", JSON, nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("owner_id"),
     )

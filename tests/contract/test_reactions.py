@@ -1,0 +1,385 @@
+"""What a report leads to, in one transaction, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, select
+
+from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import NotFound
+from iotjobs.domain.jobs import Cause, Job, JobType
+from iotjobs.domain.states import Forced
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.reactions import Connection as Broker
+from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
+from iotjobs.store import facts, rules, standings, tables
+from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.session import Store
+from iotjobs.store.state_tables import property_history, trigger_timers
+from iotjobs.store.state_tables import standings as standing_table
+from tests.services.rows import ADMIN, Engine
+
+HOT = {"state": "alarm", "when": "temperature > 80"}
+
+
+@pytest.fixture
+async def engine(store: Store) -> AsyncIterator[Engine]:
+    made = Engine(store)
+    yield made
+    await made.stop()
+
+
+async def state_of(engine: Engine, entity_id: str) -> str:
+    row = await engine.store.read(lambda conn: standings.standing_of(conn, entity_id))
+    return "created" if row is None else str(row.state)
+
+
+async def changes_of(engine: Engine, entity_id: str) -> list[tuple[str, str]]:
+    found = await engine.store.read(lambda conn: standings.changes(conn, limit=100, entity_id=entity_id))
+    return [(row.from_state, row.to_state) for row in reversed(found)]
+
+
+async def traces_of(engine: Engine, entity_id: str) -> list[Any]:
+    found = await engine.store.read(lambda conn: rules.trace_rows(conn, limit=100, owner_id=entity_id))
+    return list(reversed(found))
+
+
+async def decisions_of(engine: Engine, entity_id: str) -> list[str]:
+    return [trace.decision for trace in await traces_of(engine, entity_id)]
+
+
+async def jobs_of(engine: Engine, owner_id: str) -> list[Job]:
+    query = select(*job_columns).where(J.owner_id == owner_id).order_by(J.seq)
+    return await engine.store.read(lambda conn: [job_of(row) for row in conn.execute(query)])
+
+
+async def rows(engine: Engine, table: Any) -> list[Any]:
+    return await engine.store.read(lambda conn: list(conn.execute(select(table))))
+
+
+async def hot_thing(engine: Engine, **trigger: Any) -> tuple[str, str]:
+    """An object that is in alarm above 80, and has one trigger on it; the ids of both."""
+    owner_id, operation_id = await engine.script("echo {{state}} {{properties.temperature}}")
+    await engine.conditions(owner_id, HOT)
+    given = {"states": ["alarm"], "operation_id": operation_id, **trigger}
+    return owner_id, (await engine.triggers(owner_id, given))[0]
+
+
+async def due(engine: Engine, after_s: float) -> int:
+    """Let this time pass for timers, and give those that are due their effect; how many had one."""
+    now = clock.now_ms() + round(after_s * 1000)
+    found = await engine.store.read(lambda conn: rules.due_timers(conn, now, 100))
+
+    def item(tx: Any) -> int:
+        turn = engine.reactions.turn(tx)
+        count = sum(turn.due(timer) for timer in found)
+        turn.finish()
+        return count
+
+    return await engine.store.write(item)
+
+
+async def test_a_report_sets_properties_changes_the_state_and_starts_the_operation(engine: Engine) -> None:
+    owner_id, trigger_id = await hot_thing(engine)
+
+    await engine.report(owner_id, temperature=20)
+    await engine.report(owner_id, temperature=90, door="open")
+
+    assert await changes_of(engine, owner_id) == [("created", "working"), ("working", "alarm")]
+    fired = (await traces_of(engine, owner_id))[-1]
+    (job,) = await jobs_of(engine, owner_id)
+    assert (fired.decision, fired.reason, fired.job_id, fired.cause_key) == (
+        "fired",
+        "entered alarm",
+        job.id,
+        job.cause_key,
+    )
+    assert (job.type, job.cause, job.user_id) == (JobType.EXECUTE_LISTENER, Cause.TRIGGER, None)
+    assert job.process_meta == {
+        "triggerStates": ["alarm"],
+        "state": "alarm",
+        "from": "working",
+        "trigger_id": trigger_id,
+        "state_change_id": fired.state_change_id,
+    }
+    assert job.data["listenerName"] == "trigger 0"
+    await engine.worker.start()
+    ended = await engine.ended(job.id)
+    assert ended.outcome is Outcome.SUCCEEDED
+
+    history = [(row.name, row.value, row.by) for row in await rows(engine, property_history)]
+    assert sorted(history) == [("door", "open", None), ("temperature", 20, None), ("temperature", 90, None)]
+
+
+async def test_why_a_state_was_entered_is_kept_and_told_in_an_event(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.report(owner_id, temperature=90)
+
+    (change,) = await engine.store.read(lambda conn: standings.changes(conn, limit=1, entity_id=owner_id))
+    assert change.why["when"] == "temperature > 80"
+    assert change.why["values"] == {"temperature": 90}
+    E = tables.events.c
+    query = select(E.data).where(E.kind == "state.changed", E.entity_id == owner_id)
+    (told,) = await engine.store.read(lambda conn: list(conn.execute(query).scalars()))
+    assert (told["from"], told["to"], told["id"]) == ("created", "alarm", change.id)
+
+
+async def test_a_report_that_changes_nothing_leaves_nothing_but_when_it_came(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.report(owner_id, temperature=20)
+    await engine.report(owner_id, temperature=20.0)
+
+    assert len(await rows(engine, property_history)) == 1
+    (standing,) = await rows(engine, standing_table)
+    assert standing.reports == 2
+
+
+async def test_a_report_that_came_before_has_no_effect(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    assert await engine.report(owner_id, "r1", temperature=90)
+    assert await engine.report(owner_id, "r2", temperature=20)
+    assert not await engine.report(owner_id, "r1", temperature=90)
+    assert await state_of(engine, owner_id) == "working"
+
+    for number in range(300):
+        await engine.report(owner_id, f"more {number}", temperature=20)
+    assert not await engine.report(owner_id, "more 44", temperature=90)
+    assert await engine.report(owner_id, "more 43", temperature=90)  # the newest 256 are remembered
+
+
+async def test_only_changes_into_its_states_start_it_also_from_one_of_them_to_another(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, HOT, {"state": "overloaded", "when": "temperature > 60"})
+    await engine.triggers(owner_id, {"states": ["alarm", "overloaded"], "operation_id": operation_id})
+    for temperature in (20, 90, 95, 70, 90, 20):
+        await engine.report(owner_id, temperature=temperature)
+
+    assert await decisions_of(engine, owner_id) == [
+        "not_in_states",
+        "fired",
+        "fired",
+        "fired",
+        "not_in_states",
+    ]
+    assert len(await jobs_of(engine, owner_id)) == 3
+
+
+async def test_a_hold_fires_after_it_and_not_when_the_state_was_left(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=5)
+    await engine.report(owner_id, temperature=90)
+    assert await decisions_of(engine, owner_id) == ["held"]
+    assert await due(engine, 4.5) == 0
+    assert await jobs_of(engine, owner_id) == []
+    assert await due(engine, 5.5) == 1
+    (trace,) = await traces_of(engine, owner_id)
+    (job,) = await jobs_of(engine, owner_id)
+    assert (trace.decision, trace.job_id) == ("fired", job.id)
+
+    await engine.report(owner_id, temperature=20)
+    await engine.report(owner_id, temperature=90)
+    await engine.report(owner_id, temperature=20)
+    assert await due(engine, 60) == 0
+    assert (await decisions_of(engine, owner_id))[2:] == ["hold_canceled", "not_in_states"]
+    assert len(await jobs_of(engine, owner_id)) == 1
+    assert await rows(engine, trigger_timers) == []
+
+
+async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_its_own(
+    engine: Engine,
+) -> None:
+    owner_id, _ = await hot_thing(engine, repeat_s=10)
+    await engine.report(owner_id, temperature=90)
+    assert await due(engine, 11) == 1
+    assert await due(engine, 11) == 1
+    await engine.report(owner_id, temperature=20)
+    assert await due(engine, 60) == 0
+
+    keys = [str(job.cause_key) for job in await jobs_of(engine, owner_id)]
+    assert [key.rpartition(":")[2] for key in keys] == ["0", "1", "2"]
+    assert len({key.rpartition(":")[0] for key in keys}) == 1
+
+
+async def test_two_who_take_the_same_timer_fire_once(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=5)
+    await engine.report(owner_id, temperature=90)
+
+    assert sorted(await asyncio.gather(due(engine, 6), due(engine, 6))) in ([0, 1], [1, 1][:1])
+    assert len(await jobs_of(engine, owner_id)) == 1
+
+
+async def test_cooldown_and_rate_count_for_each_entity_alone(engine: Engine) -> None:
+    class_id = await engine.class_(properties={"limit": 80})
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    await engine.conditions(class_id, {"state": "alarm", "when": "temperature > limit"}, owner_kind="class")
+    given = {"states": ["alarm"], "operation_id": operation_id, "cooldown_s": 60, "max_per_hour": 5}
+    await engine.triggers(class_id, given, owner_kind="class")
+    one, other = await engine.thing(class_id=class_id), await engine.thing(class_id=class_id)
+    for owner_id in (one, one, other):
+        await engine.report(owner_id, temperature=90)
+        await engine.report(owner_id, temperature=20)
+
+    assert [d for d in await decisions_of(engine, one) if d != "not_in_states"] == ["fired", "cooling_down"]
+    assert [d for d in await decisions_of(engine, other) if d != "not_in_states"] == ["fired"]
+
+
+async def test_conditions_of_its_own_take_the_place_of_its_class_s(engine: Engine) -> None:
+    class_id = await engine.class_()
+    await engine.conditions(class_id, HOT, owner_kind="class")
+    owner_id = await engine.thing(class_id=class_id)
+    await engine.report(owner_id, temperature=90)
+    assert await state_of(engine, owner_id) == "alarm"
+
+    await engine.conditions(owner_id, {"state": "overloaded", "when": "temperature > 80"})
+    await engine.happens(owner_id, Looked())
+    assert await state_of(engine, owner_id) == "overloaded"
+
+
+async def test_a_link_follows_what_its_ends_report(engine: Engine) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    link_id = await engine.link(source, target)
+    operation_id = await engine.operation(link_id, owner_kind="link", parameters={"text": "true"})
+    await engine.conditions(
+        link_id, {"state": "alarm", "when": "source.flow > target.flow + 5"}, owner_kind="link"
+    )
+    await engine.triggers(link_id, {"states": ["alarm"], "operation_id": operation_id}, owner_kind="link")
+
+    await engine.report(source, flow=20)
+    assert await state_of(engine, link_id) == "working"
+    await engine.report(target, flow=10)
+    assert await state_of(engine, link_id) == "alarm"
+    (job,) = await jobs_of(engine, link_id)
+    assert job.owner_type == OwnerType.LINK
+    await engine.report(target, flow=18)
+    assert await changes_of(engine, link_id) == [
+        ("created", "working"),
+        ("working", "alarm"),
+        ("alarm", "working"),
+    ]
+
+
+async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}")
+    await engine.conditions(owner_id, HOT)
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    await engine.report(owner_id, temperature=90)
+
+    (job,) = await jobs_of(engine, owner_id)
+    assert (job.status, job.outcome) == (Status.FINISHED, Outcome.REJECTED)
+    assert "{{properties.nosuch}}" in (job.error_message or "")
+
+
+async def test_a_forced_state_stands_until_it_is_taken_back_or_its_time_is_over(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    forced = Forced("disabled", ADMIN.user_id, "service", clock.now_ms())
+    await engine.happens(owner_id, Said(forced))
+    await engine.report(owner_id, temperature=90)
+    assert await state_of(engine, owner_id) == "disabled"
+    await engine.happens(owner_id, Said(None))
+    assert await state_of(engine, owner_id) == "alarm"
+
+    over = Forced("disabled", ADMIN.user_id, "service", clock.now_ms(), until=clock.now_ms() - 1)
+    await engine.happens(owner_id, Said(over))
+    assert await state_of(engine, owner_id) == "alarm"
+    (standing,) = await rows(engine, standing_table)
+    assert standing.forced is None
+
+
+async def test_the_end_of_a_connection_is_down_until_the_device_is_heard_of(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.report(owner_id, temperature=20)
+    await engine.happens(owner_id, Broker(online=False))
+    assert await state_of(engine, owner_id) == "down"
+    await engine.report(owner_id, temperature=20)
+    assert await state_of(engine, owner_id) == "working"
+
+
+async def test_time_alone_changes_a_state_and_is_asked_at_the_right_moment(engine: Engine) -> None:
+    owner_id = await engine.thing(no_data_after_s=60)
+    await engine.report(owner_id, temperature=20)
+    (standing,) = await rows(engine, standing_table)
+    assert 59_000 < standing.wake_at - clock.now_ms() <= 60_000
+
+    def waking(conn: Connection) -> list[tuple[OwnerType, str]]:
+        return standings.waking(conn, clock.now_ms() + 60_000, 10)
+
+    assert await engine.store.read(waking) == [(OwnerType.OBJECT, owner_id)]
+
+
+async def test_a_person_s_write_of_a_readwrite_property_runs_what_asks_for_it(engine: Engine) -> None:
+    owner_id = await engine.thing(property_types={"setpoint": "readwrite"})
+    await engine.operation(
+        owner_id, parameters={"text": "echo {{properties.setpoint}}"}, run_on_property_change=True
+    )
+    await engine.operation(owner_id, parameters={"text": "true"})
+    await engine.report(owner_id, setpoint=1)
+    await engine.happens(owner_id, Written({"other": 1}, ADMIN))
+    assert await jobs_of(engine, owner_id) == []
+
+    await engine.happens(owner_id, Written({"setpoint": 21}, ADMIN))
+    (job,) = await jobs_of(engine, owner_id)
+    assert (job.type, job.cause, job.user_id) == (JobType.EXECUTE_LISTENER, Cause.PROPERTY, ADMIN.user_id)
+    assert job.process_meta is None
+
+
+@pytest.mark.check(43)
+async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engine: Engine) -> None:
+    owner_id, trigger_id = await hot_thing(engine)
+    await engine.report(owner_id, temperature=90)
+    for _ in range(8):  # each report says which job led to it, as a message of ours that comes back does
+        last = (await jobs_of(engine, owner_id))[-1]
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_id=last.id))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_id=last.id))
+
+    assert len(await jobs_of(engine, owner_id)) == 5
+    decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
+    assert decisions == ["fired"] * 5 + ["loop_guard"] * 4
+    await engine.report(owner_id, temperature=20)
+    await engine.report(owner_id, temperature=90)
+    assert len(await jobs_of(engine, owner_id)) == 5  # whoever started it: until it is reset
+    await engine.store.write(lambda tx: rules.set_breaker(tx, trigger_id, None))
+    await engine.report(owner_id, temperature=20)
+    await engine.report(owner_id, temperature=90)
+    assert len(await jobs_of(engine, owner_id)) == 6
+
+
+@pytest.mark.check(43)
+async def test_a_sensor_that_flaps_fires_once_and_the_rest_is_counted(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, cooldown_s=60)
+
+    def item(tx: Any) -> None:
+        turn = engine.reactions.turn(tx)
+        for number in range(1200):
+            what = Reported({"temperature": 90 if number % 2 == 0 else 20})
+            turn.take(Happening(OwnerType.OBJECT, owner_id, what))
+        turn.finish()
+
+    await engine.store.write(item)
+    found = await engine.store.read(lambda conn: rules.trace_rows(conn, limit=5000, owner_id=owner_id))
+    decisions = [trace.decision for trace in found]
+    assert (decisions.count("fired"), decisions.count("cooling_down")) == (1, 599)
+    assert len(await jobs_of(engine, owner_id)) == 1
+
+
+async def test_all_triggers_of_the_site_can_be_paused(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.store.write(lambda tx: facts.put(tx, "triggers_paused", "yes"))
+    await engine.report(owner_id, temperature=90)
+    assert await decisions_of(engine, owner_id) == ["paused"]
+    assert await jobs_of(engine, owner_id) == []
+
+
+async def test_a_dry_trigger_leaves_a_trace_and_no_job(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, dry=True)
+    await engine.report(owner_id, temperature=90)
+    assert await decisions_of(engine, owner_id) == ["dry"]
+    assert await jobs_of(engine, owner_id) == []
+
+
+async def test_nothing_happens_to_what_is_not_there(engine: Engine) -> None:
+    with pytest.raises(NotFound):
+        await engine.report("f" * 32, temperature=1)
