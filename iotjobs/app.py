@@ -23,6 +23,7 @@ from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.events import EventFeed, FeedLag
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
+from iotjobs.engine.firing import FiringParts
 from iotjobs.engine.ingest import Ingest
 from iotjobs.engine.intake import Intake
 from iotjobs.engine.leftovers import Leftovers
@@ -30,11 +31,13 @@ from iotjobs.engine.limits import Limits
 from iotjobs.engine.place import Place, alone, among_others
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
+from iotjobs.engine.reactions import Reactions
 from iotjobs.engine.readiness import Readiness
 from iotjobs.engine.retention import Keep, Retention
 from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.site import SiteSwitch
+from iotjobs.engine.timers import Timers
 from iotjobs.engine.worker import Worker
 from iotjobs.inputs.auth import Authenticator
 from iotjobs.inputs.rest.api import build_api
@@ -180,17 +183,24 @@ class Site:
         await switch.look()
         await deadlines.sweep()
 
+        intake = Intake(store, vault, dispatcher, allow_local=settings.allow_local)
+        reactions = Reactions(FiringParts(intake, settler, dispatcher, worker))
         if publisher is not None and address is not None:
-            await self._start_mqtt(DeviceMessages(store, settler, place.ingest), publisher, address, place)
+            devices = DeviceMessages(
+                store, settler, reactions, standing=place.ingest, reports_per_s=settings.report_rate
+            )
+            await self._start_mqtt(devices, publisher, address, place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings), place.leader)
-        for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention):
+        timers = Timers(store, reactions, place.leader)
+        for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention, timers):
             if service is not None:
                 await self._run(service)
         if not self.with_api:
             return
         engine = EngineServices(
-            intake=Intake(store, vault, dispatcher, allow_local=settings.allow_local),
+            intake=intake,
+            reactions=reactions,
             feed=feed,
             control=control,
             reach=reach,

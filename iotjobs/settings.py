@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     mqtt_ca_file: Path | None = Field(None, description="CA certificates for `mqtts://`")
     mqtt_bind: str = Field("127.0.0.1", description="address that our broker binds")
     mqtt_port: int = Field(1883, ge=1, le=65535, description="port of our broker")
+    report_rate: float = Field(
+        10.0, ge=0, description="reports a second of one device, five times as many in a burst; 0: any number"
+    )
     allow_local: bool = Field(False, description="let operations run on this host (`via: local`)")
     known_hosts_file: Path | None = Field(
         None, description="OpenSSH known_hosts that is trusted for every object"

@@ -1,30 +1,27 @@
-"""What devices say about jobs over MQTT: custom results and answers.
+"""Takes what devices send over MQTT, in order and in batches, and acknowledges it once its effect is on disk.
 
 Who speaks is the thing in the topic: the broker's access list lets a device publish under its own
-name only. A message is acknowledged after its effect is committed; what can have no effect is
-logged, counted and acknowledged, never raised into the loop.
+name only. What can have no effect is logged, counted and acknowledged, never raised into the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from typing import Any
-
-import msgspec
-from sqlalchemy import Connection
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUnavailable
-from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
-from iotjobs.domain.rights import EVERYTHING
-from iotjobs.domain.statuses import Outcome
-from iotjobs.engine.leases import Always, Standing
+from iotjobs.engine.answers import take_word
+from iotjobs.engine.leases import Standing
+from iotjobs.engine.rates import Rates
+from iotjobs.engine.reactions import Happening, Reactions, Reported, Turn, What
+from iotjobs.engine.reports import read_payload, read_report, read_shadow, read_status
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
-from iotjobs.store import entities, jobs, reads
+from iotjobs.store import entities, standings
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.mqtt_messages import Received
@@ -34,22 +31,52 @@ log = logging.getLogger(__name__)
 
 # What may wait here: 64 MB at most, of a device that floods us.
 INBOX_MESSAGES = 1000
+BATCH_MESSAGES = 256
 LINES_A_SECOND = 50
 
 
-_ALWAYS = Always()
+@dataclass(slots=True)
+class _Heard:
+    """A message that was read.
+
+    Attributes:
+        effect: what it does, given the id of the thing's object.
+        settled: it was given its effect, or has none.
+    """
+
+    message: Received
+    thing: str
+    effect: Callable[[Transaction, Turn, str], object]
+    settled: bool = False
 
 
 class DeviceMessages:
-    """Takes what devices send, in order, one at a time.
+    """The inbox of all devices.
 
     `receive` is the consumer's handler; `start` begins the loop that works through what came.
     The consumer's Receive Maximum and our own bound for QoS 0 limit what can pile up here.
+
+    Args:
+        store: where effects go.
+        settler: ends jobs that wait for an answer.
+        reactions: what reports lead to.
+        standing: whether this node is the one that listens.
+        reports_per_s: of one device; 0 is any number.
     """
 
-    def __init__(self, store: Store, settler: Settler, standing: Standing = _ALWAYS) -> None:
-        self._store, self._settler, self._standing = store, settler, standing
+    def __init__(
+        self,
+        store: Store,
+        settler: Settler,
+        reactions: Reactions,
+        *,
+        standing: Standing,
+        reports_per_s: float,
+    ) -> None:
+        self._store, self._settler, self._reactions = store, settler, reactions
+        self._standing = standing
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
+        self._rates = Rates(reports_per_s)
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
         self.dropped = 0
@@ -90,96 +117,136 @@ class DeviceMessages:
             task.cancel()
             await asyncio.wait([task])
         self._inbox = asyncio.Queue()
+        self._rates.held.clear()
 
     async def _loop(self) -> None:
         while True:
-            message = await self._inbox.get()
+            batch = await self._next_batch()
             try:
-                while not await self._handle(message):
+                while not await self._commit(batch):
                     await clock.sleep(STORE_RETRY_S)
             except LeaseLost:
                 continue  # not acknowledged: it comes to the node that took over
-            message.ack()
+            for heard in batch:
+                heard.message.ack()
 
-    async def _handle(self, message: Received) -> bool:
-        """Give a message its effect; False when the store cannot take it now."""
+    # --- reading --------------------------------------------------------------------------
+
+    async def _next_batch(self) -> list[_Heard]:
+        """What has come, in its order; waits for something."""
+        batch: list[_Heard] = []
+        while not batch:
+            try:
+                async with asyncio.timeout(self._rates.wait_s()):
+                    messages = [await self._inbox.get()]
+            except TimeoutError:
+                messages = []
+            while not self._inbox.empty() and len(messages) < BATCH_MESSAGES:
+                messages.append(self._inbox.get_nowait())
+            now = clock.monotonic()
+            for thing, held in self._rates.due(now):
+                batch.append(_happening(held.message, thing, held.reported))
+            for message in messages:
+                heard = self._heard(message, now)
+                if heard is not None:
+                    batch.append(heard)
+        return batch
+
+    def _heard(self, message: Received, now: float) -> _Heard | None:
+        """What a message does; None when it does nothing, or has to wait."""
         try:
             topic = parse_topic(message.topic)
-            if topic is None or topic.job_id is None:
+            if topic is None:
                 raise ValueError("the topic is not one of ours")
-            payload = check_payload(read_payload(message.payload))
-            await self._store.write(lambda tx: self._apply(tx, topic, payload))
-        except (StoreUnavailable, StorageFull):
-            log.warning("the store cannot take device messages", extra={"topic": message.topic})
-            return False
+            if topic.job_id is not None:
+                return self._word(message, topic)
+            what = _read(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
             # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
             self._drop(message, str(error))
-        except LeaseLost:
-            raise
-        except Exception:
-            self.dropped += 1
-            log.exception("a device message failed in us", extra={"topic": message.topic[:200]})
+            message.ack()
+            return None
+        if what is None:
+            message.ack()
+            return None
+        if isinstance(what, Reported) and not self._rates.admit(topic.thing, message, what, now):
+            return None
+        return _happening(message, topic.thing, what)
+
+    def _word(self, message: Received, topic: DeviceTopic) -> _Heard:
+        payload = check_payload(read_payload(message.payload))
+
+        def effect(tx: Transaction, _turn: Turn, object_id: str) -> None:
+            take_word(tx, self._settler, topic, object_id, payload)
+
+        return _Heard(message, topic.thing, effect)
+
+    # --- writing --------------------------------------------------------------------------
+
+    async def _commit(self, batch: Sequence[_Heard]) -> bool:
+        """Give a batch its effects in one transaction; False when the store cannot take it now."""
+        try:
+            try:
+                await self._write(batch)
+            except (StoreUnavailable, StorageFull, LeaseLost):
+                raise
+            except Exception:  # noqa: BLE001 - the edge of one batch: told when it stands alone
+                for heard in batch:
+                    await self._write_alone(heard)
+        except (StoreUnavailable, StorageFull):
+            log.warning("the store cannot take device messages", extra={"count": len(batch)})
+            return False
         return True
 
-    def _apply(self, tx: Transaction, topic: DeviceTopic, payload: dict[str, Any]) -> None:
-        assert topic.job_id is not None
+    async def _write_alone(self, heard: _Heard) -> None:
+        try:
+            await self._write([heard])
+        except (StoreUnavailable, StorageFull, LeaseLost):
+            raise
+        except Exception:
+            heard.settled = True
+            self.dropped += 1
+            log.exception("a device message failed in us", extra={"topic": heard.message.topic[:200]})
+
+    async def _write(self, batch: Sequence[_Heard]) -> None:
+        refused = await self._store.write(lambda tx: self._apply(tx, batch))
+        for heard, why in refused:
+            self._drop(heard.message, why)
+        for heard in batch:
+            heard.settled = True
+
+    def _apply(self, tx: Transaction, batch: Sequence[_Heard]) -> list[tuple[_Heard, str]]:
+        """Give each its effect; those that have none, and why."""
         self._standing.check(tx)
-        job = reads.job_by_reference(tx.conn, topic.job_id, EVERYTHING)
-        object_id = _object_of(tx.conn, topic.thing, job)
-        now = clock.now_ms()
-        jobs.append_result(tx, job, payload, object_id, now)
-        job = jobs.get(tx.conn, job.id)  # again: the append has locked its row
-        if _awaits_answer(tx.conn, job):
-            self._settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
-        elif topic.kind is TopicKind.ANSWER:
-            jobs.log(tx, job.id, now, "INFO", "an answer came that nobody waits for")
+        refused = []
+        turn = self._reactions.turn(tx)
+        objects = entities.objects_of(tx.conn, {heard.thing for heard in batch})
+        standings.lock_in_order(tx.conn, objects.values())
+        for heard in batch:
+            if heard.settled:
+                continue
+            try:
+                object_id = objects.get(heard.thing)
+                if object_id is None:
+                    raise ValueError(f"no object has the thing name {heard.thing}")
+                heard.effect(tx, turn, object_id)
+            except (ValueError, RequestError) as error:
+                refused.append((heard, str(error)))
+        turn.finish()
+        return refused
 
 
-def _awaits_answer(conn: Connection, job: Job) -> bool:
-    """Whether a device's word ends the job: also before the broker acknowledged, or after a cut."""
-    if job.transport is not Transport.MQTT or not job.attempt or jobs.ended(job):
-        return False
-    return jobs.plan_of(conn, job.id)[0].get("answer_within_s") is not None
+def _read(message: Received, kind: TopicKind) -> What | None:
+    match kind:
+        case TopicKind.STATUS:
+            return read_status(message)
+        case TopicKind.SHADOW:
+            return read_shadow(message)
+    return read_report(message)
 
 
-def read_payload(raw: bytes) -> Any:
-    """The JSON of a device; two values for one name are refused, not guessed at.
+def _happening(message: Received, thing: str, what: What) -> _Heard:
+    def effect(_tx: Transaction, turn: Turn, object_id: str) -> None:
+        turn.take(Happening(OwnerType.OBJECT, object_id, what))
 
-    Raises:
-        ValueError, RecursionError: it is no JSON, too deep, or says one name twice.
-    """
-    value = msgspec.json.decode(raw)  # strict: no NaN, no number out of range, no half characters
-    json.loads(raw, object_pairs_hook=_refuse_repeated)
-    return value
-
-
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-
-
-def ending_of_answer(payload: dict[str, Any]) -> Ending:
-    """A device says no with `"ok": false`, and why in `"error"`; everything else is a yes."""
-    if payload.get("ok") is not False:
-        return Ending(Outcome.SUCCEEDED)
-    said = str(payload.get("error") or "the device said no")
-    return Ending(Outcome.FAILED, error_code="deviceSaidNo", error_message=said[:1000])
-
-
-def _object_of(conn: Connection, thing: str, job: Job) -> str:
-    """The object of a thing that may speak about a job: its owner, or an end of the owning link.
-
-    Raises:
-        ValueError: it may not.
-    """
-    object_id = entities.find_by_thing(conn, thing)
-    if object_id is None:
-        raise ValueError(f"no object has the thing name {thing}")
-    if job.owner_type == OwnerType.OBJECT and job.owner_id == object_id:
-        return object_id
-    if job.owner_type == OwnerType.LINK:
-        link = entities.load_entity(conn, OwnerType.LINK, job.owner_id)
-        if link is not None and object_id in (link.end("source").id, link.end("target").id):
-            return object_id
-    raise ValueError(f"job {job.id} does not belong to {thing}")
+    return _Heard(message, thing, effect)

@@ -7,7 +7,7 @@ written down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -32,11 +32,13 @@ class Reported:
     Attributes:
         report_id: one that came before has no effect.
         job_id: the job whose message led to it, as far as it is known.
+        superseded: how many reports of the device it stands for beside itself, that came too quickly.
     """
 
     values: Mapping[str, Any]
     report_id: str | None = None
     job_id: str | None = None
+    superseded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +121,15 @@ class Turn:
         """
         snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
         match happening.what:
-            case Reported(values, report_id, job_id):
+            case Reported(values, report_id, job_id, superseded):
                 number = snapshot.reports + 1
                 if report_id is not None and not standings.is_new_report(
                     self._tx, snapshot.entity.id, report_id, number
                 ):
                     return False
                 standing = replace(snapshot.standing, heard_at=self._now, offline=False)
-                snapshot = replace(snapshot, reports=number, standing=standing)
+                superseded += snapshot.superseded
+                snapshot = replace(snapshot, reports=number, superseded=superseded, standing=standing)
                 depth = self._firing.depth_behind(job_id)
                 self._merge(snapshot, values, None, depth)
             case Written(values, caller):
@@ -250,11 +253,9 @@ class Turn:
 
     def due(self, timer: Any) -> bool:
         """A hold or a repeat has come to its moment; False when it is nobody's any more."""
-        snapshot = self._snapshot(OwnerType(timer.owner_type), timer.entity_id)
+        try:
+            snapshot = self._snapshot(OwnerType(timer.owner_type), timer.entity_id)
+        except NotFound:
+            standings.forget(self._tx, timer.entity_id)
+            return False
         return self._firing.due(timer, snapshot)
-
-
-def happenings_of_time(found: list[tuple[OwnerType, str]]) -> Iterator[Happening]:
-    """One for each entity whose state time alone may change now."""
-    for owner_type, entity_id in found:
-        yield Happening(owner_type, entity_id, Looked())

@@ -6,7 +6,7 @@ written by `save` once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +14,16 @@ from sqlalchemy import Connection, bindparam, literal_column, or_, select, updat
 
 from iotjobs.domain.entities import Entity, OwnerType, SshAddress
 from iotjobs.domain.expressions import Facts
-from iotjobs.domain.states import CREATED, Forced, Standing
+from iotjobs.domain.states import Forced, Standing
 from iotjobs.store import tables
-from iotjobs.store.state_tables import WAKES, property_history, report_ids, standings, state_changes
+from iotjobs.store.state_tables import (
+    WAKES,
+    property_history,
+    report_ids,
+    standings,
+    state_changes,
+    trigger_timers,
+)
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
@@ -35,7 +42,8 @@ class Snapshot:
         change_id: of its last change of state; None: it never had one.
         depth: of that change, how many triggers stand before it in its chain of causes.
         why: of that change.
-        reports: how many came.
+        reports: how many had an effect.
+        superseded: how many came too quickly, and lived on in a later one only.
     """
 
     entity: Entity
@@ -48,6 +56,7 @@ class Snapshot:
     depth: int
     why: Mapping[str, Any]
     reports: int
+    superseded: int
 
     @property
     def facts(self) -> Facts:
@@ -73,6 +82,7 @@ _STANDING = (
     S.offline,
     S.forced,
     S.reports,
+    S.superseded,
 )
 _CLASS = (
     C.properties.label("defaults"),
@@ -159,6 +169,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         depth=row.depth or 0,
         why=row.why or {},
         reports=row.reports or 0,
+        superseded=row.superseded or 0,
     )
 
 
@@ -198,6 +209,7 @@ _CHANGING = (
     "forced",
     "wake_at",
     "reports",
+    "superseded",
 )
 _update = Prepared(
     update(standings)
@@ -222,6 +234,7 @@ def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
         "forced": None if standing.forced is None else asdict(standing.forced),
         "wake_at": wake_at,
         "reports": snapshot.reports,
+        "superseded": snapshot.superseded,
     }
     changed = {f"to_{name}": value for name, value in values.items()}
     entity = snapshot.entity
@@ -242,6 +255,13 @@ def waking(conn: Connection, now: int, limit: int) -> list[tuple[OwnerType, str]
     """Entities whose state time alone may change now."""
     rows = _waking.all(conn, {"now": now, "limit": limit})
     return [(OwnerType(row.owner_type), row.entity_id) for row in rows]
+
+
+def forget(tx: Transaction, entity_id: str) -> None:
+    """Let go of what is remembered of an entity that is not there any more; its changes and traces stay."""
+    tx.conn.execute(standings.delete().where(S.entity_id == entity_id))
+    tx.conn.execute(report_ids.delete().where(R.entity_id == entity_id))
+    tx.conn.execute(trigger_timers.delete().where(trigger_timers.c.entity_id == entity_id))
 
 
 R = report_ids.c
@@ -329,12 +349,7 @@ def standing_of(conn: Connection, entity_id: str) -> Any:
     return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
 
 
-def is_created(row: Any) -> bool:
-    """Whether nothing has happened to an entity of this row."""
-    return row is None or row.state == CREATED
-
-
-def in_id_order(conn: Connection, object_ids: Iterator[str]) -> None:
+def lock_in_order(conn: Connection, object_ids: Iterable[str]) -> None:
     """Lock objects in one order, so that two batches cannot wait for each other."""
     if conn.dialect.name == "postgresql":
         wanted = sorted(set(object_ids))

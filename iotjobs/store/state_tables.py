@@ -52,7 +52,8 @@ class TriggerRow(SQLModel, table=True):
 class StandingRow(SQLModel, table=True):
     """What is remembered of an entity's state; `domain.states.Standing` says what each means.
 
-    `why` and `change_id` are of the last change; `depth` of its chain of causes; `reports` counts them.
+    `why` and `change_id` are of the last change; `depth` of its chain of causes; `reports` and
+    `superseded` count.
     """
 
     __tablename__ = "standing"
@@ -69,6 +70,7 @@ class StandingRow(SQLModel, table=True):
     forced: dict[str, Any] | None = json_column(nullable=True)
     wake_at: int | None = ms_column()
     reports: int = 0
+    superseded: int = 0
     __table_args__ = (
         Index("standing_wake", "wake_at", sqlite_where=text(WAKES), postgresql_where=text(WAKES)),
     )

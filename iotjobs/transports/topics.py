@@ -18,7 +18,13 @@ ROOT = "iotjobs"
 JOB_ID_PROPERTY = "job-id"
 
 # What we consume from devices.
-DEVICE_FILTERS = (f"{ROOT}/+/jobs/+/results", f"{ROOT}/+/jobs/+/answer")
+DEVICE_FILTERS = (
+    f"{ROOT}/+/report",
+    f"{ROOT}/+/status",
+    f"{ROOT}/+/jobs/+/results",
+    f"{ROOT}/+/jobs/+/answer",
+    "$aws/things/+/shadow/update",
+)
 
 _THING = re.compile(r"[a-zA-Z0-9:_-]{1,128}")
 _JOB_ID = re.compile(r"[0-9a-f]{32}|[0-9]{1,18}")
@@ -33,12 +39,13 @@ _LEVELS = 200  # Mosquitto 2 closes the connection beyond (TOPIC_HIERARCHY_LIMIT
 
 
 class TopicKind(StrEnum):
-    """What a device says on one of our topics; the value is the topic's last level."""
+    """What a device says on one of our topics."""
 
     REPORT = "report"
     STATUS = "status"
     RESULTS = "results"
     ANSWER = "answer"
+    SHADOW = "shadow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ def parse_topic(topic: str) -> DeviceTopic | None:
             root == ROOT and is_thing_name(thing) and _JOB_ID.fullmatch(job_id)
         ):
             return DeviceTopic(TopicKind(kind), thing, job_id)
+        case ["$aws", "things", thing, "shadow", "update"] if is_thing_name(thing):
+            return DeviceTopic(TopicKind.SHADOW, thing)
     return None
 
 

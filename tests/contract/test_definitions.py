@@ -422,7 +422,6 @@ async def test_the_broker_is_told_about_enrolled_objects_only(store: Store, make
         ("t-1", "$7$new", ("a/#",), ("b",)),
         ("t-2", "$7$first", (), ()),
     ]
-    assert await store.read(lambda conn: entities.find_by_thing(conn, "t-2")) is not None
-    assert await store.read(lambda conn: entities.find_by_thing(conn, "t-3")) is None
+    assert list(await store.read(lambda conn: entities.objects_of(conn, {"t-2", "t-3"}))) == ["t-2"]
     with pytest.raises(NotFound):
         await store.write(lambda tx: entities.set_mqtt_password(tx, NONE, "x"))

@@ -23,11 +23,13 @@ from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.rights import Caller, Role
 from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
+from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.dispatch import InProcessDispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.firing import FiringParts
 from iotjobs.engine.intake import Execute, Intake
+from iotjobs.engine.leases import Always
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
@@ -222,6 +224,16 @@ class Engine:
         )
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
         self.reactions = Reactions(FiringParts(self.intake, self.settler, self.dispatcher, self.worker))
+
+    def devices(self, store: Any = None, *, reports_per_s: float = 0) -> DeviceMessages:
+        """An inbox for what devices say; not started."""
+        return DeviceMessages(
+            store or self.store,
+            self.settler,
+            self.reactions,
+            standing=Always(),
+            reports_per_s=reports_per_s,
+        )
 
     async def stop(self) -> None:
         """End what was started."""

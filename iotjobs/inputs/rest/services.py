@@ -16,6 +16,7 @@ from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.intake import Intake
 from iotjobs.engine.reach import Reach
+from iotjobs.engine.reactions import Reactions
 from iotjobs.engine.readiness import Readiness
 from iotjobs.engine.site import SiteSwitch
 from iotjobs.inputs.auth import Authenticator
@@ -33,6 +34,7 @@ class EngineServices:
     """The running engine, as routes use it."""
 
     intake: Intake
+    reactions: Reactions
     feed: Feed
     control: Control
     reach: Reach

@@ -12,7 +12,8 @@ from iotjobs.domain.errors import StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.operations import OperationType
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.devices import DeviceMessages, ending_of_answer, read_payload
+from iotjobs.engine.answers import ending_of_answer
+from iotjobs.engine.reports import read_payload
 from iotjobs.store import jobs, tables
 from iotjobs.store.session import Store
 from iotjobs.transports.mqtt_messages import Received
@@ -60,7 +61,7 @@ def received(topic: str, payload: Any, acknowledged: list[int]) -> Received:
 async def said(sqlite_store: Store, make_engine: MakeEngine) -> Any:
     """Lets a thing say something; gives back what was acknowledged."""
     engine = make_engine()
-    devices = DeviceMessages(sqlite_store, engine.settler)
+    devices = engine.devices()
     await devices.start()
 
     async def say(thing: str, job_id: Any, kind: str, payload: Any) -> list[int]:
@@ -191,7 +192,7 @@ async def test_while_the_store_cannot_take_it_a_message_is_kept_and_not_acknowle
         seen.append(list(acknowledged))
 
     monkeypatch.setattr(clock, "sleep", sleep)
-    devices = DeviceMessages(Failing(sqlite_store, [error, error]), engine.settler)
+    devices = engine.devices(Failing(sqlite_store, [error, error]))
     await devices.start()
     devices.receive(received(f"iotjobs/press/jobs/{job.id}/results", {"n": 1}, acknowledged))
     await eventually(lambda: acknowledged, 3)

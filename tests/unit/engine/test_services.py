@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from iotjobs import clock
-from iotjobs.engine.devices import DeviceMessages
 from iotjobs.engine.events import FeedLag
 from iotjobs.engine.retention import Keep, Retention
 from iotjobs.engine.services import LoopService, Service
@@ -46,7 +45,7 @@ SERVICES: dict[str, Callable[[Engine], Service]] = {
     "feed lag": lambda engine: FeedLag(engine.store),
     "control": lambda engine: engine.control,
     "leftovers": lambda engine: engine.leftovers,
-    "device messages": lambda engine: DeviceMessages(engine.store, engine.settler),
+    "device messages": lambda engine: engine.devices(),
     "publisher": lambda _: MqttPublisher(nobody()),
     "consumer": lambda _: MqttConsumer(nobody(), client_id="x", filters=("a/b",), handler=print),
     "loop": lambda _: Counting(),

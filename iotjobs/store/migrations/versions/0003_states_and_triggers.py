@@ -67,6 +67,7 @@ def _standings() -> None:
         sa.Column("forced", JSON, nullable=True),
         sa.Column("wake_at", sa.BigInteger(), nullable=True),
         sa.Column("reports", sa.Integer(), nullable=False),
+        sa.Column("superseded", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("entity_id"),
     )
     wakes = sa.text("wake_at IS NOT NULL")

@@ -1,0 +1,94 @@
+"""What a device's message says, before anybody acts on it: pure reading, that refuses what it cannot keep."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.payloads import check_payload
+from iotjobs.engine.reactions import Connection, Reported
+from iotjobs.transports.mqtt_messages import Received
+from iotjobs.transports.topics import JOB_ID_PROPERTY
+
+REPORT_ID_PROPERTY = "report-id"
+REPORT_ID_MEMBER = "_id"
+REPORT_ID_CHARACTERS = 128
+PROPERTY_NAME_CHARACTERS = 200
+_STATUSES = {b"online": True, b"offline": False}
+
+
+def read_payload(raw: bytes) -> Any:
+    """The JSON of a device; two values for one name are refused, not guessed at.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON, too deep, or says one name twice.
+    """
+    value = msgspec.json.decode(raw)  # strict: no NaN, no number out of range, no half characters
+    json.loads(raw, object_pairs_hook=_refuse_repeated)
+    return value
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def read_report(message: Received) -> Reported:
+    """A report: a JSON object, whose id is a user property or its member `_id`.
+
+    Raises:
+        ValueError, RecursionError, RequestError: it is none.
+    """
+    values = check_payload(read_payload(message.payload))
+    given = message.user_property(REPORT_ID_PROPERTY)
+    return reported(values, given, message.user_property(JOB_ID_PROPERTY))
+
+
+def read_shadow(message: Received) -> Reported | None:
+    """What a shadow's update reports; None for one that only desires.
+
+    Raises:
+        ValueError, RecursionError, RequestError: it is no shadow's update.
+    """
+    state = check_payload(read_payload(message.payload)).get("state")
+    if not isinstance(state, dict):
+        raise ValueError("a shadow's update has the member state")
+    values = state.get("reported")
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise ValueError("state.reported is an object")
+    return reported(values, message.user_property(REPORT_ID_PROPERTY), message.user_property(JOB_ID_PROPERTY))
+
+
+def reported(values: dict[str, Any], report_id: str | None, job_id: str | None = None) -> Reported:
+    """A report of these values.
+
+    Raises:
+        BadRequest: a name or the id is too long, or the id is no text.
+    """
+    member = values.pop(REPORT_ID_MEMBER, None)
+    chosen = report_id if report_id is not None else member
+    if chosen is not None and (not isinstance(chosen, str) or not 0 < len(chosen) <= REPORT_ID_CHARACTERS):
+        raise BadRequest(f"a report's id is a text of 1 to {REPORT_ID_CHARACTERS} characters")
+    for name in values:
+        if not 0 < len(name) <= PROPERTY_NAME_CHARACTERS:
+            raise BadRequest(f"a property's name has 1 to {PROPERTY_NAME_CHARACTERS} characters")
+    return Reported(values, chosen, job_id)
+
+
+def read_status(message: Received) -> Connection:
+    """What a device, or its last will, says of its connection.
+
+    Raises:
+        ValueError: neither `online` nor `offline`.
+    """
+    online = _STATUSES.get(message.payload)
+    if online is None:
+        raise ValueError("a status is online or offline")
+    return Connection(online)

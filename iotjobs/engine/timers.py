@@ -1,0 +1,66 @@
+"""Time's part in states and triggers: what was held long enough, what is silent, what repeats.
+
+Both are rows, so that they go on across restarts; the leader looks at them. A look that comes late finds
+the same rows, and each is given its effect in a transaction that takes it away.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from iotjobs import clock
+from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
+from iotjobs.engine.leases import Standing
+from iotjobs.engine.reactions import Happening, Looked, Reactions
+from iotjobs.engine.services import LoopService
+from iotjobs.store import rules, standings
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.1
+AT_ONCE = 200
+
+
+class Timers(LoopService):
+    """Gives due timers their effect."""
+
+    name = "timers"
+
+    def __init__(self, store: Store, reactions: Reactions, standing: Standing) -> None:
+        super().__init__()
+        self._store, self._reactions, self._standing = store, reactions, standing
+
+    async def _loop(self) -> None:
+        while True:
+            if self._standing.leads:
+                try:
+                    while await self.look() >= AT_ONCE:
+                        pass
+                except (LeaseLost, StorageFull) as error:
+                    log.warning("timers wait", extra={"why": str(error)})
+            await clock.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> int:
+        """Look once; how many were due."""
+        now = clock.now_ms()
+        waking = await self._store.look(lambda conn: standings.waking(conn, now, AT_ONCE))
+        due = await self._store.look(lambda conn: rules.due_timers(conn, now, AT_ONCE))
+        if not waking and not due:
+            return 0
+
+        def item(tx: Transaction) -> None:
+            self._standing.check(tx)
+            turn = self._reactions.turn(tx)
+            for owner_type, entity_id in waking:
+                try:
+                    turn.take(Happening(owner_type, entity_id, Looked()))
+                except NotFound:
+                    standings.forget(tx, entity_id)
+            for timer in due:
+                turn.due(timer)
+            turn.finish()
+
+        await self._store.write(item)
+        return max(len(waking), len(due))
