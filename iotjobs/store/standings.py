@@ -338,6 +338,19 @@ def add_history(tx: Transaction, entity_id: str, changed: Mapping[str, Any], by:
         tx.append(property_history, row)
 
 
+V = property_history.c
+
+
+def history(
+    conn: Connection, entity_id: str, name: str, *, limit: int, before: int | None = None
+) -> Sequence[Any]:
+    """The values that a property got, the newest first, before the one of an id."""
+    query = select(V.id, V.value, V.at, V.by).where(V.entity_id == entity_id, V.name == name)
+    if before is not None:
+        query = query.where(V.id < before)
+    return conn.execute(query.order_by(V.id.desc()).limit(limit)).all()
+
+
 def depth_of(conn: Connection, change_id: str) -> int | None:
     """How many triggers stand before a change in its chain of causes."""
     found: int | None = _depth.scalar(conn, {"wanted": change_id})

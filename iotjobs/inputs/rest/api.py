@@ -24,13 +24,18 @@ from iotjobs.inputs.rest import (
     reach,
     scripts,
     site,
+    states,
+    triggers,
     users,
     workers,
 )
 from iotjobs.inputs.rest.answers import PREFIX, json_response
 from iotjobs.inputs.rest.body import Body
 from iotjobs.inputs.rest.operations import operations_of
+from iotjobs.inputs.rest.properties import properties_of
 from iotjobs.inputs.rest.services import ApiServices, authenticated
+from iotjobs.inputs.rest.states import conditions_of, state_of
+from iotjobs.inputs.rest.triggers import triggers_of
 from iotjobs.inputs.shapes import Problem
 from iotjobs.store.definitions import Kind
 
@@ -67,6 +72,14 @@ def build_api(services: ApiServices) -> FastAPI:
         reach.router,
         workers.router,
         site.router,
+        states.router,
+        triggers.router,
+        *(
+            make(kind)
+            for make in (conditions_of, triggers_of)
+            for kind in (Kind.CLASS, Kind.OBJECT, Kind.LINK)
+        ),
+        *(make(kind) for make in (state_of, properties_of) for kind in (Kind.OBJECT, Kind.LINK)),
         _description(app),
     ):
         # Nothing here is public, whatever a route itself says.

@@ -35,15 +35,20 @@ class Body:
         shape: what the body is validated as.
         patch: it is a merge patch of the shape: any member may be absent, null takes it away.
         optional: no body at all is as good as `{}`.
+        items: an array stands for an object with that one member.
     """
 
-    def __init__(self, shape: TypeAdapter[Any], *, patch: bool = False, optional: bool = False) -> None:
-        self.shape, self.patch, self.optional = shape, patch, optional
+    def __init__(
+        self, shape: TypeAdapter[Any], *, patch: bool = False, optional: bool = False, items: bool = False
+    ) -> None:
+        self.shape, self.patch, self.optional, self.items = shape, patch, optional, items
 
     async def __call__(self, request: Request) -> Any:
         """The validated body, for a known caller; for a patch the object as it came."""
         await caller_of(request)
         value = await read_json(request, optional=self.optional)
+        if self.items and isinstance(value, list):
+            value = {"items": value}
         if not isinstance(value, dict):
             raise BadRequest("the body must be a JSON object")
         return value if self.patch else validated(self.shape, value)
@@ -52,6 +57,11 @@ class Body:
 def body_of(shape: Any, *, optional: bool = False) -> Body:
     """The dependency that reads a shape: `Annotated[ClassBody, Depends(body_of(ClassBody))]`."""
     return Body(TypeAdapter(shape), optional=optional)
+
+
+def list_of(shape: Any) -> Body:
+    """The dependency that reads a shape whose one member is `items`; the bare array is as good."""
+    return Body(TypeAdapter(shape), items=True)
 
 
 def patch_of(shape: Any) -> Body:

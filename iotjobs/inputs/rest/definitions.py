@@ -13,12 +13,15 @@ from iotjobs.domain.rights import Caller, scope_of
 from iotjobs.inputs.rest.answers import ListQuery, created, no_content, page_of, shown, with_etag
 from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.inputs.validation import patched
-from iotjobs.store import definitions
+from iotjobs.store import definitions, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
 # Other parts of the process keep what they read of these.
 _WATCHED = frozenset({Kind.CLASS, Kind.OBJECT, Kind.LINK, Kind.CREDENTIAL})
+
+# What decides states stands in these.
+_JUDGED = frozenset({Kind.CLASS, Kind.OBJECT, Kind.LINK})
 
 
 async def make(services: ApiServices, kind: Kind, values: Mapping[str, Any], path: str) -> Response:
@@ -78,7 +81,10 @@ async def change(
 
     def item(tx: Transaction) -> Definition:
         _tell(services, tx, kind)
-        return definitions.change(tx, kind, definition_id, changed, expected=expected)
+        after = definitions.change(tx, kind, definition_id, changed, expected=expected)
+        if kind in _JUDGED:
+            states.wake(tx, kind, definition_id, clock.now_ms())
+        return after
 
     return with_etag(shown(await services.store.write(item)))
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection
 
 from iotjobs.domain.errors import NotReady
-from iotjobs.domain.rights import Caller, require_admin
+from iotjobs.domain.rights import Caller, require_admin, require_operator
 from iotjobs.engine.control import Control
 from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.feed import Feed
@@ -121,5 +121,14 @@ def admin_for(what: str) -> Any:
 
     async def check(caller: CallerOf) -> None:
         require_admin(caller, what)
+
+    return Depends(check)
+
+
+def operator_for(what: str) -> Any:
+    """The dependency that refuses viewers; `what` begins the sentence for them."""
+
+    async def check(caller: CallerOf) -> None:
+        require_operator(caller, what)
 
     return Depends(check)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Connection
 
 from iotjobs.domain.errors import NotFound
+from iotjobs.engine.firing import PAUSED
 from iotjobs.inputs.rest.answers import PREFIX, json_response, no_content
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for
 from iotjobs.inputs.shapes import Listed, Shape
-from iotjobs.store import queues
+from iotjobs.store import facts, queues
 from iotjobs.store.queues import QueueState
 
 router = APIRouter(tags=["site"])
@@ -25,13 +26,21 @@ QueueName = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
 class SiteBody(Shape):
     """What of the site is switched."""
 
-    dispatch: Literal["open", "drained"]
+    dispatch: Literal["open", "drained"] | None = Field(None, description="null leaves it as it is")
+    triggers: Literal["open", "paused"] | None = Field(None, description="null leaves it as it is")
+
+    @model_validator(mode="after")
+    def _something(self) -> SiteBody:
+        if self.dispatch is None and self.triggers is None:
+            raise ValueError("give dispatch, triggers, or both")
+        return self
 
 
 class SiteOut(BaseModel):
     """The site as it is now."""
 
     dispatch: Literal["open", "drained"]
+    triggers: Literal["open", "paused"]
     running: int = Field(description="attempts that hold a worker, on all nodes")
     waiting: int = Field(description="jobs PENDING")
     job_id: str | None = Field(None, description="of the job that stands for the switch just made")
@@ -67,6 +76,7 @@ def _site(conn: Connection) -> dict[str, Any]:
     states = queues.states(conn)
     return {
         "dispatch": "open" if queues.dispatching(conn) else "drained",
+        "triggers": "paused" if facts.value(conn, PAUSED) == "yes" else "open",
         "running": sum(state.running for state in states),
         "waiting": sum(state.waiting for state in states),
     }
@@ -85,14 +95,20 @@ async def switch_site(
     caller: CallerOf,
     body: Annotated[SiteBody, Depends(body_of(SiteBody))],
 ) -> Response:
-    """Drain the site, or open it again.
+    """Drain the site, or open it again; pause all its triggers, or let them fire again.
 
     Drained: nothing begins, what runs goes on to its end, new jobs are taken and wait. The job of the
     answer (STOP_APP) ends when nothing runs any more.
     """
-    job_id = await engine.switch.switch(is_open=body.dispatch == "open", caller=caller)
+    if body.triggers is not None:
+        paused = "yes" if body.triggers == "paused" else "no"
+        await services.store.write(lambda tx: facts.put(tx, PAUSED, paused))
+    job_id = None
+    if body.dispatch is not None:
+        job_id = await engine.switch.switch(is_open=body.dispatch == "open", caller=caller)
     found = await services.store.read(_site)
-    return json_response({**found, "job_id": job_id}, headers={"Location": f"{PREFIX}/jobs/{job_id}"})
+    where = {} if job_id is None else {"Location": f"{PREFIX}/jobs/{job_id}"}
+    return json_response({**found, "job_id": job_id}, headers=where)
 
 
 @router.get("/queues", responses={200: {"model": Listed[QueueOut]}})

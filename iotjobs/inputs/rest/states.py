@@ -1,0 +1,244 @@
+"""States: which there are, in which one entities are and why, and what decides it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from sqlalchemy import Connection
+
+from iotjobs import clock
+from iotjobs.clock import rfc3339
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.rights import EVERYTHING
+from iotjobs.domain.states import Forced
+from iotjobs.engine.reactions import Happening, Said
+from iotjobs.inputs.moments import read_moment
+from iotjobs.inputs.rest.answers import Id, created, json_response, listed, no_content, only
+from iotjobs.inputs.rest.body import body_of, list_of
+from iotjobs.inputs.rest.services import CallerOf, Engine, Services, admin_for, operator_for
+from iotjobs.inputs.shapes import Listed
+from iotjobs.inputs.state_shapes import (
+    ConditionBody,
+    ConditionsBody,
+    EntityStateOut,
+    ForcedBody,
+    StateBody,
+    StateChangeOut,
+    StateOut,
+    change_json,
+    forced_json,
+)
+from iotjobs.store import definitions, rules, standings, states
+from iotjobs.store.definitions import Kind
+from iotjobs.store.writer import Transaction
+
+router = APIRouter(tags=["states"])
+_admin = [admin_for("changing states")]
+
+
+def _state_json(state: dict[str, Any]) -> dict[str, Any]:
+    at = state["created_at"]
+    return {**state, "created_at": None if at is None else rfc3339(at)}
+
+
+@router.get("/states", responses={200: {"model": Listed[StateOut]}}, dependencies=[only()])
+async def list_states(services: Services) -> Response:
+    """All states: the built-in ones, then the site's own."""
+    return listed(map(_state_json, await services.store.read(states.all_of)))
+
+
+@router.post("/states", status_code=201, dependencies=_admin, responses={201: {"model": StateOut}})
+async def create_state(
+    services: Services, body: Annotated[StateBody, Depends(body_of(StateBody))]
+) -> Response:
+    """Add a state."""
+    now = clock.now_ms()
+    made = await services.store.write(lambda tx: states.create(tx, body.name, body.priority, now))
+    return created(_state_json(made), f"/states/{made['id']}")
+
+
+@router.get("/states/{state_id}", responses={200: {"model": StateOut}})
+async def read_state(services: Services, state_id: Id) -> Response:
+    """One state of the site's own."""
+    return json_response(_state_json(await services.store.read(lambda conn: states.get(conn, state_id))))
+
+
+@router.put("/states/{state_id}", dependencies=_admin, responses={200: {"model": StateOut}})
+async def change_state(
+    services: Services, state_id: Id, body: Annotated[StateBody, Depends(body_of(StateBody))]
+) -> Response:
+    """Give a state another priority; its name stays."""
+
+    def item(tx: Transaction) -> dict[str, Any]:
+        if states.get(tx.conn, state_id)["name"] != body.name:
+            raise BadRequest("a state keeps its name: records have it", field="name")
+        return states.change(tx, state_id, body.priority)
+
+    return json_response(_state_json(await services.store.write(item)))
+
+
+@router.delete("/states/{state_id}", status_code=204, dependencies=_admin)
+async def delete_state(services: Services, state_id: Id) -> Response:
+    """Delete a state that nothing uses."""
+    await services.store.write(lambda tx: states.remove(tx, state_id))
+    return no_content()
+
+
+@router.get(
+    "/state-changes",
+    responses={200: {"model": Listed[StateChangeOut]}},
+    dependencies=[only("entity_id", "limit", "cursor")],
+)
+async def list_state_changes(
+    services: Services,
+    *,
+    entity_id: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None,
+) -> Response:
+    """Changes of state, the newest first, each with why."""
+    found = await services.store.read(
+        lambda conn: standings.changes(conn, limit=limit + 1, entity_id=entity_id, before=cursor)
+    )
+    following = found[limit - 1].id if len(found) > limit else None
+    return listed(map(change_json, found[:limit]), following)
+
+
+_FOLDERS = {Kind.CLASS: "classes", Kind.OBJECT: "objects", Kind.LINK: "links"}
+
+
+def conditions_of(kind: Kind) -> APIRouter:
+    """The routes of state conditions below one kind of owner."""
+    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{owner_id}}/state-conditions", tags=["states"])
+    what: dict[int | str, Any] = {200: {"model": Listed[ConditionBody]}}
+
+    @router.get("", responses=what)
+    async def read_conditions(services: Services, owner_id: Id) -> Response:
+        """The owner's list, or its class's where it has none of its own."""
+
+        def query(conn: Connection) -> list[dict[str, Any]]:
+            owner = definitions.get(conn, kind, owner_id, EVERYTHING)
+            items = rules.condition_items(conn, owner_id)
+            if items is None and owner.values.get("class_id") is not None:
+                items = rules.condition_items(conn, owner.values["class_id"])
+            return items or []
+
+        return listed(await services.store.read(query))
+
+    @router.put("", dependencies=_admin, responses=what)
+    async def put_conditions(
+        services: Services, owner_id: Id, body: Annotated[ConditionsBody, Depends(list_of(ConditionsBody))]
+    ) -> Response:
+        """Put the whole list; it takes the place of the class's, and entities are judged anew."""
+        items = [{**item.model_dump(by_alias=True), "id": item.id or clock.new_id()} for item in body.items]
+        _refuse_repeated(items)
+
+        def item(tx: Transaction) -> None:
+            definitions.owner(tx.conn, kind, owner_id)
+            named = ((f"items[{at}].state", one["state"]) for at, one in enumerate(items))
+            states.check_names(tx.conn, named)
+            rules.put_conditions(tx, kind, owner_id, items)
+            states.wake(tx, kind, owner_id, clock.now_ms())
+
+        await services.store.write(item)
+        return listed(items)
+
+    @router.delete("", status_code=204, dependencies=_admin)
+    async def delete_conditions(services: Services, owner_id: Id) -> Response:
+        """Take the owner's own list away: its class's decides again."""
+
+        def item(tx: Transaction) -> None:
+            definitions.owner(tx.conn, kind, owner_id)
+            rules.put_conditions(tx, kind, owner_id, None)
+            states.wake(tx, kind, owner_id, clock.now_ms())
+
+        await services.store.write(item)
+        return no_content()
+
+    return router
+
+
+def _refuse_repeated(items: list[dict[str, Any]]) -> None:
+    seen = set()
+    for at, item in enumerate(items):
+        if item["id"] in seen:
+            raise BadRequest(f"the id {item['id']} stands twice", field=f"items[{at}].id")
+        seen.add(item["id"])
+
+
+_OWNERS = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
+
+
+def state_of(kind: Kind) -> APIRouter:
+    """The routes of an entity's state, of objects or links."""
+    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["states"])
+    owner_type = _OWNERS[kind]
+    operator = [operator_for("forcing a state")]
+    what: dict[int | str, Any] = {200: {"model": EntityStateOut}}
+
+    @router.get("/state", responses=what)
+    async def read_entity_state(services: Services, entity_id: Id) -> Response:
+        """The state that the entity is in, since when, and why."""
+        return json_response(await services.store.read(lambda conn: _state(conn, kind, entity_id)))
+
+    @router.put("/forced-state", dependencies=operator, responses=what)
+    async def force_state(
+        services: Services,
+        engine: Engine,
+        caller: CallerOf,
+        entity_id: Id,
+        body: Annotated[ForcedBody, Depends(body_of(ForcedBody))],
+    ) -> Response:
+        """Be in this state whatever the conditions say, until it is taken back or its time is over."""
+        until = None if body.until is None else read_moment("until", body.until)
+        now = clock.now_ms()
+        if until is not None and until <= now:
+            raise BadRequest("until is over already", field="until")
+        forced = Forced(body.state, caller.user_id, body.reason, now, until)
+
+        def item(tx: Transaction) -> dict[str, Any]:
+            states.check_names(tx.conn, [("state", body.state)])
+            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced)))
+            return _state(tx.conn, kind, entity_id)
+
+        return json_response(await services.store.write(item))
+
+    @router.delete("/forced-state", dependencies=operator, responses=what)
+    async def release_state(services: Services, engine: Engine, entity_id: Id) -> Response:
+        """Let the conditions decide again."""
+
+        def item(tx: Transaction) -> dict[str, Any]:
+            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None)))
+            return _state(tx.conn, kind, entity_id)
+
+        return json_response(await services.store.write(item))
+
+    return router
+
+
+def _state(conn: Connection, kind: Kind, entity_id: str) -> dict[str, Any]:
+    entity = definitions.get(conn, kind, entity_id, EVERYTHING)
+    row = standings.standing_of(conn, entity_id)
+    if row is None:
+        return {
+            "state": "created",
+            "since": rfc3339(entity.created_at),
+            "forced": None,
+            "why": {},
+            "state_change_id": None,
+            "heard_at": None,
+            "reports": 0,
+            "superseded": 0,
+        }
+    return {
+        "state": row.state,
+        "since": rfc3339(row.since or entity.created_at),
+        "forced": forced_json(row.forced),
+        "why": row.why,
+        "state_change_id": row.change_id,
+        "heard_at": None if row.heard_at is None else rfc3339(row.heard_at),
+        "reports": row.reports,
+        "superseded": row.superseded,
+    }

@@ -1,0 +1,256 @@
+"""The shapes of states, conditions, triggers and what they leave; every limit on them stands here."""
+
+from __future__ import annotations
+
+import re
+from datetime import time
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+
+from iotjobs.clock import rfc3339
+from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
+from iotjobs.domain.periods import DAYS
+from iotjobs.domain.triggers import Decision
+from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape
+
+CONDITIONS, TRIGGERS = 200, 200  # of one owner
+_STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,63}\Z")
+_TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?\Z")
+
+
+def _state_name(text: str) -> str:
+    if not _STATE_NAME.match(text):
+        raise ValueError("a state's name is a letter, then up to 63 letters, digits, blanks, - and _")
+    return text
+
+
+def _expression(text: str) -> str:
+    try:
+        compile_expression(text)
+    except ExpressionError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _clock_time(text: str) -> str:
+    if not _TIME.match(text):
+        raise ValueError("a time of day is HH:MM or HH:MM:SS")
+    return time.fromisoformat(text).isoformat()
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError("not an IANA time zone such as Europe/Berlin") from error
+    return text
+
+
+StateName = Annotated[str, AfterValidator(_state_name)]
+TimeOfDay = Annotated[str, StringConstraints(max_length=8), AfterValidator(_clock_time)]
+Day = Annotated[str, StringConstraints(pattern=f"^({'|'.join(DAYS)})$")]
+Duration = Annotated[float, Field(ge=0, le=YEAR_S)]
+Text = Annotated[str, StringConstraints(max_length=1000)]
+
+
+class StateBody(Shape):
+    """A state of the site's own; the higher its priority, the more it matters."""
+
+    name: StateName
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 10
+
+
+class StateOut(BaseModel):
+    """A state; the built-in ones have no id and cannot be changed."""
+
+    id: str | None
+    name: str
+    priority: int
+    built_in: bool
+    version: int | None = None
+    created_at: str | None = None
+
+
+class PeriodBody(Shape):
+    """When a condition counts; equal times are a whole day, an end before the begin is on the next day."""
+
+    days: Annotated[list[Day], Field(min_length=1)] = Field(default_factory=lambda: list(DAYS))
+    from_: TimeOfDay = Field("00:00:00", alias="from")
+    to: TimeOfDay = "00:00:00"
+    zone: Annotated[str, StringConstraints(max_length=64), AfterValidator(_zone)] = "UTC"
+
+
+class ConditionBody(Shape):
+    """A state and what has to hold for it."""
+
+    id: Reference | None = None
+    state: StateName
+    when: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS), AfterValidator(_expression)]
+    hold_s: Duration = 0
+    description: Text = ""
+    period: PeriodBody | None = None
+
+
+class ConditionsBody(Shape):
+    """State conditions in their order: the first that holds decides."""
+
+    items: Annotated[list[ConditionBody], Field(max_length=CONDITIONS)]
+
+
+class TriggerBody(Shape):
+    """States, the operation that they start, and when."""
+
+    id: Reference | None = None
+    name: Name
+    states: Annotated[list[StateName], Field(min_length=1, max_length=100)]
+    operation_id: Reference
+    hold_s: Duration = 0
+    repeat_s: Annotated[float, Field(ge=1, le=YEAR_S)] | None = None
+    cooldown_s: Duration = 0
+    max_per_hour: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    enabled: bool = True
+    dry: bool = False
+
+
+class TriggersBody(Shape):
+    """Triggers, all of the owner's own."""
+
+    items: Annotated[list[TriggerBody], Field(max_length=TRIGGERS)]
+
+
+class TriggerOut(TriggerBody):
+    """A trigger as it is stored."""
+
+    owner_kind: str
+    owner_id: str
+    broken_at: str | None = Field(description="since when its breaker is open: it was part of a loop")
+
+
+class ForcedBody(Shape):
+    """A state to be in whatever the conditions say."""
+
+    state: StateName
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+    until: str | None = Field(None, description="RFC 3339 with its zone; null: until it is taken back")
+
+
+class ForcedOut(BaseModel):
+    """Who forces a state, and until when."""
+
+    state: str
+    by: str
+    reason: str
+    since: str
+    until: str | None
+
+
+class EntityStateOut(BaseModel):
+    """The state that an entity is in, and why."""
+
+    state: str
+    since: str
+    forced: ForcedOut | None
+    why: dict[str, Any] = Field(
+        description="`by` is condition, default, no_data, offline or forced, with what belongs to it"
+    )
+    state_change_id: str | None
+    heard_at: str | None = Field(description="of the last report; of a link, of either end")
+    reports: int
+    superseded: int = Field(description="reports that came quicker than allowed and lived on in a later one")
+
+
+class PropertyOut(BaseModel):
+    """A value that a property got."""
+
+    value: Any
+    at: str
+    by: str | None = Field(description="who wrote it; null: it was reported")
+
+
+class StateChangeOut(BaseModel):
+    """One change of an entity's state."""
+
+    id: str
+    entity_id: str
+    owner_type: Literal[1, 2]
+    entity_name: str
+    from_: str = Field(alias="from")
+    to: str
+    at: str
+    why: dict[str, Any]
+    depth: int = Field(description="how many triggers stand before it in its chain of causes")
+
+
+class TraceOut(BaseModel):
+    """What a trigger decided, and why."""
+
+    id: int
+    decision: Decision
+    reason: str
+    trigger_id: str
+    trigger_name: str
+    owner_id: str
+    owner_type: Literal[1, 2]
+    state_change_id: str
+    state: str
+    job_id: str | None
+    at: str
+
+
+def forced_json(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A stored forced state as `ForcedOut`."""
+    if stored is None:
+        return None
+    until = stored["until"]
+    return {
+        **stored,
+        "since": rfc3339(stored["since"]),
+        "until": None if until is None else rfc3339(until),
+    }
+
+
+def change_json(row: Any) -> dict[str, Any]:
+    """A row of state changes as `StateChangeOut`."""
+    return {
+        "id": row.id,
+        "entity_id": row.entity_id,
+        "owner_type": row.owner_type,
+        "entity_name": row.entity_name,
+        "from": row.from_state,
+        "to": row.to_state,
+        "at": rfc3339(row.at),
+        "why": row.why,
+        "depth": row.depth,
+    }
+
+
+def trace_json(row: Any) -> dict[str, Any]:
+    """A row of traces as `TraceOut`."""
+    return {
+        "id": row.id,
+        "decision": row.decision,
+        "reason": row.reason,
+        "trigger_id": row.trigger_id,
+        "trigger_name": row.trigger_name,
+        "owner_id": row.owner_id,
+        "owner_type": row.owner_type,
+        "state_change_id": row.state_change_id,
+        "state": row.state,
+        "job_id": row.job_id,
+        "at": rfc3339(row.at),
+    }
+
+
+def trigger_json(row: Any) -> dict[str, Any]:
+    """A row of triggers as `TriggerOut`."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "operation_id": row.operation_id,
+        **row.settings,
+        "owner_kind": row.owner_kind,
+        "owner_id": row.owner_id,
+        "broken_at": None if row.broken_at is None else rfc3339(row.broken_at),
+    }
