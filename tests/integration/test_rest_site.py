@@ -27,6 +27,7 @@ async def test_a_drained_site_takes_jobs_and_begins_none_until_it_is_opened(
         assert (ready["status"], list(ready["reasons"])) == ("degraded", ["dispatch"])
         assert (await rest.get("/site")) == {
             "dispatch": "drained",
+            "triggers": "open",
             "running": 0,
             "waiting": 1,
             "job_id": None,

@@ -1,0 +1,280 @@
+"""Properties, states and triggers over REST and MQTT, on a running server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.integration.test_device_messages import command, enrolled, say
+from tests.services.site import Rest, eventually, new_name
+
+
+async def alarming(
+    rest: Rest, owner: dict[str, Any], folder: str = "objects", **trigger: Any
+) -> dict[str, Any]:
+    """Give an object conditions and one trigger on its alarm that sends it a command; the trigger."""
+    operation = await command(rest, owner)
+    path = f"/{folder}/{owner['id']}"
+    put = await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    assert put.status == 200, put
+    items = [{"name": "cool it", "states": ["alarm"], "operation_id": operation["id"], **trigger}]
+    answer = await rest.call("PUT", f"{path}/state-triggers", {"items": items})
+    assert answer.status == 200, answer
+    made: dict[str, Any] = answer.body["items"][0]
+    return made
+
+
+async def traces(rest: Rest, owner: dict[str, Any], **query: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await rest.get("/trigger-traces", owner_id=owner["id"], **query))["items"]
+    return found
+
+
+async def test_a_device_that_gets_hot_is_told_so_and_every_step_is_on_record(rest: Rest) -> None:
+    async with enrolled(rest) as (owner, device):
+        trigger = await alarming(rest, owner)
+        say(device, f"iotjobs/{owner['thing']}/report", b'{"temperature": 20}')
+        say(device, f"iotjobs/{owner['thing']}/report", b'{"temperature": 90, "fan": "off"}')
+
+        async def fired() -> Any:
+            return [trace for trace in await traces(rest, owner) if trace["decision"] == "fired"]
+
+        [trace] = await eventually(fired, 10)
+        job = await rest.ended(trace["job_id"])
+        await device.wait_for(lambda: device.received[job["id"]] == 1)
+
+    assert (job["outcome"], job["cause"], job["type"]) == ("succeeded", "trigger", "EXECUTE_LISTENER")
+    assert (job["user_id"], job["run_by"]) == (None, None)
+    assert job["process_meta"] == {
+        "triggerStates": ["alarm"],
+        "state": "alarm",
+        "from": "working",
+        "trigger_id": trigger["id"],
+        "state_change_id": trace["state_change_id"],
+    }
+    assert job["data"]["listenerName"] == "cool it"
+    state = await rest.get(f"/objects/{owner['id']}/state")
+    assert (state["state"], state["forced"], state["reports"]) == ("alarm", None, 2)
+    assert (state["why"]["when"], state["why"]["values"]) == ("temperature > 80", {"temperature": 90})
+    changes = (await rest.get("/state-changes", entity_id=owner["id"]))["items"]
+    assert [(change["from"], change["to"]) for change in changes] == [
+        ("working", "alarm"),
+        ("created", "working"),
+    ]
+    assert changes[0]["id"] == trace["state_change_id"]
+    assert [one["decision"] for one in await traces(rest, owner)] == ["fired", "not_in_states"]
+    assert await rest.get(f"/objects/{owner['id']}/properties") == {"temperature": 90, "fan": "off"}
+    history = (await rest.get(f"/objects/{owner['id']}/properties/temperature/history"))["items"]
+    assert [(entry["value"], entry["by"]) for entry in history] == [(90, None), (20, None)]
+
+
+async def test_a_shadow_s_update_is_a_report_and_a_last_will_is_down(rest: Rest) -> None:
+    async with enrolled(rest) as (owner, device):
+        await alarming(rest, owner)
+        update = {"state": {"reported": {"temperature": 95}, "desired": {"temperature": 20}}}
+        say(device, f"$aws/things/{owner['thing']}/shadow/update", json.dumps(update).encode())
+
+        async def state() -> str:
+            found: str = (await rest.get(f"/objects/{owner['id']}/state"))["state"]
+            return found
+
+        async def alarm() -> bool:
+            return await state() == "alarm"
+
+        await eventually(alarm, 10)
+        say(device, f"iotjobs/{owner['thing']}/status", b"offline", retain=True)
+
+        async def down() -> bool:
+            return await state() == "down"
+
+        await eventually(down, 10)
+        say(device, f"iotjobs/{owner['thing']}/status", b"online", retain=True)
+        await eventually(alarm, 10)
+
+
+async def test_hold_and_silence_need_nobody_to_look(rest: Rest) -> None:
+    owner = await rest.thing(no_data_after_s=1.5)
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="x")
+    path = f"/objects/{owner['id']}"
+    conditions = [{"state": "alarm", "when": "temperature > 80", "hold_s": 0.3}]
+    assert (await rest.call("PUT", f"{path}/state-conditions", conditions)).status == 200
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"], "hold_s": 0.3}]
+    assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+    assert (await rest.call("POST", f"{path}/report", {"temperature": 90})).status == 200
+
+    async def fired() -> Any:
+        return [one for one in await traces(rest, owner) if one["decision"] == "fired"]
+
+    await eventually(fired, 10)
+
+    async def silent() -> bool:
+        return bool((await rest.get(f"{path}/state"))["state"] == "no_data")
+
+    await eventually(silent, 10)
+    changes = (await rest.get("/state-changes", entity_id=owner["id"]))["items"]
+    assert [change["to"] for change in reversed(changes)] == ["working", "alarm", "no_data"]
+
+
+async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest: Rest) -> None:
+    owner = await rest.thing(properties={"unit": "C"})
+    path = f"/objects/{owner['id']}/report"
+    first = await rest.call("POST", path, {"temperature": 1}, Idempotency_Key="r-1")
+    assert (first.status, first.body) == (200, {"unit": "C", "temperature": 1})
+    await rest.call("POST", path, {"temperature": 2, "_id": "r-2"})
+    repeated = await rest.call("POST", path, {"temperature": 1}, Idempotency_Key="r-1")
+    assert repeated.body["temperature"] == 2
+    await rest.refused("POST", path, [1], status=400, code="badRequest")
+    await rest.refused("POST", path, {"x" * 201: 1}, status=400, code="badRequest")
+    await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")
+
+
+async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it(rest: Rest) -> None:
+    owner = await rest.thing(property_types={"setpoint": "readwrite", "serial": "readonly"})
+    path = f"/objects/{owner['id']}"
+    given = {"name": "push", "type": "mqtt", "run_on_property_change": True}
+    message = {"topic": "things/set", "message": {"to": "{{properties.setpoint}}"}}
+    await rest.make(f"{path}/operations", **given, parameters=message)
+
+    answer = await rest.call("PATCH", f"{path}/properties", {"setpoint": 21.5})
+    assert (answer.status, answer.body) == (200, {"setpoint": 21.5})
+    [job] = (await rest.get(f"{path}/jobs"))["items"]
+    done = await rest.ended(job["id"])
+    assert (done["cause"], done["type"], done["process_meta"]) == ("property", "EXECUTE_LISTENER", None)
+    assert done["description"]["message"] == '{"to":21.5}'
+    assert done["run_by"]["name"] == "admin"
+
+    problem = await rest.refused(
+        "PATCH", f"{path}/properties", {"serial": "x"}, status=400, code="badRequest"
+    )
+    assert problem["errors"][0]["field"] == "serial"
+    _, token = await rest.user("viewer")
+    async with Rest(rest.serve, token) as viewer:
+        await viewer.refused("PATCH", f"{path}/properties", {"a": 1}, status=403, code="notAllowed")
+        await viewer.refused("POST", f"{path}/report", {"a": 1}, status=403, code="notAllowed")
+        assert (await viewer.get(f"{path}/properties"))["setpoint"] == 21.5
+
+
+async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    assert (await rest.get(f"{path}/state"))["state"] == "created"
+    answer = await rest.call("PUT", f"{path}/forced-state", {"state": "disabled", "reason": "service"})
+    assert (answer.status, answer.body["state"], answer.body["forced"]["reason"]) == (
+        200,
+        "disabled",
+        "service",
+    )
+    assert answer.body["why"]["by"] == "forced"
+    back = await rest.call("DELETE", f"{path}/forced-state")
+    assert (back.status, back.body["state"], back.body["forced"]) == (200, "working", None)
+    for body in (
+        {"state": "nosuch", "reason": "x"},
+        {"state": "alarm"},
+        {"state": "alarm", "reason": "x", "until": "2001-01-01T00:00:00Z"},
+        {"state": "alarm", "reason": "x", "until": "tomorrow"},
+    ):
+        await rest.refused("PUT", f"{path}/forced-state", body, status=400, code="badRequest")
+
+
+async def test_conditions_of_a_class_are_inherited_live_and_overridden(rest: Rest) -> None:
+    class_ = await rest.make("/classes", name=new_name("class"))
+    owner = await rest.thing(class_id=class_["id"], properties={"temperature": 90})
+    path = f"/objects/{owner['id']}"
+    hot = [{"state": "alarm", "when": "temperature > 80", "description": "too hot"}]
+    put = await rest.call("PUT", f"/classes/{class_['id']}/state-conditions", hot)
+    assert put.body["items"][0]["id"]
+
+    async def state_is(name: str) -> bool:
+        return bool((await rest.get(f"{path}/state"))["state"] == name)
+
+    await eventually(lambda: state_is("alarm"), 10)
+    assert (await rest.get(f"{path}/state-conditions"))["items"] == put.body["items"]
+    assert (await rest.call("PUT", f"{path}/state-conditions", [])).status == 200
+    await eventually(lambda: state_is("working"), 10)
+    assert (await rest.call("DELETE", f"{path}/state-conditions")).status == 204
+    await eventually(lambda: state_is("alarm"), 10)
+    await rest.call("PATCH", f"/classes/{class_['id']}", {"properties": {"temperature": 10}})
+    await rest.call("PATCH", path, {"properties": {"temperature": None}})
+    await eventually(lambda: state_is("working"), 10)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "field", "said"),
+    [
+        ([{"state": "alarm", "when": "temperature >"}], "items[0].when", "line 1, column 14"),
+        ([{"state": "nosuch", "when": "a == 1"}], "items[0].state", "POST /states"),
+        ([{"state": "alarm", "when": "a", "hold_s": -1}], "items[0].hold_s", "0"),
+        ([{"state": "alarm", "when": "a", "period": {"zone": "Mars"}}], "items[0].period.zone", "IANA"),
+        ([{"state": "alarm", "when": "a", "period": {"from": "25:00"}}], "items[0].period.from", "HH:MM"),
+        ([{"id": "x", "state": "alarm", "when": "a"}] * 2, "items[1].id", "twice"),
+    ],
+)
+async def test_a_condition_that_cannot_be_is_refused_with_its_place(
+    rest: Rest, conditions: list[dict[str, Any]], field: str, said: str
+) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}/state-conditions"
+    problem = await rest.refused("PUT", path, conditions, status=400, code="badRequest")
+    assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
+    assert (await rest.get(path))["items"] == []
+
+
+async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None:
+    owner, other = await rest.thing(), await rest.thing()
+    operation = await rest.operation(other, "mqtt", topic="a", message="b")
+    path = f"/objects/{owner['id']}/state-triggers"
+    item = {"name": "t", "states": ["alarm"], "operation_id": operation["id"]}
+    problem = await rest.refused("PUT", path, [item], status=400, code="badRequest")
+    assert problem["errors"][0]["field"] == "items[0].operation_id"
+    for wrong in ({"states": []}, {"states": ["nosuch"]}, {"repeat_s": 0}, {"unknown": 1}):
+        await rest.refused("PUT", path, [{**item, **wrong}], status=400, code="badRequest")
+
+
+async def test_states_of_the_site_s_own(rest: Rest) -> None:
+    name = new_name("state")
+    made = await rest.make("/states", name=name, priority=55)
+    listed = (await rest.get("/states"))["items"]
+    assert [state["name"] for state in listed][:3] == ["created", "disabled", "working"]
+    assert made["name"] in [state["name"] for state in listed]
+    await rest.refused("POST", "/states", {"name": name}, status=409, code="conflict")
+    await rest.refused("POST", "/states", {"name": "alarm"}, status=409, code="conflict")
+    path = f"/states/{made['id']}"
+    assert (await rest.call("PUT", path, {"name": name, "priority": 5})).body["priority"] == 5
+    await rest.refused("PUT", path, {"name": "other", "priority": 5}, status=400, code="badRequest")
+
+    owner = await rest.thing()
+    conditions = f"/objects/{owner['id']}/state-conditions"
+    await rest.call("PUT", conditions, [{"state": name, "when": "a == 1"}])
+    await rest.refused("DELETE", path, status=409, code="conflict")
+    await rest.call("PUT", conditions, [])
+    assert (await rest.call("DELETE", path)).status == 204
+
+
+async def test_the_site_pauses_all_triggers(rest: Rest) -> None:
+    owner = await rest.thing()
+    await alarming(rest, {**owner, "thing": "x"})
+    assert (await rest.call("PUT", "/site", {"triggers": "paused"})).body["triggers"] == "paused"
+    try:
+        await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 90})
+        assert [trace["decision"] for trace in await traces(rest, owner)] == ["paused"]
+    finally:
+        assert (await rest.call("PUT", "/site", {"triggers": "open"})).body["triggers"] == "open"
+
+
+async def test_a_link_has_states_and_triggers_of_its_own(rest: Rest) -> None:
+    source, target = await rest.thing(), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=source["id"], target=target["id"])
+    operation = await rest.operation(link, "mqtt", owners="links", topic="leak", message="{{source.name}}")
+    path = f"/links/{link['id']}"
+    await rest.call(
+        "PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "source.flow > target.flow + 5"}]
+    )
+    items = [{"name": "leak", "states": ["alarm"], "operation_id": operation["id"]}]
+    await rest.call("PUT", f"{path}/state-triggers", items)
+    await rest.call("POST", f"/objects/{source['id']}/report", {"flow": 20})
+    await rest.call("POST", f"/objects/{target['id']}/report", {"flow": 10})
+
+    assert (await rest.get(f"{path}/state"))["state"] == "alarm"
+    [job] = (await rest.get(f"{path}/jobs"))["items"]
+    assert (job["owner_type"], job["process_meta"]["triggerStates"]) == (2, ["alarm"])
