@@ -181,7 +181,7 @@ class Turn:
             snapshot = replace(snapshot, entity=entity, own={**snapshot.own, **changed})
             self._written.add(entity.id)
             by = None if caller is None else caller.user_id
-            standings.add_history(self._tx, entity.id, changed, by, self._now)
+            standings.add_history(self._tx, snapshot, changed, by, self._now)
         self._judge(snapshot, depth)
         if changed and snapshot.entity.owner_type is OwnerType.OBJECT:
             self._judge_links(snapshot, depth)

@@ -291,6 +291,7 @@ def remove(
     if kind in (Kind.CLASS, Kind.OBJECT, Kind.LINK):
         o = tables.operations.c
         tx.conn.execute(delete(tables.operations).where(o.owner_kind == kind, o.owner_id == definition_id))
+        references.forget_rules(tx.conn, definition_id)
     table = _SUBJECTS[kind].table
     with clash(f"the {kind} came into use at the same moment"):
         tx.conn.execute(delete(table).where(table.c.id == definition_id))

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, func, select
 
 from iotjobs.domain.errors import BadRequest, Conflict
 from iotjobs.store import tables
+from iotjobs.store.state_tables import condition_lists, report_ids, standings, trigger_timers, triggers
 
 O, L, P = tables.objects.c, tables.links.c, tables.operations.c  # noqa: E741 - as in the queries
 
@@ -93,7 +94,20 @@ def refuse_used(conn: Connection, kind: str, own_id: str, name: str) -> None:
                 select(table.c.name).where(condition).order_by(table.c.id).limit(3)
             ).scalars()
             listed = ", ".join(names) + (", …" if count > 3 else "")
-            raise Conflict(f"the {kind} {name} is {what} {count} {table.name}(s): {listed}")
+            kinds = {"trigger_rule": "trigger"}.get(table.name, table.name)
+            raise Conflict(f"the {kind} {name} is {what} {count} {kinds}(s): {listed}")
+
+
+def forget_rules(conn: Connection, owner_id: str) -> None:
+    """Delete the conditions and triggers of an owner that goes, and what waits for it; its records stay."""
+    for column in (
+        condition_lists.c.owner_id,
+        triggers.c.owner_id,
+        standings.c.entity_id,
+        report_ids.c.entity_id,
+        trigger_timers.c.entity_id,
+    ):
+        conn.execute(column.table.delete().where(column == owner_id))
 
 
 def _uses(kind: str, own_id: str) -> list[tuple[str, Table, Any]]:
@@ -110,6 +124,8 @@ def _uses(kind: str, own_id: str) -> list[tuple[str, Table, Any]]:
             ]
         case "credential":
             return [("used by", tables.objects, O.ssh["credential_id"].as_string() == own_id)]
+        case "operation":
+            return [("started by", triggers, triggers.c.operation_id == own_id)]
         case "script":
             script = P.settings[("parameters", "script_id")].as_string()
             return [("used by", tables.operations, script == own_id)]

@@ -15,14 +15,13 @@ from sqlalchemy import Connection, bindparam, literal_column, or_, select, updat
 from iotjobs.domain.entities import Entity, OwnerType, SshAddress
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Forced, Standing
-from iotjobs.store import tables
+from iotjobs.store import references, tables
 from iotjobs.store.state_tables import (
     WAKES,
     property_history,
     report_ids,
     standings,
     state_changes,
-    trigger_timers,
 )
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
@@ -89,7 +88,7 @@ _CLASS = (
     C.property_types.label("default_types"),
     C.no_data_after_s.label("default_no_data"),
 )
-_object = Prepared(
+_objects = (
     select(
         O.id, O.name, O.class_id, O.properties, O.property_types, O.tags, O.no_data_after_s, O.thing, O.ssh
     )
@@ -97,21 +96,21 @@ _object = Prepared(
     .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == O.id, isouter=True)
     .where(O.id == bindparam("wanted"))
-    .with_for_update(of=tables.objects)
 )
-_link = Prepared(
+_object, _object_locked = Prepared(_objects), Prepared(_objects.with_for_update(of=tables.objects))
+_links = (
     select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
     .add_columns(*_CLASS, *_STANDING)
     .join_from(tables.links, tables.classes, L.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == L.id, isouter=True)
     .where(L.id == bindparam("wanted"))
-    .with_for_update(of=tables.links)
 )
+_link, _link_locked = Prepared(_links), Prepared(_links.with_for_update(of=tables.links))
 
 
-def load_object(conn: Connection, object_id: str) -> Snapshot | None:
-    """An object, its row locked."""
-    row = _object.first(conn, {"wanted": object_id})
+def load_object(conn: Connection, object_id: str, *, lock: bool = True) -> Snapshot | None:
+    """An object; with its row locked, for a change."""
+    row = (_object_locked if lock else _object).first(conn, {"wanted": object_id})
     if row is None:
         return None
     entity = Entity(
@@ -127,12 +126,15 @@ def load_object(conn: Connection, object_id: str) -> Snapshot | None:
     return _snapshot(row, entity, after_s)
 
 
-def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot]) -> Snapshot | None:
-    """A link, its row locked; its ends are those of `end` by object id, or read."""
-    row = _link.first(conn, {"wanted": link_id})
+def load_link(
+    conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None, *, lock: bool = True
+) -> Snapshot | None:
+    """A link; with its row locked, for a change. Its ends are those of `end` by object id, or read."""
+    row = (_link_locked if lock else _link).first(conn, {"wanted": link_id})
     if row is None:
         return None
-    ends = [end[at].entity if at in end else _end(conn, at) for at in (row.source, row.target)]
+    known = end or {}
+    ends = [known[at].entity if at in known else _end(conn, at) for at in (row.source, row.target)]
     properties = {**(row.defaults or {}), **row.properties}
     entity = Entity(
         row.id, OwnerType.LINK, row.name, row.class_id, properties, source=ends[0], target=ends[1]
@@ -141,7 +143,7 @@ def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot]) -> Sn
 
 
 def _end(conn: Connection, object_id: str) -> Entity:
-    found = load_object(conn, object_id)
+    found = load_object(conn, object_id, lock=False)
     assert found is not None, "a link's ends are there as long as it is"
     return found.entity
 
@@ -259,9 +261,7 @@ def waking(conn: Connection, now: int, limit: int) -> list[tuple[OwnerType, str]
 
 def forget(tx: Transaction, entity_id: str) -> None:
     """Let go of what is remembered of an entity that is not there any more; its changes and traces stay."""
-    tx.conn.execute(standings.delete().where(S.entity_id == entity_id))
-    tx.conn.execute(report_ids.delete().where(R.entity_id == entity_id))
-    tx.conn.execute(trigger_timers.delete().where(trigger_timers.c.entity_id == entity_id))
+    references.forget_rules(tx.conn, entity_id)
 
 
 R = report_ids.c
@@ -331,11 +331,13 @@ def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> Non
     tx.append(tables.events, event)
 
 
-def add_history(tx: Transaction, entity_id: str, changed: Mapping[str, Any], by: str | None, at: int) -> None:
+def add_history(
+    tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
+) -> None:
     """Keep the new values of properties."""
+    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "report": snapshot.reports}
     for name, value in changed.items():
-        row = {"entity_id": entity_id, "name": name, "value": value, "at": at, "by": by}
-        tx.append(property_history, row)
+        tx.append(property_history, {**common, "name": name, "value": value})
 
 
 V = property_history.c

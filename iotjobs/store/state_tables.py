@@ -135,7 +135,10 @@ class TriggerTimerRow(SQLModel, table=True):
 
 
 class PropertyRow(SQLModel, table=True):
-    """A property that got another value; `by` is who wrote it, None a report."""
+    """A property that got another value; `by` is who wrote it, None a report.
+
+    What one report changed has the same `at` and `report`, the number of the entity's reports then.
+    """
 
     __tablename__ = "property_history"
     id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
@@ -144,8 +147,10 @@ class PropertyRow(SQLModel, table=True):
     value: Any = json_column(nullable=True)
     at: int = ms_column(nullable=False)
     by: str | None = None
+    report: int = 0
     __table_args__ = (
         Index("property_history_name", "entity_id", "name", "id"),
+        Index("property_history_entity", "entity_id", "at"),
         Index("property_history_at", "at"),
         {"sqlite_autoincrement": True},
     )

@@ -278,3 +278,52 @@ async def test_a_link_has_states_and_triggers_of_its_own(rest: Rest) -> None:
     assert (await rest.get(f"{path}/state"))["state"] == "alarm"
     [job] = (await rest.get(f"{path}/jobs"))["items"]
     assert (job["owner_type"], job["process_meta"]["triggerStates"]) == (2, ["alarm"])
+
+
+async def test_a_trigger_and_proposed_conditions_are_replayed_against_what_was_reported(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="x")
+    for temperature in (20, 90, 20, 95):
+        await rest.call("POST", f"{path}/report", {"temperature": temperature})
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    [trigger] = (await rest.call("PUT", f"{path}/state-triggers", items)).body["items"]
+
+    proposed = {
+        "owner_kind": "object",
+        "owner_id": owner["id"],
+        "items": [{"state": "alarm", "when": "temperature > 80"}],
+        "since": "1h",
+    }
+    found = (await rest.call("POST", "/state-conditions/replay", proposed)).body
+    assert (found["entities"], found["fired"], found["complete"]) == (1, 2, True)
+    assert [change["to"] for change in found["changes"]] == ["working", "alarm", "working", "alarm"]
+    assert found["firings"][0]["reason"] == "entered alarm"
+    assert (await rest.get(f"{path}/jobs"))["items"] == []
+
+    none = (await rest.call("POST", f"/triggers/{trigger['id']}/replay", {"since": "24h"})).body
+    assert none["fired"] == 0
+    await rest.call("PUT", f"{path}/state-conditions", proposed["items"])
+    some = (await rest.call("POST", f"/triggers/{trigger['id']}/replay")).body
+    assert some["fired"] == 2
+    for since in ("soon", "2100-01-01T00:00:00Z"):
+        body = {"since": since}
+        await rest.refused("POST", f"/triggers/{trigger['id']}/replay", body, status=400, code="badRequest")
+    await rest.refused("POST", "/triggers/nosuch/replay", {}, status=404, code="notFound")
+
+
+async def test_what_a_trigger_starts_stays_and_what_is_deleted_takes_its_rules_along(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="x")
+    items = [{"name": "starts it", "states": ["alarm"], "operation_id": operation["id"]}]
+    await rest.call("PUT", f"{path}/state-triggers", items)
+    problem = await rest.refused(
+        "DELETE", f"{path}/operations/{operation['id']}", status=409, code="conflict"
+    )
+    assert "starts it" in problem["detail"]
+    await rest.call("POST", f"{path}/report", {"a": 1})
+    assert (await rest.call("DELETE", path)).status == 204
+    assert [
+        change["to"] for change in (await rest.get("/state-changes", entity_id=owner["id"]))["items"]
+    ] == ["working"]

@@ -22,6 +22,7 @@ from iotjobs.inputs.rest import (
     links,
     objects,
     reach,
+    replays,
     scripts,
     site,
     states,
@@ -74,6 +75,7 @@ def build_api(services: ApiServices) -> FastAPI:
         site.router,
         states.router,
         triggers.router,
+        replays.router,
         *(
             make(kind)
             for make in (conditions_of, triggers_of)

@@ -136,10 +136,12 @@ def _properties() -> None:
         sa.Column("value", JSON, nullable=True),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("by", sa.String(), nullable=True),
+        sa.Column("report", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sqlite_autoincrement=True,
     )
     op.create_index("property_history_name", "property_history", ["entity_id", "name", "id"])
+    op.create_index("property_history_entity", "property_history", ["entity_id", "at"])
     op.create_index("property_history_at", "property_history", ["at"])
     op.create_table(
         "report_id",

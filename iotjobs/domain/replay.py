@@ -1,0 +1,180 @@
+"""What conditions and triggers would have done with what was reported: the same decisions, on the past.
+
+Time is simulated: between two events the moments pass at which time alone changes something. Nothing is
+known of reports that changed no value, so silence is taken from the record, as are forced states and lost
+connections: they are events here, and last until the next recorded change.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from iotjobs.domain import states, triggers
+from iotjobs.domain.expressions import Facts
+from iotjobs.domain.states import Condition, Standing
+from iotjobs.domain.triggers import HOUR_MS, Circumstances, Decision, History, Ruling, Trigger
+
+MOST_STEPS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that was recorded.
+
+    Attributes:
+        at: milliseconds.
+        values: new values of properties.
+        of: whose: `entity`, or of a link `source` or `target`.
+        pinned: a state that was not decided by conditions, entered then.
+        released: such a state ended then.
+    """
+
+    at: int
+    values: dict[str, Any] = field(default_factory=dict)
+    of: str = "entity"
+    pinned: str | None = None
+    released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of state that would have been."""
+
+    at: int
+    before: str
+    after: str
+    why: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """What a trigger would have decided at a change; `number` counts the repeats after it."""
+
+    at: int
+    trigger_id: str
+    state: str
+    ruling: Ruling
+    number: int = 0
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What would have been, in its order; `complete` is False when it was too much to simulate."""
+
+    changes: list[Change] = field(default_factory=list)
+    firings: list[Firing] = field(default_factory=list)
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was recorded of an entity.
+
+    Attributes:
+        facts: before the first event; `standing` likewise.
+        events: in their order.
+        until: the moment to stop at.
+        fired: when triggers had fired before the first event, by id, in their order.
+    """
+
+    facts: Facts
+    standing: Standing
+    events: Sequence[Event]
+    until: int
+    fired: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+def replay(conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> Replayed:
+    """What these conditions, and these triggers, would have done."""
+    run = _Run(conditions, rules, past)
+    for event in past.events:
+        if not run.pass_time(event.at):
+            break
+        run.take(event)
+    else:
+        run.pass_time(past.until + 1)
+    return run.result
+
+
+class _Run:
+    def __init__(self, conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> None:
+        self._conditions, self._rules = conditions, rules
+        self._facts, self._standing = past.facts, past.standing
+        self._pinned: str | None = None
+        self._wake_at: int | None = None
+        self._timers: list[tuple[int, int, Trigger, int]] = []  # due, order, whose, repeat
+        self._fired = {rule.id: list(past.fired.get(rule.id, ())) for rule in rules}
+        self._steps = self._order = 0
+        self.result = Replayed()
+
+    def pass_time(self, until: int) -> bool:
+        """Let the moments before `until` pass; False when there were too many."""
+        while True:
+            timer_at = self._timers[0][0] if self._timers else None
+            moments = [at for at in (self._wake_at, timer_at) if at is not None and at < until]
+            if not moments:
+                return True
+            self._steps += 1
+            if self._steps > MOST_STEPS:
+                self.result.complete = False
+                return False
+            now = min(moments)
+            if timer_at == now and (self._wake_at is None or now < self._wake_at):
+                _, _, trigger, number = heapq.heappop(self._timers)
+                self._decide(trigger, now, number, waited=True)
+            else:
+                self._judge(now)
+
+    def take(self, event: Event) -> None:
+        """Give a recorded event its effect."""
+        facts = self._facts
+        if event.of == "entity":
+            facts = replace(facts, properties={**facts.properties, **event.values})
+        elif event.of == "source":
+            facts = replace(facts, source={**(facts.source or {}), **event.values})
+        else:
+            facts = replace(facts, target={**(facts.target or {}), **event.values})
+        self._facts = facts
+        if event.values:
+            self._standing = replace(self._standing, heard_at=event.at)
+        if event.released:
+            self._pinned = None
+        if event.pinned is not None:
+            self._pinned = event.pinned
+        self._judge(event.at)
+
+    def _judge(self, now: int) -> None:
+        judged = states.judge(self._conditions, self._facts, self._standing, now)
+        self._wake_at = judged.wake_at
+        before = self._standing.state
+        after = judged.state if self._pinned is None else self._pinned
+        self._standing = replace(self._standing, holding=judged.holding)
+        if after == before:
+            return
+        why = judged.why if self._pinned is None else {"by": "recorded"}
+        self._standing = replace(self._standing, state=after, since=now)
+        self.result.changes.append(Change(now, before, after, why))
+        self._timers.clear()
+        for trigger in self._rules:
+            self._decide(trigger, now, 0, waited=False)
+
+    def _decide(self, trigger: Trigger, now: int, number: int, *, waited: bool) -> None:
+        fired, state = self._fired[trigger.id], self._standing.state
+        recent = len(fired) - bisect_right(fired, now - HOUR_MS)
+        around = Circumstances(waited=waited, history=History(fired[-1] if fired else None, recent))
+        ruling = triggers.rule(trigger, state, around, now)
+        self.result.firings.append(Firing(now, trigger.id, state, ruling, number))
+        if ruling.decision is Decision.FIRED:
+            fired.append(now)
+        if ruling.decision is Decision.HELD:
+            self._wait(trigger, now, trigger.hold_s, 0)
+        if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
+            self._wait(trigger, now, trigger.repeat_s, number + 1)
+
+    def _wait(self, trigger: Trigger, now: int, for_s: float, number: int) -> None:
+        self._order += 1
+        heapq.heappush(self._timers, (now + round(for_s * 1000), self._order, trigger, number))

@@ -1,0 +1,156 @@
+"""Replays: what a trigger or proposed conditions would have done with what was reported. They write nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from iotjobs import clock
+from iotjobs.clock import rfc3339
+from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.rights import EVERYTHING
+from iotjobs.domain.triggers import Decision
+from iotjobs.engine import replays
+from iotjobs.engine.replays import EntityReplay, Span
+from iotjobs.inputs.moments import read_moment
+from iotjobs.inputs.rest.answers import Id, json_response
+from iotjobs.inputs.rest.body import body_of
+from iotjobs.inputs.rest.services import Services
+from iotjobs.inputs.shapes import Reference, Shape
+from iotjobs.inputs.state_shapes import CONDITIONS, ConditionBody
+from iotjobs.store import definitions, rules, states
+from iotjobs.store.definitions import Kind
+
+router = APIRouter(tags=["triggers"])
+
+LISTED = 1000
+_SPAN = re.compile(r"([0-9]{1,6})(s|m|h|d)\Z")
+_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class ReplayBody(Shape):
+    """From when on."""
+
+    since: str = Field("24h", max_length=40, description="`90m`, `24h`, `7d`, or a moment in RFC 3339")
+
+
+class ConditionsReplayBody(ReplayBody):
+    """Proposed state conditions, and for whom."""
+
+    owner_kind: Literal["class", "object", "link"]
+    owner_id: Reference
+    items: Annotated[list[ConditionBody], Field(max_length=CONDITIONS)]
+
+
+class ReplayedChange(BaseModel):
+    """A change of state that would have been."""
+
+    entity_id: str
+    entity_name: str
+    from_: str = Field(alias="from")
+    to: str
+    at: str
+    why: dict[str, Any]
+
+
+class ReplayedFiring(BaseModel):
+    """What a trigger would have decided."""
+
+    entity_id: str
+    entity_name: str
+    trigger_id: str
+    state: str
+    decision: Decision
+    reason: str
+    at: str
+
+
+class ReplayOut(BaseModel):
+    """What would have been; of each list the first 1,000."""
+
+    since: str
+    until: str
+    entities: int
+    fired: int = Field(description="how often triggers would have fired")
+    complete: bool = Field(
+        description="false: too much to simulate, or of a class with more than 500 entities"
+    )
+    changes: list[ReplayedChange]
+    firings: list[ReplayedFiring] = Field(description="decisions other than not_in_states")
+
+
+_ANSWER: dict[int | str, Any] = {200: {"model": ReplayOut}}
+
+
+@router.post("/triggers/{trigger_id}/replay", responses=_ANSWER)
+async def replay_trigger(
+    services: Services,
+    trigger_id: Id,
+    body: Annotated[ReplayBody, Depends(body_of(ReplayBody, optional=True))],
+) -> Response:
+    """What a trigger would have decided, as if it had been on."""
+    span = _span(body.since)
+    found = await services.store.read(lambda conn: replays.of_trigger(conn, trigger_id, span))
+    return json_response(_shown(found, span))
+
+
+@router.post("/state-conditions/replay", responses=_ANSWER)
+async def replay_conditions(
+    services: Services, body: Annotated[ConditionsReplayBody, Depends(body_of(ConditionsReplayBody))]
+) -> Response:
+    """What proposed conditions would have led to, with the triggers that are there."""
+    span, kind = _span(body.since), Kind(body.owner_kind)
+    items = [{**item.model_dump(by_alias=True), "id": item.id or clock.new_id()} for item in body.items]
+
+    def query(conn: Connection) -> list[EntityReplay]:
+        definitions.get(conn, kind, body.owner_id, EVERYTHING)
+        states.check_names(conn, ((f"items[{at}].state", item["state"]) for at, item in enumerate(items)))
+        proposed = [rules.condition_of(item) for item in items]
+        return replays.of_conditions(conn, kind, body.owner_id, proposed, span)
+
+    return json_response(_shown(await services.store.read(query), span))
+
+
+def _span(since: str) -> Span:
+    now = clock.now_ms()
+    match = _SPAN.match(since)
+    begin = now - int(match[1]) * _UNIT_MS[match[2]] if match else read_moment("since", since)
+    if begin > now:
+        raise BadRequest("since is still to come", field="since")
+    return Span(max(0, begin), now)
+
+
+def _shown(found: list[EntityReplay], span: Span) -> dict[str, Any]:
+    changes, firings, fired = [], [], 0
+    for one in found:
+        entity = {"entity_id": one.snapshot.entity.id, "entity_name": one.snapshot.entity.name}
+        for change in one.replayed.changes:
+            told = {"from": change.before, "to": change.after, "at": rfc3339(change.at), "why": change.why}
+            changes.append({**entity, **told})
+        for firing in one.replayed.firings:
+            fired += firing.ruling.decision is Decision.FIRED
+            if firing.ruling.decision is not Decision.NOT_IN_STATES:
+                firings.append(
+                    {
+                        **entity,
+                        "trigger_id": firing.trigger_id,
+                        "state": firing.state,
+                        "decision": firing.ruling.decision,
+                        "reason": firing.ruling.reason,
+                        "at": rfc3339(firing.at),
+                    }
+                )
+    complete = len(found) < replays.ENTITIES and all(one.replayed.complete for one in found)
+    return {
+        "since": rfc3339(span.since),
+        "until": rfc3339(span.until),
+        "entities": len(found),
+        "fired": fired,
+        "complete": complete,
+        "changes": sorted(changes, key=lambda told: str(told["at"]))[:LISTED],
+        "firings": sorted(firings, key=lambda told: str(told["at"]))[:LISTED],
+    }

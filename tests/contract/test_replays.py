@@ -1,0 +1,186 @@
+"""A replay of a recorded day says what that day did, on both databases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.errors import NotFound
+from iotjobs.domain.states import Forced
+from iotjobs.engine import replays
+from iotjobs.engine.reactions import Connection as Broker
+from iotjobs.engine.reactions import Happening, Looked, Said
+from iotjobs.engine.replays import Span
+from iotjobs.store import rules, standings
+from iotjobs.store.session import Store
+from iotjobs.store.state_tables import standings as standing_table
+from iotjobs.store.state_tables import traces, trigger_timers
+from iotjobs.store.writer import Transaction
+from tests.services.rows import ADMIN, Engine
+
+DAY_MS = 86_400_000
+
+
+class Day:
+    """A day that is as long as what happens in it: the clock is moved from one moment to the next."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.now = engine, clock.now_ms()
+        self.began = self.now
+        monkeypatch.setattr(clock, "now_ms", lambda: self.now)
+
+    async def pass_until(self, moment: int) -> None:
+        """Let time pass, and whatever is due in it happen at its own moment."""
+        while (due := await self.engine.store.read(_next_due)) is not None and due <= moment:
+            self.now = max(self.now, due)
+            await self.engine.store.write(self._look)
+        self.now = moment
+
+    def _look(self, tx: Transaction) -> None:
+        turn = self.engine.reactions.turn(tx)
+        for owner_type, entity_id in standings.waking(tx.conn, self.now, 100):
+            turn.take(Happening(owner_type, entity_id, Looked()))
+        for timer in rules.due_timers(tx.conn, self.now, 100):
+            turn.due(timer)
+        turn.finish()
+
+
+def _next_due(conn: Connection) -> int | None:
+    moments = [
+        conn.execute(select(func.min(column))).scalar()
+        for column in (standing_table.c.wake_at, trigger_timers.c.due_at)
+    ]
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+@pytest.fixture
+async def engine(store: Store) -> AsyncIterator[Engine]:
+    made = Engine(store)
+    yield made
+    await made.stop()
+
+
+def _decided(conn: Connection, owner_id: str, since: int) -> list[tuple[Any, ...]]:
+    """What triggers really decided; a hold is told by what came of it."""
+    X = traces.c
+    query = select(X.at, X.trigger_id, X.state, X.decision).where(X.owner_id == owner_id, X.at >= since)
+    return sorted(tuple(row) for row in conn.execute(query) if row.decision not in ("held", "hold_canceled"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_replayed_day_decides_what_that_day_decided(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    print("seed", seed)  # noqa: T201
+    chance, day = random.Random(seed), Day(engine, monkeypatch)
+    owner_id = await engine.thing(no_data_after_s=120)
+    operation_id = await engine.operation(owner_id, parameters={"text": "true"})
+    await engine.conditions(
+        owner_id,
+        {"state": "alarm", "when": "temperature > 80", "hold_s": chance.choice([0, 2, 10])},
+        {"state": "overloaded", "when": 'temperature > 60 && door != "open"'},
+    )
+    triggers = [
+        {"states": ["alarm"], "hold_s": chance.choice([0, 5]), "repeat_s": chance.choice([None, 20])},
+        {"states": ["alarm", "overloaded"], "cooldown_s": chance.choice([0, 30]), "max_per_hour": 12},
+        {"states": ["no_data", "down", "disabled"]},
+    ]
+    await engine.triggers(owner_id, *({**one, "operation_id": operation_id} for one in triggers))
+    middle = day.now
+    for number in range(80):
+        await day.pass_until(day.now + chance.choice([1, 400, 2000, 7000, 30_000]))
+        if number == 20:
+            middle = day.now
+        match chance.randrange(20):
+            case 0:
+                await engine.happens(owner_id, Broker(online=False))
+            case 1:
+                until = day.now + chance.choice([5000, 60_000])
+                await engine.happens(owner_id, Said(Forced("disabled", ADMIN.user_id, "x", day.now, until)))
+            case 2:
+                await day.pass_until(day.now + 200_000)
+            case _:
+                values = {"temperature": chance.randrange(50, 100)}
+                if chance.random() < 0.3:
+                    values["door"] = chance.choice(["open", "shut"])
+                await engine.report(owner_id, **values)
+    await day.pass_until(day.now + 1000)
+
+    for since in (day.began, middle):
+        span = Span(since, day.now)
+
+        def query(conn: Connection, span: Span = span) -> Any:
+            conditions = rules.conditions_of(conn, standings.load_object(conn, owner_id, lock=False).entity)  # type: ignore[union-attr]
+            return replays.of_conditions(conn, "object", owner_id, conditions, span)
+
+        [found] = await engine.store.read(query)
+        replayed = sorted(
+            (firing.at, firing.trigger_id, firing.state, firing.ruling.decision.value)
+            for firing in found.replayed.firings
+            if firing.ruling.decision.value not in ("held", "hold_canceled")
+        )
+        really = await engine.store.read(lambda conn, since=since: _decided(conn, owner_id, since))
+        assert found.replayed.complete
+        assert replayed == really
+        changes = await engine.store.read(
+            lambda conn: standings.changes(conn, limit=1000, entity_id=owner_id)
+        )
+        recorded = [(c.at, c.from_state, c.to_state) for c in reversed(changes) if c.at >= since]
+        assert [(c.at, c.before, c.after) for c in found.replayed.changes] == recorded
+
+
+async def test_a_replay_of_a_trigger_covers_its_class_and_writes_nothing(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    await engine.conditions(class_id, {"state": "alarm", "when": "t > 1"}, owner_kind="class")
+    [trigger_id] = await engine.triggers(
+        class_id, {"states": ["alarm"], "operation_id": operation_id, "enabled": False}, owner_kind="class"
+    )
+    began = clock.now_ms() - 1
+    owners = [await engine.thing(class_id=class_id) for _ in range(3)]
+    for owner_id in owners:
+        await engine.report(owner_id, t=5)
+
+    def everything(conn: Connection) -> list[Any]:
+        return [conn.execute(select(traces)).all(), conn.execute(select(standing_table)).all()]
+
+    before = await engine.store.read(everything)
+    span = Span(began, clock.now_ms())
+    found = await engine.store.read(lambda conn: replays.of_trigger(conn, trigger_id, span))
+    assert [one.snapshot.entity.id for one in found] == owners
+    assert [[f.ruling.decision.value for f in one.replayed.firings] for one in found] == [["fired"]] * 3
+    assert await engine.store.read(everything) == before
+    with pytest.raises(NotFound):
+        await engine.store.read(lambda conn: replays.of_trigger(conn, "f" * 32, span))
+
+
+async def test_a_link_is_replayed_from_what_its_ends_reported(engine: Engine) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    link_id = await engine.link(source, target)
+    began = clock.now_ms() - 1
+    await engine.report(source, flow=20)
+    await engine.report(target, flow=10)
+    proposed = [
+        rules.condition_of(
+            {
+                "id": "c",
+                "state": "alarm",
+                "when": "source.flow > target.flow + 5",
+                "hold_s": 0,
+                "description": "",
+                "period": None,
+            }
+        )
+    ]
+    span = Span(began, clock.now_ms())
+    [found] = await engine.store.read(
+        lambda conn: replays.of_conditions(conn, "link", link_id, proposed, span)
+    )
+    assert [change.after for change in found.replayed.changes] == ["working", "alarm"]
+    assert found.snapshot.entity.owner_type is OwnerType.LINK

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from iotjobs.domain.expressions import Facts, compile_expression
+from iotjobs.domain.replay import MOST_STEPS, Event, Past, Replayed, replay
+from iotjobs.domain.states import Condition, Standing
+from iotjobs.domain.triggers import Decision, Trigger
+
+HOT = Condition("c", "alarm", compile_expression("temperature > 80"))
+COOL = Trigger("t", "cool", ("alarm",), "op")
+WORKING = Standing(state="working", heard_at=0)
+
+
+def past(events: list[Event], until: int = 10_000, facts: Facts | None = None, **given: Any) -> Past:
+    return Past(facts or Facts({}), WORKING, events, until, **given)
+
+
+def at(moment: int, **values: Any) -> Event:
+    return Event(moment, values)
+
+
+def decided(found: Replayed) -> list[tuple[int, str]]:
+    return [(firing.at, firing.ruling.decision.value) for firing in found.firings]
+
+
+def test_it_decides_as_the_live_code_does() -> None:
+    events = [at(1000, temperature=90), at(2000, temperature=20), at(3000, temperature=95)]
+    found = replay([HOT], [COOL], past(events))
+    assert [(change.at, change.before, change.after) for change in found.changes] == [
+        (1000, "working", "alarm"),
+        (2000, "alarm", "working"),
+        (3000, "working", "alarm"),
+    ]
+    assert found.changes[0].why["values"] == {"temperature": 90}
+    assert decided(found) == [(1000, "fired"), (2000, "not_in_states"), (3000, "fired")]
+
+
+def test_time_passes_between_events_and_after_the_last() -> None:
+    held, holding = replace(HOT, hold_s=5), replace(COOL, hold_s=3, repeat_s=10)
+    found = replay([held], [holding], past([at(1000, temperature=90)], 30_000))
+    assert [(change.at, change.after) for change in found.changes] == [(6000, "alarm")]
+    assert decided(found) == [(6000, "held"), (9000, "fired"), (19_000, "fired"), (29_000, "fired")]
+
+    gone = replay([held], [holding], past([at(1000, temperature=90), at(5999, temperature=20)], 30_000))
+    assert gone.changes == []
+
+
+def test_cooldown_counts_what_fired_before_the_first_event() -> None:
+    cooling = replace(COOL, cooldown_s=60)
+    found = replay([HOT], [cooling], past([at(1000, temperature=90)], fired={"t": [500]}))
+    assert decided(found) == [(1000, "cooling_down")]
+
+
+def test_what_was_not_decided_by_conditions_is_taken_from_the_record() -> None:
+    events = [
+        at(1000, temperature=90),
+        Event(2000, pinned="down"),
+        at(3000, temperature=91),
+        Event(4000, released=True),
+    ]
+    found = replay([HOT], [COOL], past(events))
+    assert [(change.at, change.after) for change in found.changes] == [
+        (1000, "alarm"),
+        (2000, "down"),
+        (4000, "alarm"),
+    ]
+    assert [firing.ruling.decision for firing in found.firings].count(Decision.FIRED) == 2
+
+
+def test_a_link_follows_both_ends() -> None:
+    leak = Condition("c", "alarm", compile_expression("source.flow > target.flow + 5"))
+    events = [Event(1, {"flow": 20}, "source"), Event(2, {"flow": 10}, "target")]
+    assert [
+        change.at
+        for change in replay([leak], [], past(events, facts=Facts({}, source={}, target={}))).changes
+    ] == [2]
+
+
+def test_too_much_to_simulate_is_said() -> None:
+    quick = replace(COOL, repeat_s=1)
+    found = replay([HOT], [quick], past([at(0, temperature=90)], (MOST_STEPS + 10) * 1000))
+    assert not found.complete
