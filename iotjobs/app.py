@@ -52,6 +52,7 @@ from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
 from iotjobs.transports.broker import BrokerProcess
 from iotjobs.transports.broker_child import find_mosquitto
+from iotjobs.transports.ingest_rules import IngestRule
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
@@ -186,10 +187,20 @@ class Site:
         intake = Intake(store, vault, dispatcher, allow_local=settings.allow_local)
         reactions = Reactions(FiringParts(intake, settler, dispatcher, worker))
         if publisher is not None and address is not None:
+            ingest = [IngestRule(rule.topic, rule.prefix) for rule in settings.ingest]
             devices = DeviceMessages(
-                store, settler, reactions, standing=place.ingest, reports_per_s=settings.report_rate
+                store,
+                settler,
+                reactions,
+                standing=place.ingest,
+                reports_per_s=settings.report_rate,
+                ingest=ingest,
             )
-            await self._start_mqtt(devices, publisher, address, place)
+            filters = (*DEVICE_FILTERS, *(rule.filter for rule in ingest))
+            consumer = MqttConsumer(
+                address, client_id=await self._client_id(), filters=filters, handler=devices.receive
+            )
+            await self._start_mqtt(devices, publisher, consumer, place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings), place.leader)
         timers = Timers(store, reactions, place.leader)
@@ -247,13 +258,13 @@ class Site:
         self.mqtt_url = f"mqtt://{settings.mqtt_bind}:{settings.mqtt_port}"
         return broker, broker.address
 
+    async def _client_id(self) -> str:
+        assert self._store is not None
+        return await self._store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
+
     async def _start_mqtt(
-        self, devices: DeviceMessages, publisher: MqttPublisher, address: BrokerAddress, place: Place
+        self, devices: DeviceMessages, publisher: MqttPublisher, consumer: MqttConsumer, place: Place
     ) -> None:
-        store = self._store
-        assert store is not None
-        client_id = await store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
-        consumer = MqttConsumer(address, client_id=client_id, filters=DEVICE_FILTERS, handler=devices.receive)
         for service in (Ingest(place.ingest, devices, consumer), publisher):
             await self._run(service)
         self.readiness.watch(

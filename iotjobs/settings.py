@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,15 @@ from pydantic_settings import (
 )
 
 from iotjobs.domain.errors import ConfigurationError
+
+
+class IngestSetting(BaseModel):
+    """A topic with `{thing}` or `{external_id}`, perhaps `{property}`; a prefix for properties' names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    topic: str
+    prefix: str = ""
 
 
 class Settings(BaseSettings):
@@ -51,6 +60,10 @@ class Settings(BaseSettings):
     mqtt_port: int = Field(1883, ge=1, le=65535, description="port of our broker")
     report_rate: float = Field(
         10.0, ge=0, description="reports a second of one device, five times as many in a burst; 0: any number"
+    )
+    ingest: tuple[IngestSetting, ...] = Field(
+        (),
+        description='topics of other makers that are reports: a list of `{"topic": "zigbee2mqtt/{thing}"}`',
     )
     allow_local: bool = Field(False, description="let operations run on this host (`via: local`)")
     known_hosts_file: Path | None = Field(

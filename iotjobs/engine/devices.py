@@ -19,11 +19,12 @@ from iotjobs.engine.answers import take_word
 from iotjobs.engine.leases import Standing
 from iotjobs.engine.rates import Rates
 from iotjobs.engine.reactions import Happening, Reactions, Reported, Turn, What
-from iotjobs.engine.reports import read_payload, read_report, read_shadow, read_status
+from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
 from iotjobs.store import entities, standings
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
+from iotjobs.transports.ingest_rules import IngestRule
 from iotjobs.transports.mqtt_messages import Received
 from iotjobs.transports.topics import DeviceTopic, TopicKind, parse_topic
 
@@ -40,12 +41,13 @@ class _Heard:
     """A message that was read.
 
     Attributes:
-        effect: what it does, given the id of the thing's object.
+        who: `thing` or `external_id`, and its value.
+        effect: what it does, given the id of that object.
         settled: it was given its effect, or has none.
     """
 
     message: Received
-    thing: str
+    who: tuple[str, str]
     effect: Callable[[Transaction, Turn, str], object]
     settled: bool = False
 
@@ -62,6 +64,7 @@ class DeviceMessages:
         reactions: what reports lead to.
         standing: whether this node is the one that listens.
         reports_per_s: of one device; 0 is any number.
+        ingest: topics of other makers, the first that fits is taken.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class DeviceMessages:
         *,
         standing: Standing,
         reports_per_s: float,
+        ingest: Sequence[IngestRule] = (),
     ) -> None:
         self._store, self._settler, self._reactions = store, settler, reactions
         self._standing = standing
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
-        self._rates = Rates(reports_per_s)
+        self._rates, self._ingest = Rates(reports_per_s), ingest
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
         self.dropped = 0
@@ -144,8 +148,8 @@ class DeviceMessages:
             while not self._inbox.empty() and len(messages) < BATCH_MESSAGES:
                 messages.append(self._inbox.get_nowait())
             now = clock.monotonic()
-            for thing, held in self._rates.due(now):
-                batch.append(_happening(held.message, thing, held.reported))
+            for who, held in self._rates.due(now):
+                batch.append(_happening(held.message, who, held.reported))
             for message in messages:
                 heard = self._heard(message, now)
                 if heard is not None:
@@ -157,10 +161,11 @@ class DeviceMessages:
         try:
             topic = parse_topic(message.topic)
             if topic is None:
-                raise ValueError("the topic is not one of ours")
-            if topic.job_id is not None:
+                who, what = self._ingested(message)
+            elif topic.job_id is not None:
                 return self._word(message, topic)
-            what = _read(message, topic.kind)
+            else:
+                who, what = ("thing", topic.thing), _read(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
             # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
             self._drop(message, str(error))
@@ -169,9 +174,16 @@ class DeviceMessages:
         if what is None:
             message.ack()
             return None
-        if isinstance(what, Reported) and not self._rates.admit(topic.thing, message, what, now):
+        if isinstance(what, Reported) and not self._rates.admit(who, message, what, now):
             return None
-        return _happening(message, topic.thing, what)
+        return _happening(message, who, what)
+
+    def _ingested(self, message: Received) -> tuple[tuple[str, str], What | None]:
+        for rule in self._ingest:
+            match = rule.match(message.topic)
+            if match is not None:
+                return match.who, read_ingested(message, match.name, rule.prefix)
+        raise ValueError("the topic is not one of ours")
 
     def _word(self, message: Received, topic: DeviceTopic) -> _Heard:
         payload = check_payload(read_payload(message.payload))
@@ -179,7 +191,7 @@ class DeviceMessages:
         def effect(tx: Transaction, _turn: Turn, object_id: str) -> None:
             take_word(tx, self._settler, topic, object_id, payload)
 
-        return _Heard(message, topic.thing, effect)
+        return _Heard(message, ("thing", topic.thing), effect)
 
     # --- writing --------------------------------------------------------------------------
 
@@ -220,15 +232,16 @@ class DeviceMessages:
         self._standing.check(tx)
         refused = []
         turn = self._reactions.turn(tx)
-        objects = entities.objects_of(tx.conn, {heard.thing for heard in batch})
+        objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
         standings.lock_in_order(tx.conn, objects.values())
         for heard in batch:
             if heard.settled:
                 continue
             try:
-                object_id = objects.get(heard.thing)
+                object_id = objects.get(heard.who)
                 if object_id is None:
-                    raise ValueError(f"no object has the thing name {heard.thing}")
+                    kind, name = heard.who
+                    raise ValueError(f"no object has the {kind.replace('_', ' ')} {name}")
                 heard.effect(tx, turn, object_id)
             except (ValueError, RequestError) as error:
                 refused.append((heard, str(error)))
@@ -245,8 +258,8 @@ def _read(message: Received, kind: TopicKind) -> What | None:
     return read_report(message)
 
 
-def _happening(message: Received, thing: str, what: What) -> _Heard:
+def _happening(message: Received, who: tuple[str, str], what: What) -> _Heard:
     def effect(_tx: Transaction, turn: Turn, object_id: str) -> None:
         turn.take(Happening(OwnerType.OBJECT, object_id, what))
 
-    return _Heard(message, thing, effect)
+    return _Heard(message, who, effect)

@@ -14,6 +14,8 @@ from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
 
+Who = tuple[str, str]  # `thing` or `external_id`, and its value
+
 
 @dataclass(slots=True)
 class Held:
@@ -43,7 +45,7 @@ class _Bucket:
 
 @dataclass(slots=True)
 class Rates:
-    """The buckets of all devices, by thing name.
+    """The buckets of all devices, by what names them.
 
     Attributes:
         per_s: reports a second, of each; 0 is any number.
@@ -51,36 +53,36 @@ class Rates:
     """
 
     per_s: float
-    held: dict[str, Held] = field(default_factory=dict)
-    _buckets: dict[str, _Bucket] = field(default_factory=dict)
+    held: dict[Who, Held] = field(default_factory=dict)
+    _buckets: dict[Who, _Bucket] = field(default_factory=dict)
 
-    def admit(self, thing: str, message: Received, reported: Reported, now: float) -> bool:
+    def admit(self, who: Who, message: Received, reported: Reported, now: float) -> bool:
         """Whether a report may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
-        waiting = self.held.get(thing)
+        waiting = self.held.get(who)
         if waiting is not None:
             waiting.add(message, reported)
             return False
-        if self._take(thing, now):
+        if self._take(who, now):
             return True
-        self.held[thing] = Held(message, reported)
+        self.held[who] = Held(message, reported)
         return False
 
-    def due(self, now: float) -> Iterator[tuple[str, Held]]:
+    def due(self, now: float) -> Iterator[tuple[Who, Held]]:
         """Those that have got their token."""
-        for thing in [thing for thing in self.held if self._take(thing, now)]:
-            yield thing, self.held.pop(thing)
+        for who in [who for who in self.held if self._take(who, now)]:
+            yield who, self.held.pop(who)
 
     def wait_s(self) -> float | None:
         """When to look for those that are due; None while nothing is held."""
         return 1 / self.per_s if self.held else None
 
-    def _take(self, thing: str, now: float) -> bool:
+    def _take(self, who: Who, now: float) -> bool:
         if not self.per_s:
             return True
         burst = self.per_s * BURST_S
-        bucket = self._buckets.get(thing)
+        bucket = self._buckets.get(who)
         if bucket is None:
-            bucket = self._buckets[thing] = _Bucket(burst, now)
+            bucket = self._buckets[who] = _Bucket(burst, now)
         bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
         bucket.at = now
         if bucket.tokens < 1:

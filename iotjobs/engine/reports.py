@@ -49,6 +49,23 @@ def read_report(message: Received) -> Reported:
     return reported(values, given, message.user_property(JOB_ID_PROPERTY))
 
 
+def read_ingested(message: Received, name: str | None, prefix: str) -> Reported:
+    """A report in another maker's words: an object of values, or the one value of a property.
+
+    Raises:
+        ValueError, RecursionError, RequestError: it cannot be kept.
+    """
+    if name is None:
+        values = check_payload(read_payload(message.payload))
+    else:
+        try:
+            values = {name: read_payload(message.payload)}
+        except ValueError:
+            values = {name: message.payload.decode()}  # plain text, such as `on`
+        check_payload(values)
+    return reported({prefix + name: value for name, value in values.items()}, None)
+
+
 def read_shadow(message: Received) -> Reported | None:
     """What a shadow's update reports; None for one that only desires.
 

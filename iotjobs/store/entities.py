@@ -70,10 +70,15 @@ def _of_object(row: Any) -> Entity:
     )
 
 
-def objects_of(conn: Connection, things: Collection[str]) -> dict[str, str]:
-    """Ids of the objects that have these names on the broker, by name."""
-    query = select(O.thing, O.id).where(O.thing.in_(sorted(things)))
-    return {row.thing: row.id for row in conn.execute(query)}
+def objects_of(conn: Connection, whos: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Ids of the objects that have these names: (`thing` or `external_id`, the name)."""
+    found: dict[tuple[str, str], str] = {}
+    for kind in ("thing", "external_id"):
+        names = sorted(name for of_kind, name in whos if of_kind == kind)
+        if names:
+            rows = conn.execute(select(O[kind], O.id).where(O[kind].in_(names)))
+            found |= {(kind, name): object_id for name, object_id in rows}
+    return found
 
 
 # Members of `operation.settings` that a run does not need: they are for people and for triggers.

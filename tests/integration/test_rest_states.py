@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_device_messages import command, enrolled, say
-from tests.services.site import Rest, eventually, new_name
+from tests.integration.test_device_messages import command, enrolled, login, say
+from tests.services.site import Rest, StartServe, eventually, log_has, new_name
 
 
 async def alarming(
@@ -327,3 +327,62 @@ async def test_what_a_trigger_starts_stays_and_what_is_deleted_takes_its_rules_a
     assert [
         change["to"] for change in (await rest.get("/state-changes", entity_id=owner["id"]))["items"]
     ] == ["working"]
+
+
+async def test_topics_of_other_makers_are_reports_as_the_site_says(make_serve: StartServe) -> None:
+    rules = [
+        {"topic": "tele/{external_id}/SENSOR", "prefix": "sensor."},
+        {"topic": "shellies/{thing}/{property}"},
+    ]
+    serve = make_serve(ingest=json.dumps(rules))
+    await serve.start()
+    async with Rest(serve) as rest:
+        name = new_name("thing")
+        write = {"read": [], "write": ["tele/#", "shellies/#"]}
+        owner = await rest.thing(name=name, thing=name, external_id="DVES 1", mqtt=write)
+        device = await login(rest, owner)
+        await device.start()
+        try:
+            say(device, "tele/DVES 1/SENSOR", b'{"ENERGY": {"Power": 7}}')
+            say(device, f"shellies/{name}/relay", b"on")
+            say(device, f"shellies/{name}/power", b"12.5")
+            say(device, "shellies/stranger/power", b"1")
+            expected = {"sensor.ENERGY": {"Power": 7}, "relay": "on", "power": 12.5}
+
+            async def merged() -> bool:
+                return bool(await rest.get(f"/objects/{owner['id']}/properties") == expected)
+
+            await eventually(merged, 10)
+            await eventually(lambda: log_has(serve, "no object has the thing stranger"), 10)
+        finally:
+            await device.stop()
+
+
+@pytest.mark.check(18)
+async def test_a_flood_keeps_the_last_value_is_counted_and_costs_the_others_nothing(
+    make_serve: StartServe,
+) -> None:
+    serve = make_serve(report_rate="2")
+    await serve.start()
+    async with Rest(serve) as rest, enrolled(rest) as (owner, flood), enrolled(rest) as (other, quiet):
+        for number in range(200):
+            say(flood, f"iotjobs/{owner['thing']}/report", json.dumps({"n": number}).encode())
+        say(quiet, f"iotjobs/{other['thing']}/report", b'{"n": 1}')
+
+        async def state(of: dict[str, Any]) -> dict[str, Any]:
+            found: dict[str, Any] = await rest.get(f"/objects/{of['id']}/state")
+            return found
+
+        async def heard() -> bool:
+            return (await state(other))["reports"] == 1
+
+        await eventually(heard, 10)
+
+        async def settled() -> bool:
+            return bool((await rest.get(f"/objects/{owner['id']}/properties")) == {"n": 199})
+
+        await eventually(settled, 10)
+        told = await state(owner)
+        assert told["reports"] + told["superseded"] == 200
+        assert 10 <= told["reports"] < 30
+        assert (await state(other))["superseded"] == 0
