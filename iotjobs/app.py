@@ -328,6 +328,9 @@ def _keep(settings: Settings) -> Keep:
         output_bytes=settings.keep_output_bytes,
         logs_days=settings.keep_logs_days,
         jobs_days=settings.keep_jobs_days,
+        history_days=settings.keep_history_days,
+        history_values=settings.keep_history_values,
+        traces_days=settings.keep_traces_days,
         output_cap_bytes=settings.output_cap_bytes,
     )
 

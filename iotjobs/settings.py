@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         ge=1,
         description="days that ended jobs are kept, with all that is known of them; none: for ever",
     )
+    keep_history_days: float = Field(7.0, gt=0, description="days that the values of properties are kept")
+    keep_history_values: int = Field(
+        2_000_000, ge=0, description="values of properties kept at most; the oldest go first"
+    )
+    keep_traces_days: float = Field(
+        30.0, gt=0, description="days that changes of state and the decisions of triggers are kept"
+    )
     stop_grace_s: float = Field(30.0, ge=0, description="seconds that running jobs may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"

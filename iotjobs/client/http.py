@@ -94,6 +94,26 @@ class Client:
         """The operations of an object or a link: its own, then those of its class."""
         return _items(self._call("GET", f"/{owner.folder}/{_segment(owner.id)}/operations"))
 
+    # --- states and triggers --------------------------------------------------------------------
+
+    def state(self, entity: Named) -> dict[str, Any]:
+        """The state of an object or a link, and why: `EntityStateOut` of the API."""
+        return _record(self._call("GET", f"/{entity.folder}/{_segment(entity.id)}/state"), "state")
+
+    def triggers(self, entity: Named) -> list[dict[str, Any]]:
+        """Its triggers, then those of its class: `TriggerOut`."""
+        return _records(self._call("GET", f"/{entity.folder}/{_segment(entity.id)}/state-triggers"))
+
+    def state_changes(self, entity: Named, limit: int) -> list[dict[str, Any]]:
+        """Its newest changes of state, the newest first: `StateChangeOut`."""
+        query = {"entity_id": entity.id, "limit": str(limit)}
+        return _records(self._call("GET", "/state-changes", params=query))
+
+    def traces(self, state_change_id: str) -> list[dict[str, Any]]:
+        """What triggers decided at one change, the newest first: `TraceOut`, 500 at most."""
+        query = {"state_change_id": state_change_id, "limit": str(_PAGE)}
+        return _records(self._call("GET", "/trigger-traces", params=query))
+
     # --- jobs -----------------------------------------------------------------------------------
 
     def execute(
@@ -244,10 +264,20 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _items(answer: Any, folder: str = "") -> list[Named]:
+def _record(answer: Any, member: str) -> dict[str, Any]:
+    if not isinstance(answer, dict) or member not in answer:
+        raise BadAnswer(f"the server's answer has no {member}")
+    return answer
+
+
+def _records(answer: Any) -> list[dict[str, Any]]:
     if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
         raise BadAnswer("the server's answer is no list")
-    return [_named(item, folder) for item in answer["items"]]
+    return list(answer["items"])
+
+
+def _items(answer: Any, folder: str = "") -> list[Named]:
+    return [_named(item, folder) for item in _records(answer)]
 
 
 def _named(record: Any, folder: str = "") -> Named:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -38,6 +39,8 @@ class Keep:
 
     Attributes:
         jobs_days: ended jobs; None keeps them for ever.
+        history_days: values of properties, `history_values` at most.
+        traces_days: changes of state, and what triggers decided.
         output_cap_bytes: what one attempt's output takes at most.
     """
 
@@ -45,6 +48,9 @@ class Keep:
     output_bytes: int = 10 * 1024**3
     logs_days: float = 30.0
     jobs_days: float | None = None
+    history_days: float = 7.0
+    history_values: int = 2_000_000
+    traces_days: float = 30.0
     output_cap_bytes: int = 16 * 1024 * 1024
 
 
@@ -83,6 +89,13 @@ class Retention(LoopService):
         if keep.jobs_days is not None:
             async for count in self._jobs(now - int(keep.jobs_days * DAY_MS)):
                 pruned["jobs"] += count
+        for what, drop in (
+            ("values", partial(retention.drop_history, before=now - int(keep.history_days * DAY_MS))),
+            ("values", partial(retention.drop_values_over, most=keep.history_values)),
+            ("traces", partial(retention.drop_traces, before=now - int(keep.traces_days * DAY_MS))),
+        ):
+            async for count in self._rows(drop):
+                pruned[what] += count
         await self._store.write(lambda tx: retention.drop_keys(tx, now - IDEMPOTENCY_KEPT_MS))
         for what, count in pruned.items():
             log.info("pruned", extra={"what": what, "count": count})
@@ -131,6 +144,11 @@ class Retention(LoopService):
             )
             if count:
                 yield count
+            await clock.sleep(PAUSE_S)
+
+    async def _rows(self, drop: Callable[..., int]) -> AsyncIterator[int]:
+        while count := await self._store.write(lambda tx: drop(tx, limit=STEP_ENTRIES)):
+            yield count
             await clock.sleep(PAUSE_S)
 
     async def _jobs(self, before: int) -> AsyncIterator[int]:

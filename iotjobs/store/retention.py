@@ -6,6 +6,7 @@ Two nodes that do the same at once do it twice over, and no harm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +25,7 @@ from sqlalchemy import (
 from iotjobs.domain.statuses import ENDED
 from iotjobs.store import events, tables
 from iotjobs.store.jobs import J
+from iotjobs.store.state_tables import property_history, state_changes, traces
 from iotjobs.store.writer import Transaction
 
 L = tables.log_entries.c
@@ -85,3 +87,29 @@ def drop_log_entries(tx: Transaction, *, behind: int, limit: int, before: int) -
 def drop_keys(tx: Transaction, before: int) -> int:
     """Delete idempotency keys from before a moment; how many."""
     return tx.conn.execute(delete(tables.idempotency).where(tables.idempotency.c.at < before)).rowcount
+
+
+def drop_history(tx: Transaction, *, limit: int, before: int) -> int:
+    """Delete values of properties from before a moment; how many."""
+    return _drop(tx, property_history.c, limit, before)
+
+
+def drop_values_over(tx: Transaction, *, limit: int, most: int) -> int:
+    """Delete the oldest values of properties where there are more than `most`; how many."""
+    H = property_history.c
+    newest = tx.conn.execute(select(func.max(H.id))).scalar()
+    if newest is None:
+        return 0
+    old = select(H.id).where(H.id <= newest - most).order_by(H.id).limit(limit)
+    return tx.conn.execute(delete(property_history).where(H.id.in_(old))).rowcount
+
+
+def drop_traces(tx: Transaction, *, limit: int, before: int) -> int:
+    """Delete traces of triggers and changes of state from before a moment; how many."""
+    return _drop(tx, traces.c, limit, before) + _drop(tx, state_changes.c, limit, before)
+
+
+def _drop(tx: Transaction, columns: Any, limit: int, before: int) -> int:
+    table = columns.id.table
+    old = select(columns.id).where(columns.at < before).order_by(columns.at).limit(limit)
+    return tx.conn.execute(delete(table).where(columns.id.in_(old))).rowcount

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, func, insert, select
+from sqlalchemy import Connection, event, func, insert, select, update
 
 from iotjobs import clock
 from iotjobs.domain.errors import NotFound, StorageFull
@@ -18,8 +18,9 @@ from iotjobs.inputs.job_shapes import job_json
 from iotjobs.store import events, jobs, output, reads, retention, tables
 from iotjobs.store.output import Chunk
 from iotjobs.store.session import Store
+from iotjobs.store.state_tables import property_history, state_changes, traces
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Failing, add_job, job_of, rows_of, running_job
+from tests.services.rows import Engine, Failing, add_job, job_of, rows_of, running_job
 
 LONG = {"output_days": 10_000, "output_bytes": 10**12, "logs_days": 10_000}
 
@@ -234,3 +235,27 @@ async def test_a_store_that_is_full_is_tried_again_later(
 
     assert slept == [module.FIRST_AFTER_S, module.EVERY_S, module.EVERY_S]
     assert caplog.messages == ["nothing can be pruned now"] * 2
+
+
+async def test_values_traces_and_changes_are_kept_by_age_and_values_by_number(store: Store) -> None:
+    engine = Engine(store)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    for value in (1, 9, 1, 9):
+        await engine.report(owner_id, t=value)
+    old = clock.now_ms() - 10 * DAY_MS
+
+    def age(tx: Transaction) -> None:
+        for table in (property_history, traces):
+            first = select(func.min(table.c.id)).scalar_subquery()
+            tx.conn.execute(update(table).where(table.c.id == first).values(at=old))
+        first_change = select(func.min(state_changes.c.id)).scalar_subquery()
+        tx.conn.execute(update(state_changes).where(state_changes.c.id == first_change).values(at=old))
+
+    await store.write(age)
+    assert await prune(store, history_days=7, traces_days=7) == {"values": 1, "traces": 2}
+    assert [await count(store, table) for table in (property_history, traces, state_changes)] == [3, 3, 3]
+    assert await prune(store, history_values=2) == {"values": 1}
+    assert await count(store, property_history) == 2
+    await engine.stop()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, insert, select, update
 
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
@@ -17,8 +17,9 @@ from iotjobs.engine.leases import Always
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
 from iotjobs.store import moments, nodes, tables
 from iotjobs.store.session import Store
+from iotjobs.store.state_tables import standings, trigger_timers
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Failing, add_job, job_of, running_job
+from tests.services.rows import Engine, Failing, add_job, job_of, running_job
 
 DAY = 86_400_000
 SetClock = Callable[[int], None]
@@ -206,3 +207,28 @@ async def test_an_empty_store_begins_and_its_own_clock_is_the_systems(store: Sto
         return moments.shift(tx, 5)
 
     await store.write(nothing)
+
+
+async def test_holds_silence_and_forced_states_go_on_as_before(store: Store, set_clock: SetClock) -> None:
+    engine = Engine(store)
+    owner_id, operation_id = await engine.script("true")
+    await store.write(lambda tx: tx.conn.execute(update(tables.objects).values(no_data_after_s=600.0)))
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5", "hold_s": 60})
+    await engine.triggers(owner_id, {"states": ["working"], "operation_id": operation_id, "hold_s": 300})
+    await engine.report(owner_id, t=9)
+    timekeeper = Timekeeper(store, Always())
+    await timekeeper.begin()
+
+    def remaining(conn: Connection) -> list[int]:
+        now, standing = clock.now_ms(), conn.execute(select(standings)).one()
+        due = conn.execute(select(trigger_timers.c.due_at)).scalar_one()
+        moments_ = [standing.wake_at, standing.heard_at, standing.holding["c0"], due]
+        return [round((moment - now) / 1000) for moment in moments_]
+
+    before = await store.read(remaining)
+    assert before == [60, 0, 0, 300]
+    for by in (DAY, -DAY):
+        set_clock(by)
+        await timekeeper.look()
+        assert await store.read(remaining) == before
+    await engine.stop()

@@ -1,0 +1,100 @@
+"""`iotjobs explain`: in plain words, in which state an entity is and what its triggers made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from iotjobs.cli import exitcodes, printing, running
+from iotjobs.cli.commands import CaFile, Token, Url, app
+from iotjobs.client.errors import ClientError
+from iotjobs.client.http import Client
+from iotjobs.client.shapes import Named
+
+_CHANGES = 10
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(metavar="OBJECT", help="Name or id of an object, or of a link.")],
+    *,
+    changes: Annotated[
+        int, typer.Option(help="How many changes of state to tell.", min=1, max=100)
+    ] = _CHANGES,
+    url: Url = "http://127.0.0.1:8000",
+    token: Token = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Tell why an operation did or did not run by itself: states, their reasons, and every trigger's decision."""
+    try:
+        with Client(url, token, ca_file=ca_file) as client:
+            for line in _told(client, running.find_owner(client, target), changes):
+                typer.echo(printing.visible(line))
+    except (ClientError, ValueError) as error:
+        printing.complain(error)
+        raise typer.Exit(exitcodes.of_error(error)) from error
+
+
+def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
+    state = client.state(entity)
+    yield f"{entity.name} is {state['state']} since {state['since']}: {_because(state['why'])}"
+    heard = state["heard_at"]
+    yield f"  {state['reports']} reports, the last {heard}" if heard else "  never heard of"
+    if state["superseded"]:
+        yield f"  {state['superseded']} reports came quicker than allowed: only their last values counted"
+    triggers = client.triggers(entity)
+    yield f"  {len(triggers)} triggers" + (":" if triggers else ": nothing starts by itself")
+    for trigger in triggers:
+        yield f"    {trigger['name']}: {_rule(trigger)}"
+    for change in client.state_changes(entity, count):
+        yield ""
+        yield f"{change['at']}  {change['from']} -> {change['to']}: {_because(change['why'])}"
+        for trace in reversed(client.traces(change["id"])):
+            job = f", job {trace['job_id']}" if trace["job_id"] else ""
+            yield f"    {trace['trigger_name']}: {trace['decision']}, {trace['reason']}{job}"
+
+
+def _because(why: dict[str, Any]) -> str:
+    """The reason of a state, as a half sentence."""
+    match why.get("by"):
+        case "condition":
+            values = ", ".join(f"{name} = {_short(value)}" for name, value in why["values"].items())
+            said = f"{why['when']}" + (f" ({values})" if values else "")
+            return f"{said}; {why['description']}" if why.get("description") else said
+        case "forced":
+            until = f" until {why['until']}" if why.get("until") else ""
+            return f"forced{until}: {why['reason']}"
+        case "no_data":
+            return f"no report for {why['no_data_after_s']:g} s"
+        case "offline":
+            return "the broker told that its connection ended"
+        case "default":
+            problems = [f"{one['when']}: {one['problem']}" for one in why.get("problems", ())]
+            return "; ".join(["no condition holds", *problems])
+    return "nothing has happened to it yet"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _rule(trigger: dict[str, Any]) -> str:
+    parts = [f"on {', '.join(trigger['states'])}"]
+    for name, said in (
+        ("hold_s", "after {:g} s"),
+        ("repeat_s", "again each {:g} s"),
+        ("cooldown_s", "not within {:g} s"),
+        ("max_per_hour", "{:g} times an hour at most"),
+    ):
+        if trigger[name]:
+            parts.append(said.format(trigger[name]))
+    if not trigger["enabled"]:
+        parts.append("switched off")
+    if trigger["dry"]:
+        parts.append("only tries")
+    if trigger["broken_at"]:
+        parts.append(f"stopped by the loop guard at {trigger['broken_at']}, until it is reset")
+    return ", ".join(parts)

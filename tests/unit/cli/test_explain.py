@@ -1,0 +1,119 @@
+"""`iotjobs explain` in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from iotjobs.cli.exitcodes import ExitCode
+from iotjobs.cli.explain import _because
+from iotjobs.program import app
+from tests.services.api import Reply, Seen, Site
+
+OBJECT = f"{7:032x}"
+TRIGGER = {
+    "name": "cool it",
+    "states": ["alarm"],
+    "hold_s": 5.0,
+    "repeat_s": None,
+    "cooldown_s": 60.0,
+    "max_per_hour": None,
+    "enabled": True,
+    "dry": False,
+    "broken_at": None,
+}
+CHANGE = {
+    "id": "c1",
+    "at": "2026-11-29T04:00:00.000Z",
+    "from": "working",
+    "to": "alarm",
+    "why": {
+        "by": "condition",
+        "when": "temperature > 80",
+        "values": {"temperature": 90},
+        "description": "hot",
+    },
+}
+TRACE = {
+    "trigger_name": "cool it",
+    "decision": "cooling_down",
+    "reason": "fired 12.0 s ago and cools down for 60 s",
+    "job_id": None,
+}
+
+
+def explain(site: Site, *arguments: str) -> Result:
+    environment = {"IOTJOBS_URL": site.url, "IOTJOBS_TOKEN": "1-abc"}
+    return CliRunner(env=environment).invoke(app, ["explain", *arguments])
+
+
+def knows(site: Site, **state: Any) -> None:
+    shown = {
+        "state": "alarm",
+        "since": "2026-11-29T04:00:00.000Z",
+        "why": CHANGE["why"],
+        "heard_at": "2026-11-29T04:00:01.000Z",
+        "reports": 3,
+        "superseded": 0,
+        **state,
+    }
+
+    def answer(seen: Seen) -> Reply | None:
+        for end, content in (
+            ("/objects", {"items": [{"id": OBJECT, "name": "press-057"}], "next": None}),
+            ("/state", shown),
+            ("/state-triggers", {"items": [TRIGGER], "next": None}),
+            ("/state-changes", {"items": [CHANGE], "next": None}),
+            ("/trigger-traces", {"items": [TRACE], "next": None}),
+        ):
+            if seen.path.endswith(end):
+                return Reply(content)
+        return None
+
+    site.override = answer
+
+
+def test_it_tells_the_state_the_reason_and_what_each_trigger_decided(site: Site) -> None:
+    knows(site)
+    result = explain(site, "press-057")
+
+    assert result.exit_code == ExitCode.OK
+    assert result.stdout.splitlines() == [
+        "press-057 is alarm since 2026-11-29T04:00:00.000Z: temperature > 80 (temperature = 90); hot",
+        "  3 reports, the last 2026-11-29T04:00:01.000Z",
+        "  1 triggers:",
+        "    cool it: on alarm, after 5 s, not within 60 s",
+        "",
+        "2026-11-29T04:00:00.000Z  working -> alarm: temperature > 80 (temperature = 90); hot",
+        "    cool it: cooling_down, fired 12.0 s ago and cools down for 60 s",
+    ]
+
+
+def test_what_a_device_said_cannot_paint_the_terminal(site: Site) -> None:
+    why = {"by": "condition", "when": "a == b", "values": {"a": "\x1b[31m"}, "description": "\x1b]0;x\x07"}
+    knows(site, why=why)
+    assert "\x1b" not in explain(site, "press-057").stdout
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ({"by": "forced", "reason": "service", "until": None}, "forced: service"),
+        ({"by": "no_data", "no_data_after_s": 60.0}, "no report for 60 s"),
+        ({"by": "offline"}, "the broker told that its connection ended"),
+        (
+            {"by": "default", "problems": [{"when": "t > 1", "problem": "there is no property t"}]},
+            "no condition holds; t > 1: there is no property t",
+        ),
+        ({}, "nothing has happened to it yet"),
+    ],
+)
+def test_every_reason_has_its_words(why: dict[str, Any], said: str) -> None:
+    assert _because(why) == said
+
+
+def test_a_name_that_nobody_has(site: Site) -> None:
+    site.override = lambda _: Reply({"items": [], "next": None})
+    assert explain(site, "nobody").exit_code == ExitCode.NOT_FOUND
