@@ -202,7 +202,8 @@ class DeviceMessages:
                 await self._write(batch)
             except (StoreUnavailable, StorageFull, LeaseLost):
                 raise
-            except Exception:  # noqa: BLE001 - the edge of one batch: told when it stands alone
+            except Exception as error:  # noqa: BLE001 - the edge of one batch: it is told by the one that fails
+                log.warning("messages are taken one by one", extra={"count": len(batch), "why": repr(error)})
                 for heard in batch:
                     await self._write_alone(heard)
         except (StoreUnavailable, StorageFull):

@@ -45,6 +45,13 @@ PROVED_BY = {
     "iotjobs.inputs.rest.reach": "tests/integration/test_rest_jobs.py",
     "iotjobs.inputs.rest.site": "tests/integration/test_rest_site.py",
     "iotjobs.cli.site": "tests/e2e/test_cli_run.py",
+    "iotjobs.store.past": "tests/contract/test_replays.py",
+    "iotjobs.store.states": "tests/integration/test_rest_states.py",
+    "iotjobs.inputs.state_shapes": "tests/integration/test_rest_states.py",
+    "iotjobs.inputs.rest.states": "tests/integration/test_rest_states.py",
+    "iotjobs.inputs.rest.triggers": "tests/integration/test_rest_states.py",
+    "iotjobs.inputs.rest.properties": "tests/integration/test_rest_states.py",
+    "iotjobs.inputs.rest.replays": "tests/integration/test_rest_states.py",
 }
 
 

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from sqlalchemy import update
+
+from iotjobs import clock
+from iotjobs.engine.leases import Always
+from iotjobs.engine.timers import Timers
+from iotjobs.store import definitions, rules, standings
+from iotjobs.store.definitions import Kind
+from iotjobs.store.session import Store
+from iotjobs.store.state_tables import standings as standing_table
+from iotjobs.store.state_tables import trigger_timers
+from tests.services.rows import Engine, MakeEngine
+
+
+async def waiting(engine: Engine) -> tuple[str, Timers]:
+    """An object that is silent soon and has a trigger that holds; both a minute ahead."""
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, "hold_s": 60})
+    await engine.report(owner_id, t=9)
+    return owner_id, Timers(engine.store, engine.reactions, Always())
+
+
+async def hurry(store: Store) -> None:
+    now = clock.now_ms()
+    await store.write(lambda tx: tx.conn.execute(update(trigger_timers).values(due_at=now)))
+    await store.write(lambda tx: tx.conn.execute(update(standing_table).values(wake_at=now)))
+
+
+async def test_what_is_due_has_its_effect_once_and_what_is_ahead_none(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    owner_id, timers = await waiting(make_engine())
+    assert await timers.look() == 0
+    await hurry(sqlite_store)
+    assert await timers.look() == 1
+    assert await timers.look() == 0
+    [trace] = await sqlite_store.read(lambda conn: rules.trace_rows(conn, limit=9, owner_id=owner_id))
+    assert trace.decision == "fired"
+
+
+async def test_what_waits_for_an_entity_that_is_gone_is_let_go_of(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    owner_id, timers = await waiting(make_engine())
+    rows = await sqlite_store.read(lambda conn: rules.due_timers(conn, clock.now_ms() + 10**6, 9))
+    await sqlite_store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, owner_id))
+    # As if it had been deleted while the timer was read.
+    await sqlite_store.write(lambda tx: rules.add_timer(tx, dict(rows[0]._asdict())))
+    await hurry(sqlite_store)
+
+    assert await timers.look() == 1
+    assert await timers.look() == 0
+    assert await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id)) is None
