@@ -70,11 +70,11 @@ def _of_object(row: Any) -> Entity:
     )
 
 
-def objects_of(conn: Connection, whos: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def objects_of(conn: Connection, named: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Ids of the objects that have these names: (`thing` or `external_id`, the name)."""
     found: dict[tuple[str, str], str] = {}
     for kind in ("thing", "external_id"):
-        names = sorted(name for of_kind, name in whos if of_kind == kind)
+        names = sorted(name for of_kind, name in named if of_kind == kind)
         if names:
             rows = conn.execute(select(O[kind], O.id).where(O[kind].in_(names)))
             found |= {(kind, name): object_id for name, object_id in rows}

@@ -422,7 +422,7 @@ async def test_the_broker_is_told_about_enrolled_objects_only(store: Store, make
         ("t-1", "$7$new", ("a/#",), ("b",)),
         ("t-2", "$7$first", (), ()),
     ]
-    whos = {("thing", "t-2"), ("thing", "t-3"), ("external_id", "t-2")}
-    assert list(await store.read(lambda conn: entities.objects_of(conn, whos))) == [("thing", "t-2")]
+    named = {("thing", "t-2"), ("thing", "t-3"), ("external_id", "t-2")}
+    assert list(await store.read(lambda conn: entities.objects_of(conn, named))) == [("thing", "t-2")]
     with pytest.raises(NotFound):
         await store.write(lambda tx: entities.set_mqtt_password(tx, NONE, "x"))
