@@ -18,6 +18,7 @@ from iotjobs.domain.triggers import Circumstances, Decision, Ruling, Trigger
 from iotjobs.engine.intake import Execute, Intake, Origin
 from iotjobs.engine.settle import Settler
 from iotjobs.store import facts, jobs, queue, rules, standings
+from iotjobs.store.known import Known
 from iotjobs.store.queue import Offers
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
@@ -45,9 +46,8 @@ class FiringParts:
 class Firing:
     """The triggers' part of one transaction."""
 
-    def __init__(self, parts: FiringParts, tx: Transaction, now: int) -> None:
-        self._parts, self._tx, self._now = parts, tx, now
-        self._triggers: dict[str, tuple[tuple[Trigger, bool], ...]] = {}
+    def __init__(self, parts: FiringParts, tx: Transaction, now: int, known: Known) -> None:
+        self._parts, self._tx, self._now, self._known = parts, tx, now, known
         self._paused: bool | None = None
 
     def changed(self, snapshot: Snapshot, before: str) -> None:
@@ -56,10 +56,7 @@ class Firing:
         said = f"left {before} for {snapshot.standing.state} before its time"
         for key in rules.drop_timers(self._tx, entity.id):
             rules.settle_trace(self._tx, key, Ruling(Decision.HOLD_CANCELED, said), None, self._now)
-        found = self._triggers.get(entity.id)
-        if found is None:
-            found = self._triggers[entity.id] = rules.triggers_of(self._tx.conn, entity)
-        for trigger, broken in found:
+        for trigger, broken in self._known.triggers_of(self._tx.conn, entity):
             around = Circumstances(broken=broken, depth=snapshot.depth)
             self._decide(_Case(snapshot, trigger, before), around)
 

@@ -17,10 +17,11 @@ from iotjobs.domain.entities import OwnerType, PropertyType
 from iotjobs.domain.errors import NotFound
 from iotjobs.domain.jobs import Cause
 from iotjobs.domain.rights import Caller
-from iotjobs.domain.states import Condition, Forced, Judgement
+from iotjobs.domain.states import Forced, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
-from iotjobs.store import entities, rules, standings
+from iotjobs.store import entities, standings
+from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
 
@@ -81,10 +82,10 @@ class Happening:
 
 
 class Reactions:
-    """Gives happenings their effects. Holds nothing between two transactions."""
+    """Gives happenings their effects. What it holds between two transactions is known to be as it was."""
 
     def __init__(self, parts: FiringParts) -> None:
-        self.parts = parts
+        self.parts, self.known = parts, KnownRules()
 
     def turn(self, tx: Transaction) -> Turn:
         """The happenings of one transaction, in their order; end it with `Turn.finish`."""
@@ -110,8 +111,8 @@ class Turn:
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
-        self._conditions: dict[str, tuple[Condition, ...]] = {}
-        self._firing = Firing(reactions.parts, tx, now)
+        self._known = reactions.known.at(tx.conn)
+        self._firing = Firing(reactions.parts, tx, now, self._known)
 
     def take(self, happening: Happening) -> bool:
         """Give it its effect; False for a report that came before.
@@ -120,24 +121,27 @@ class Turn:
             NotFound: there is no such entity.
         """
         snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
+        standing = snapshot.standing
         match happening.what:
-            case Reported(values, report_id, job_id, superseded):
+            case Reported() as report:
                 number = snapshot.reports + 1
-                if report_id is not None and not standings.is_new_report(
-                    self._tx, snapshot.entity.id, report_id, number
+                if report.report_id is not None and not standings.is_new_report(
+                    self._tx, snapshot.entity.id, report.report_id, number
                 ):
                     return False
-                standing = replace(snapshot.standing, heard_at=self._now, offline=False)
-                superseded += snapshot.superseded
-                snapshot = replace(snapshot, reports=number, superseded=superseded, standing=standing)
-                depth = self._firing.depth_behind(job_id)
-                self._merge(snapshot, values, None, depth)
+                depth = self._firing.depth_behind(report.job_id)
+                snapshot.reports = number
+                snapshot.superseded += report.superseded
+                snapshot.heard(self._now)
+                self._merge(snapshot, report.values, None, depth)
             case Written(values, caller):
                 self._merge(snapshot, values, caller, depth)
             case Connection(online):
-                self._judge(replace(snapshot, standing=replace(snapshot.standing, offline=not online)), depth)
+                snapshot.standing = replace(standing, offline=not online)
+                self._judge(snapshot, depth)
             case Said(forced):
-                self._judge(replace(snapshot, standing=replace(snapshot.standing, forced=forced)), depth)
+                snapshot.standing = replace(standing, forced=forced)
+                self._judge(snapshot, depth)
             case Looked():
                 self._judge(snapshot, depth)
         return True
@@ -177,30 +181,19 @@ class Turn:
             if name not in before or not operators.equal(before[name], value)
         }
         if changed:
-            entity = replace(snapshot.entity, properties={**before, **changed})
-            snapshot = replace(snapshot, entity=entity, own={**snapshot.own, **changed})
-            self._written.add(entity.id)
+            snapshot.set_properties(changed)
+            self._written.add(snapshot.entity.id)
             by = None if caller is None else caller.user_id
             standings.add_history(self._tx, snapshot, changed, by, self._now)
         self._judge(snapshot, depth)
         if changed and snapshot.entity.owner_type is OwnerType.OBJECT:
-            self._judge_links(snapshot, depth)
+            for link_id in self._known.links_of(self._tx.conn, snapshot.entity.id):
+                link = self._snapshot(OwnerType.LINK, link_id)
+                link.see_ends(snapshot.entity)
+                link.heard(self._now)
+                self._judge(link, depth)
         if caller is not None:
             self._run_on_write(snapshot, values, caller)
-
-    def _judge_links(self, end: Snapshot, depth: int) -> None:
-        for link_id in standings.links_of(self._tx.conn, end.entity.id):
-            link = self._snapshot(OwnerType.LINK, link_id)
-            source, target = link.entity.source, link.entity.target
-            assert source is not None
-            assert target is not None
-            entity = replace(
-                link.entity,
-                source=end.entity if source.id == end.entity.id else source,
-                target=end.entity if target.id == end.entity.id else target,
-            )
-            standing = replace(link.standing, heard_at=self._now)
-            self._judge(replace(link, entity=entity, standing=standing), depth)
 
     def _run_on_write(self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller) -> None:
         readwrite = [name for name in values if snapshot.types.get(name) == PropertyType.READWRITE]
@@ -213,43 +206,30 @@ class Turn:
     # --- states ---------------------------------------------------------------------------
 
     def _judge(self, snapshot: Snapshot, depth: int) -> None:
-        entity_id = snapshot.entity.id
+        standing, entity = snapshot.standing, snapshot.entity
         judged = states.judge(
-            self._conditions_of(snapshot),
+            self._known.conditions_of(self._tx.conn, entity),
             snapshot.facts,
-            snapshot.standing,
+            standing,
             self._now,
             no_data_after_s=snapshot.no_data_after_s,
         )
-        forced = snapshot.standing.forced
+        self._wakes[entity.id] = judged.wake_at
+        forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
             forced = None  # its time is over
-        standing = replace(snapshot.standing, holding=judged.holding, forced=forced)
-        snapshot = replace(snapshot, standing=standing)
-        self._snapshots[entity_id] = snapshot
-        self._wakes[entity_id] = judged.wake_at
+        if judged.holding != standing.holding or forced is not standing.forced:
+            snapshot.standing = replace(standing, holding=judged.holding, forced=forced)
         if judged.state != standing.state:
             self._change(snapshot, judged, depth)
 
     def _change(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
-        entity, before = snapshot.entity, snapshot.standing.state
-        change_id = clock.new_id()
-        snapshot = self._snapshots[entity.id] = replace(
-            snapshot,
-            standing=replace(snapshot.standing, state=judged.state, since=self._now),
-            change_id=change_id,
-            depth=depth,
-            why=judged.why,
-        )
+        before = snapshot.standing.state
+        snapshot.standing = replace(snapshot.standing, state=judged.state, since=self._now)
+        snapshot.change_id = clock.new_id()
+        snapshot.depth, snapshot.why = depth, judged.why
         standings.add_change(self._tx, snapshot, before, self._now)
         self._firing.changed(snapshot, before)
-
-    def _conditions_of(self, snapshot: Snapshot) -> tuple[Condition, ...]:
-        entity = snapshot.entity
-        found = self._conditions.get(entity.id)
-        if found is None:
-            found = self._conditions[entity.id] = rules.conditions_of(self._tx.conn, entity)
-        return found
 
     def due(self, timer: Any) -> bool:
         """A hold or a repeat has come to its moment; False when it is nobody's any more."""

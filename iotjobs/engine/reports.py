@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -27,8 +28,25 @@ def read_payload(raw: bytes) -> Any:
         ValueError, RecursionError: it is no JSON, too deep, or says one name twice.
     """
     value = msgspec.json.decode(raw)  # strict: no NaN, no number out of range, no half characters
-    json.loads(raw, object_pairs_hook=_refuse_repeated)
+    if len(_NAME_END.findall(raw)) != _count_names(value):
+        json.loads(raw, object_pairs_hook=_refuse_repeated)  # ten times as slow, and rarely needed
     return value
+
+
+_NAME_END = re.compile(rb'"[ \t\r\n]*:')  # of each name one, and of some texts
+
+
+def _count_names(value: Any) -> int:
+    """How many members all objects of a value have together."""
+    count, waiting = 0, [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            count += len(found)
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+    return count
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from iotjobs import clock
 from iotjobs.domain.errors import Conflict, NotFound, PreconditionFailed
 from iotjobs.domain.rights import EVERYTHING, Scope
-from iotjobs.store import references, tables
+from iotjobs.store import references, rules, tables
 from iotjobs.store.writer import Transaction
 
 
@@ -133,6 +133,7 @@ def create(
     row = {"id": given_id, "version": 1, "created_at": now, **values}
     with clash(f"a {kind} like this was made at the same moment"):
         tx.conn.execute(insert(subject.table), row)
+    _note(tx, kind)
     return get(tx.conn, kind, given_id, EVERYTHING)
 
 
@@ -274,6 +275,7 @@ def change(
         tx.conn.execute(
             update(table).where(table.c.id == definition_id).values({**given, "version": before.version + 1})
         )
+    _note(tx, kind)
     return get(tx.conn, kind, definition_id, EVERYTHING)
 
 
@@ -295,7 +297,13 @@ def remove(
     table = _SUBJECTS[kind].table
     with clash(f"the {kind} came into use at the same moment"):
         tx.conn.execute(delete(table).where(table.c.id == definition_id))
+    _note(tx, kind)
     return before
+
+
+def _note(tx: Transaction, kind: Kind) -> None:
+    if kind in (Kind.CLASS, Kind.OBJECT, Kind.LINK):
+        rules.changed(tx)
 
 
 def owner(conn: Connection, owner_kind: Kind, owner_id: str) -> Definition:

@@ -11,17 +11,35 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import compile_expression
 from iotjobs.domain.periods import DAYS, Period
 from iotjobs.domain.states import Condition
 from iotjobs.domain.triggers import HOUR_MS, Decision, History, Ruling, Trigger
+from iotjobs.store import facts
 from iotjobs.store.state_tables import condition_lists, traces, trigger_timers, triggers
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 N, T = condition_lists.c, triggers.c
 X, M = traces.c, trigger_timers.c
+
+_VERSION = "rules_version"  # a fact of the site
+
+
+def changed(tx: Transaction) -> None:
+    """What decides about entities is different from the commit of this transaction on.
+
+    That is a class, an object or a link, conditions or triggers. See `known`.
+    """
+    facts.put(tx, _VERSION, clock.new_id())  # never a value that was there before: a commit may have failed
+
+
+def version(conn: Connection) -> str | None:
+    """What `changed` has made different last."""
+    return facts.value(conn, _VERSION)
+
 
 _items = Prepared(select(N.conditions, N.version).where(N.owner_id == bindparam("owner")))
 
@@ -66,6 +84,7 @@ def put_conditions(
     tx: Transaction, owner_kind: str, owner_id: str, items: Sequence[Mapping[str, Any]] | None
 ) -> None:
     """Make this the owner's list; None: it has none of its own any more."""
+    changed(tx)
     tx.conn.execute(delete(condition_lists).where(N.owner_id == owner_id))
     if items is not None:
         row = {"owner_id": owner_id, "owner_kind": owner_kind, "conditions": list(items), "version": 1}
@@ -102,6 +121,7 @@ def triggers_of(conn: Connection, entity: Entity) -> tuple[tuple[Trigger, bool],
 
 def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequence[Mapping[str, Any]]) -> None:
     """Make these the owner's triggers; one that keeps its id keeps its breaker, timers and history."""
+    changed(tx)
     before = {row.id: row for row in trigger_rows(tx.conn, owner_id)}
     gone = sorted(set(before) - {item["id"] for item in items})
     if gone:
@@ -126,6 +146,7 @@ def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequenc
 
 def set_breaker(tx: Transaction, trigger_id: str, broken_at: int | None) -> None:
     """Open a trigger's breaker, or reset it."""
+    changed(tx)
     tx.conn.execute(update(triggers).where(T.id == trigger_id).values(broken_at=broken_at))
 
 

@@ -7,8 +7,8 @@ written by `save` once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, literal_column, or_, select, update
 
@@ -30,12 +30,13 @@ C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # 
 REPORT_IDS_KEPT = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Snapshot:
-    """An entity as it stood when its row was read.
+    """An entity as it stood when its row was read, and as one transaction goes on to change it.
 
     Attributes:
-        entity: properties are the effective ones.
+        entity: its properties, the effective ones, are this snapshot's own dict.
+        facts: what conditions may read; its properties are that dict.
         own: its own properties, without what its class gives.
         types: of its properties, the class's under its own.
         change_id: of its last change of state; None: it never had one.
@@ -46,9 +47,9 @@ class Snapshot:
     """
 
     entity: Entity
-    own: Mapping[str, Any]
+    facts: Facts
+    own: dict[str, Any]
     types: Mapping[str, str]
-    tags: tuple[str, ...]
     no_data_after_s: float | None
     standing: Standing
     change_id: str | None
@@ -57,17 +58,25 @@ class Snapshot:
     reports: int
     superseded: int
 
-    @property
-    def facts(self) -> Facts:
-        """What conditions may read."""
-        source, target = self.entity.source, self.entity.target
-        return Facts(
-            self.entity.properties,
-            self.entity.name,
-            self.tags,
-            None if source is None else source.properties,
-            None if target is None else target.properties,
-        )
+    def set_properties(self, changed: Mapping[str, Any]) -> None:
+        """Give properties other values."""
+        cast("dict[str, Any]", self.entity.properties).update(changed)
+        self.own.update(changed)
+
+    def heard(self, at: int) -> None:
+        """Something was heard of it."""
+        before = self.standing
+        self.standing = Standing(before.state, before.since, before.holding, at, False, before.forced)
+
+    def see_ends(self, end: Entity) -> None:
+        """A link's end is this one from now on."""
+        entity = self.entity
+        assert entity.source is not None
+        assert entity.target is not None
+        source = end if entity.source.id == end.id else entity.source
+        target = end if entity.target.id == end.id else entity.target
+        self.entity = replace(entity, source=source, target=target)
+        self.facts = replace(self.facts, source=source.properties, target=target.properties)
 
 
 _STANDING = (
@@ -160,11 +169,18 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
             row.offline,
             None if row.forced is None else Forced(**row.forced),
         )
+    source, target = entity.source, entity.target
     return Snapshot(
         entity,
+        Facts(
+            entity.properties,
+            entity.name,
+            tuple(row.tags),
+            None if source is None else source.properties,
+            None if target is None else target.properties,
+        ),
         own=row.properties,
         types={**(row.default_types or {}), **row.property_types},
-        tags=tuple(row.tags),
         no_data_after_s=no_data_after_s,
         standing=standing,
         change_id=row.change_id,
@@ -196,7 +212,7 @@ _set_link = Prepared(
 def save_properties(tx: Transaction, entity: Entity, own: Mapping[str, Any]) -> None:
     """Keep an entity's own properties. Its version stays: that is of what people define."""
     statement = _set_object if entity.owner_type is OwnerType.OBJECT else _set_link
-    statement.run(tx.conn, {"is_id": entity.id, "properties": dict(own)})
+    statement.run(tx.conn, {"is_id": entity.id, "properties": own})
 
 
 _CHANGING = (
