@@ -154,6 +154,12 @@ class Mosquitto:
             process.send_signal(signal.SIGCONT)  # a frozen one takes TERM only then, and KILL at once
             process.wait(timeout=10)
 
+    def forget(self) -> None:
+        """Delete all that it keeps; it is not running."""
+        assert self._process is None
+        for path in self._folder.glob("mosquitto.db*"):
+            path.unlink()
+
     def freeze(self) -> None:
         """Stop it from doing anything; the kernel goes on taking bytes for it."""
         os.kill(self.pid, signal.SIGSTOP)

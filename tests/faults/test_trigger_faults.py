@@ -1,0 +1,229 @@
+"""One change, one firing: also when connections are cut, messages come again, and nodes are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+
+import pytest
+
+from tests.services.mosquitto import Mosquitto
+from tests.services.reporters import Reporter
+from tests.services.site import Rest, Serve, StartServe, eventually, new_name, pause
+from tests.services.wire import Wire
+
+PUBLISHERS = 4
+
+
+async def hot_things(rest: Rest, count: int, **trigger: Any) -> dict[str, dict[str, Any]]:
+    """Objects of one class whose trigger fires on alarm; by thing name."""
+    class_ = await rest.make("/classes", name=new_name("class"))
+    path = f"/classes/{class_['id']}"
+    message = {"topic": "commands/{{name}}", "message": "{{state}} {{properties.n}}"}
+    operation = await rest.make(f"{path}/operations", name="cool", type="mqtt", parameters=message)
+    conditions = [{"state": "alarm", "when": "temperature > 80"}]
+    assert (await rest.call("PUT", f"{path}/state-conditions", conditions)).status == 200
+    items = [{"name": "hot", "states": ["alarm"], "operation_id": operation["id"], **trigger}]
+    assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+    found = {}
+    for _ in range(count):
+        name = new_name("hot")
+        found[name] = await rest.thing(name=name, thing=name, class_id=class_["id"])
+    return found
+
+
+class Flood:
+    """Reports that make each thing hot and cold in turn, from several publishers."""
+
+    def __init__(self, reporters: list[Reporter], things: list[str], *, ids: bool) -> None:
+        self._reporters, self._things, self._ids = reporters, things, ids
+        self.hot: Counter[str] = Counter()
+        self.sent = 0
+
+    def round(self) -> None:
+        """Each thing reports once."""
+        number = self.sent // len(self._things)
+        for at, thing in enumerate(self._things):
+            hot = number % 2 == 0
+            self.hot[thing] += hot
+            report_id = f"{thing}-{number}" if self._ids else None
+            reporter = self._reporters[at % len(self._reporters)]
+            reporter.report(thing, {"temperature": 90 if hot else 20, "n": number}, report_id)
+            self.sent += 1
+
+
+async def fired(rest: Rest, things: dict[str, dict[str, Any]]) -> Counter[str]:
+    """How many jobs triggers have started, by thing."""
+    of = {owner["id"]: name for name, owner in things.items()}
+    jobs = await rest.all_jobs(type="EXECUTE_LISTENER")
+    return Counter(of[job["owner_id"]] for job in jobs if job["owner_id"] in of)
+
+
+async def heard(rest: Rest, things: dict[str, dict[str, Any]], each: int) -> bool:
+    """Whether every thing was heard so often."""
+    for owner in things.values():
+        if (await rest.get(f"/objects/{owner['id']}/state"))["reports"] < each:
+            return False
+    return True
+
+
+def seeded() -> tuple[int, random.Random]:
+    seed = int(os.environ.get("IOTJOBS_TEST_SEED") or random.randrange(10**6))
+    print("seed", seed)  # noqa: T201
+    return seed, random.Random(seed)
+
+
+async def storm(
+    flood: Flood, wire: Wire, kill: Callable[[], Any], chance: random.Random, rounds: int, faults: int
+) -> None:
+    """Let all things report again and again, while connections are cut and nodes are killed."""
+    moments = sorted(chance.sample(range(1, rounds), faults))
+    for number in range(rounds):
+        await asyncio.to_thread(flood.round)
+        if number in moments:
+            if moments.index(number) % 2:
+                wire.cut()
+                await pause(0.2)
+                wire.mend()
+            else:
+                await kill()
+        await pause(0.02)
+
+
+@pytest.mark.check(15)
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_every_change_fires_once_whatever_is_cut_or_killed(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], nodes: int, full: bool
+) -> None:
+    objects, rounds, faults = (100, 100, 20) if full else (20, 20, 4)
+    _, chance = seeded()
+    broker = start_mosquitto()
+    settings = {"mqtt_url": f"mqtt://127.0.0.1:{broker.port}", "report_rate": "0"}
+    first = make_serve("postgresql" if nodes > 1 else "sqlite", **settings)
+    serves = [first, *(first.beside(f"node{number}") for number in range(1, nodes))]
+    for serve in serves:
+        await serve.start()
+    try:
+        async with AsyncExitStack() as stack, Wire(broker.port) as wire:
+            rest = await stack.enter_async_context(Rest(first))
+            things = await hot_things(rest, objects)
+            with ExitStack() as reporters:
+                made = [
+                    reporters.enter_context(Reporter(wire.port, f"{number}-{nodes}"))
+                    for number in range(PUBLISHERS)
+                ]
+                flood = Flood(made, list(things), ids=True)
+
+                async def kill() -> None:
+                    await chance.choice(serves).restart()
+
+                await storm(flood, wire, kill, chance, rounds, faults)
+                await eventually(lambda: all(one.all_taken for one in made), 60)
+            await eventually(lambda: heard(rest, things, rounds), 60, 0.5)
+            found = await fired(rest, things)
+            decisions = Counter(
+                [trace["decision"] for owner in things.values() for trace in await traces(rest, owner)]
+            )
+        print(f"{nodes} nodes: {flood.sent} reports, {faults} faults, {found.total()} jobs")  # noqa: T201
+        assert found == flood.hot
+        assert decisions["fired"] == flood.hot.total()
+        assert not any("Traceback" in serve.log for serve in serves)
+    finally:
+        for serve in serves[1:]:
+            await serve.kill()
+
+
+async def traces(rest: Rest, owner: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (
+        await rest.get("/trigger-traces", owner_id=owner["id"], decision="fired", limit=500)
+    )["items"]
+    return found
+
+
+async def test_without_ids_none_is_missing_and_what_came_again_is_counted(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], full: bool
+) -> None:
+    objects, rounds, faults = (50, 60, 10) if full else (10, 20, 4)
+    _, chance = seeded()
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}", report_rate="0")
+    await serve.start()
+    async with Rest(serve) as rest, Wire(broker.port) as wire:
+        things = await hot_things(rest, objects)
+        with ExitStack() as reporters:
+            made = [reporters.enter_context(Reporter(wire.port, f"plain-{n}")) for n in range(PUBLISHERS)]
+            flood = Flood(made, list(things), ids=False)
+            await storm(flood, wire, serve.restart, chance, rounds, faults)
+            await eventually(lambda: all(one.all_taken for one in made), 60)
+        await eventually(lambda: heard(rest, things, rounds), 60, 0.5)
+        found = await fired(rest, things)
+        states = [await rest.get(f"/objects/{owner['id']}/state") for owner in things.values()]
+    again = sum(state["reports"] for state in states) - flood.sent
+    print(f"{flood.sent} reports, {again} came again, {(found - flood.hot).total()} jobs more")  # noqa: T201
+    assert not flood.hot - found, "a change was missed"
+    # A report that came again may have been one change, and then the next one is another.
+    assert (found - flood.hot).total() <= again
+
+
+async def test_holds_and_repeats_survive_a_kill(make_serve: StartServe) -> None:
+    serve = make_serve()
+    await serve.start()
+    async with Rest(serve) as rest:
+        holding = await hot_things(rest, 1, hold_s=3)
+        repeating = await hot_things(rest, 1, repeat_s=2)
+        left = await hot_things(rest, 1, hold_s=60)
+        for owner in [*holding.values(), *repeating.values(), *left.values()]:
+            await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 90, "n": 1})
+        await serve.restart()
+        for owner in left.values():
+            await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 20})
+
+        async def both() -> bool:
+            return (
+                sum((await fired(rest, holding)).values()) == 1
+                and sum((await fired(rest, repeating)).values()) >= 3
+            )
+
+        await eventually(both, 20, 0.2)
+        assert not await fired(rest, left)
+        [owner] = left.values()
+        decisions = [
+            one["decision"] for one in (await rest.get("/trigger-traces", owner_id=owner["id"]))["items"]
+        ]
+        assert decisions == ["not_in_states", "hold_canceled"]
+
+
+@pytest.mark.check(16)
+async def test_a_broker_that_forgets_everything_costs_no_change_that_was_taken(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    broker = start_mosquitto()
+    serve: Serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}", report_rate="0")
+    await serve.start()
+    async with Rest(serve) as rest:
+        things = await hot_things(rest, 5)
+        with Reporter(broker.port, "forgets") as reporter:
+            flood = Flood([reporter], list(things), ids=True)
+            for _ in range(4):
+                flood.round()
+            await eventually(lambda: heard(rest, things, 4), 20, 0.2)
+        broker.kill()
+        broker.forget()
+        broker.start()
+
+        async def ready() -> bool:
+            return bool((await rest.get("/readyz"))["status"] == "ready")
+
+        await eventually(ready, 30)
+        with Reporter(broker.port, "after") as reporter:
+            flood_after = Flood([reporter], list(things), ids=True)
+            flood_after.sent = flood.sent
+            for _ in range(4):
+                flood_after.round()
+            await eventually(lambda: heard(rest, things, 8), 20, 0.2)
+        assert await fired(rest, things) == flood.hot + flood_after.hot
