@@ -236,6 +236,7 @@ def _job_row(
         "timestamp": now,
         "start_at": start_at,
         "expires_at": (start_at or now) + ttl_ms,
+        "ttl_ms": ttl_ms,
         "lane": target_id if on_device and not operation.concurrent else None,
         "queue": operation.queue,
         "priority": request.priority,

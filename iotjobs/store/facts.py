@@ -34,3 +34,10 @@ def put_first(tx: Transaction, name: str, value: str) -> None:
     """Make this the value of a fact that has none yet."""
     made = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
     tx.conn.execute(made(tables.site).on_conflict_do_nothing(), {"name": name, "value": value})
+
+
+def replace(tx: Transaction, name: str, expected: str, value: str) -> bool:
+    """Make this the value of a fact if it still has the expected one; whether it had."""
+    fact = tables.site.c
+    change = update(tables.site).where(fact.name == name, fact.value == expected).values(value=value)
+    return tx.conn.execute(change).rowcount == 1

@@ -327,8 +327,8 @@ def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
     """
     if job.status in ACTIVE:
         _close_attempt(tx, job, _STOPPED, at)
-        if job.expires_at is not None:
-            facts["expires_at"] = at + job.expires_at - job.timestamp
+        if job.ttl_ms is not None:
+            facts["expires_at"] = at + job.ttl_ms
     _change(
         tx,
         job,

@@ -206,6 +206,7 @@ class JobRow(SQLModel, table=True):
     begun_at: int | None = _ms()
     ended_at: int | None = _ms()
     expires_at: int | None = _ms()
+    ttl_ms: int | None = _ms()
     sent_at: int | None = _ms()
     deadline_at: int | None = _ms()
     attempt: int = 0

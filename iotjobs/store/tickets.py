@@ -71,6 +71,16 @@ def withdraw(conn: Connection, ticket: Ticket) -> None:
     )
 
 
+def shift(conn: Connection, by_ms: int) -> None:
+    """Move what PgQueuer compares with the clock: one set back would hide what a dead node has picked."""
+    by = by_ms / 1000
+    conn.exec_driver_sql(
+        f"UPDATE {_QUEUE} SET heartbeat = heartbeat + make_interval(secs => $1), "
+        "execute_after = greatest(to_timestamp(0), execute_after + make_interval(secs => $1))",
+        (by,),
+    )
+
+
 def prune(conn: Connection) -> None:
     """Delete what PgQueuer noted of tickets some time ago; it never does."""
     conn.execute(text(f"DELETE FROM {_LOG} WHERE created < now() - interval '{_LOG_KEPT}'"))

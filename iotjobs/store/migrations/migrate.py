@@ -19,7 +19,7 @@ from iotjobs.domain.errors import MigrationNeeded, StoreUnavailable
 from iotjobs.store.session import IDLE_IN_TRANSACTION_MS, postgres_url, sqlite_engine
 
 # In their order; a test holds them equal to `versions/`.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 HEAD = REVISIONS[-1]
 
 
