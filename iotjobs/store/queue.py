@@ -267,6 +267,10 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 
 
+_W = tables.workers.c
+_ALIVE = exists().where(_W.id == J.worker_id, _W.gone_at.is_(None))
+
+
 def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool = False) -> list[Job]:
     """Attached attempts under way that a worker holds who is neither this one nor alive.
 
@@ -276,15 +280,22 @@ def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool =
         limit: at most so many.
         asked: those that are to be ended by a cancel or a stop; else those that just run.
     """
-    W = tables.workers.c
-    alive = exists().where(W.id == J.worker_id, W.gone_at.is_(None))
     statuses = ASKED if asked else {Status.RUNNING}
     query = (
         select(*job_columns)
-        .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~alive)
+        .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~_ALIVE)
         .order_by(J.seq)
         .limit(limit)
     )
+    return [job_of(row) for row in conn.execute(query)]
+
+
+def unproven(conn: Connection, worker_id: str, *, of_the_dead: bool) -> list[Job]:
+    """Canceled jobs of which this worker, or one that is not alive, has yet to find out what they left."""
+    whose = J.worker_id == worker_id
+    if of_the_dead:
+        whose = or_(whose, ~_ALIVE)
+    query = select(*job_columns).where(literal_column(tables.UNPROVEN), whose)
     return [job_of(row) for row in conn.execute(query)]
 
 

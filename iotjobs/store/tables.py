@@ -165,6 +165,9 @@ DUE = {
 # What a full queue or a drained site holds back, likewise.
 HELD = "pending_reason IN ('queue', 'drained') AND status = 'PENDING'"
 
+# A canceled job of which something may be left on its device: its worker is who finds out, until it has.
+UNPROVEN = "worker_id IS NOT NULL AND outcome = 'canceled'"
+
 # What retention deletes first; the index is small, since output that is gone falls out of it.
 OUTPUT_KEPT = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"
 
@@ -259,6 +262,7 @@ class JobRow(SQLModel, table=True):
             sqlite_where=text(OUTPUT_KEPT),
             postgresql_where=text(OUTPUT_KEPT),
         ),
+        Index("job_unproven", "worker_id", sqlite_where=text(UNPROVEN), postgresql_where=text(UNPROVEN)),
         *(
             Index(f"job_{moment}", moment, sqlite_where=text(where), postgresql_where=text(where))
             for moment, where in DUE.items()

@@ -804,7 +804,10 @@ async def test_the_clocks_and_the_lanes_questions_use_their_indexes(store: Store
     await fill(store)
     questions = {
         f"job_{moment}": lambda conn, moment=moment: queue.due(conn, moment, 5) for moment in tables.DUE
-    } | {"job_lane": lambda conn: queue.lane_active(conn, f"{7:032x}")}
+    } | {
+        "job_lane": lambda conn: queue.lane_active(conn, f"{7:032x}"),
+        "job_unproven": lambda conn: queue.unproven(conn, "w", of_the_dead=True),
+    }
     for index, question in questions.items():
         shown = await explained(store, question)
 

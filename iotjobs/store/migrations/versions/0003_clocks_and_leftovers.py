@@ -14,3 +14,5 @@ def upgrade() -> None:
     op.add_column("job", sa.Column("ttl_ms", sa.BigInteger(), nullable=True))
     # Of jobs that wait: what had to be computed so far.
     op.execute("UPDATE job SET ttl_ms = expires_at - timestamp WHERE ended_at IS NULL")
+    unproven = sa.text("worker_id IS NOT NULL AND outcome = 'canceled'")
+    op.create_index("job_unproven", "job", ["worker_id"], sqlite_where=unproven, postgresql_where=unproven)
