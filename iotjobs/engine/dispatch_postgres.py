@@ -93,8 +93,14 @@ class _Driver(AsyncpgPoolDriver):
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A ticket that this process has picked; `settled` is True when it is done, False to give it back."""
+    """A ticket that this process has picked; `settled` is True when it is done, False to give it back.
 
+    Attributes:
+        row: PgQueuer's number of it. An equal ticket that was offered anew, while the taker of this one is not
+            done with it yet, has another.
+    """
+
+    row: int
     ticket: Ticket
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     taken: bool = False
@@ -119,7 +125,8 @@ class PgQueuerDispatcher(LoopService):
         super().__init__()
         self._store, self._url, self._at_once = store, url, max(2, at_once)
         self._heap: list[tuple[Ticket, int, _Held]] = []
-        self._held: dict[Ticket, _Held] = {}
+        self._held: dict[int, _Held] = {}  # by its row
+        self._taken: dict[int, _Held] = {}  # by the identity of its ticket
         self._count = 0
         self._arrived = asyncio.Event()
         self._carriers: set[_Carrier] = set()
@@ -152,12 +159,14 @@ class PgQueuerDispatcher(LoopService):
             ticket, _, held = heapq.heappop(self._heap)
             if not held.settled.done():
                 held.taken = True
+                self._taken[id(ticket)] = held
                 return ticket
 
     def done(self, ticket: Ticket) -> None:
         """See `Dispatcher`."""
-        held = self._held.pop(ticket, None)
+        held = self._taken.pop(id(ticket), None)
         if held is not None:
+            self._forget(held)
             held.settle(True)
 
     def give_back(self) -> None:
@@ -185,6 +194,7 @@ class PgQueuerDispatcher(LoopService):
         await asyncio.gather(*(carrier.ended(END_WITHIN_S) for carrier in self._carriers))
         self._carriers.clear()
         self._held.clear()
+        self._taken.clear()
 
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -218,9 +228,9 @@ class PgQueuerDispatcher(LoopService):
     async def _carry(self, row: Row) -> None:
         """PgQueuer's handler: returns when the ticket is done, and raises only to give it back."""
         ticket = tickets.ticket_of_row(row.id, row.priority, row.payload)
-        held = self._held.get(ticket)
+        held = self._held.get(row.id)
         if held is None:  # else a new manager has picked what an old one still holds here
-            held = self._held[ticket] = _Held(ticket)
+            held = self._held[row.id] = _Held(row.id, ticket)
             self._count += 1
             heapq.heappush(self._heap, (ticket, self._count, held))
             self._arrived.set()
@@ -234,9 +244,12 @@ class PgQueuerDispatcher(LoopService):
         if not held.settled.result():
             raise RetryRequested(delay=timedelta(0) if self._giving_back else BACK_FOR, reason="not taken")
 
+    def _forget(self, held: _Held) -> None:
+        if self._held.get(held.row) is held:
+            del self._held[held.row]
+
     def _let_go(self, held: _Held) -> None:
-        if self._held.get(held.ticket) is held:
-            del self._held[held.ticket]
+        self._forget(held)
         held.settle(False)
         self._heap = [entry for entry in self._heap if entry[2] is not held]
         heapq.heapify(self._heap)
