@@ -148,7 +148,9 @@ _lane_active = Prepared(select(J.seq).where(J.lane == bindparam("lane"), UNDER_W
 
 
 _wait_for = Prepared(
-    update(tables.jobs).where(J.id == bindparam("is_id")).values(pending_reason=bindparam("reason"))
+    update(tables.jobs)
+    .where(J.id == bindparam("is_id"), J.status == Status.PENDING)
+    .values(pending_reason=bindparam("reason"))
 )
 
 
@@ -259,11 +261,13 @@ def due(conn: Connection, moment: str, now: int, limit: int = 200) -> list[Job]:
 
 def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     """A job's start has come: it stands ready from now on."""
-    tx.conn.execute(
+    begun = tx.conn.execute(
         update(tables.jobs)
         .where(J.id == job.id, J.status == Status.PENDING)
         .values(start_at=None, pending_reason=None)
     )
+    if begun.rowcount != 1:  # it was canceled, say, since it was looked for
+        return
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 
 
