@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import Connection, event, func, insert, select
 
 from iotjobs import clock
-from iotjobs.domain.errors import NotFound, StorageFull
+from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine import retention as module
+from iotjobs.engine.leases import Always
 from iotjobs.engine.retention import DAY_MS, Keep, Retention
 from iotjobs.inputs.job_shapes import job_json
 from iotjobs.store import events, jobs, output, reads, retention, tables
@@ -234,3 +235,17 @@ async def test_a_store_that_is_full_is_tried_again_later(
 
     assert slept == [module.FIRST_AFTER_S, module.EVERY_S, module.EVERY_S]
     assert caplog.messages == ["nothing can be pruned now"] * 2
+
+
+async def test_who_leads_no_more_prunes_nothing(store: Store) -> None:
+    class Late(Always):
+        def check(self, tx: Transaction) -> None:
+            raise LeaseLost("taken over")
+
+    job = await ended(store, 40, b"kept")
+
+    with pytest.raises(LeaseLost):
+        await Retention(store, Keep(jobs_days=1), Late()).prune()
+
+    assert await kept(store, job) == [True]
+    assert await count(store, tables.log_entries) == 1
