@@ -351,14 +351,14 @@ async def test_a_restore_on_postgresql_that_fails_half_way_leaves_nothing_that_i
 
     said = await iotjobs(other, "restore", str(cut))
     assert (said.code, "pg_restore failed" in said.text) == (6, True), said
-    process = other.launch()  # and its tables are not made anew either
+    process = other.process = other.launch()  # and its tables are not made anew either
     assert await eventually(process.poll, 30) == 2
 
     said = await iotjobs(other, "restore", str(file))
     assert (said.code, "does not belong to this database" in said.text) == (2, True), said
 
     (other.folder / "secret.key").write_bytes((serve.folder / "secret.key").read_bytes())
-    process = other.launch()
+    process = other.process = other.launch()
     assert await eventually(process.poll, 30) == 2
     assert "a restore into this database has not come to its end" in other.log
     said = await iotjobs(other, "restore", str(file))
