@@ -122,7 +122,13 @@ class Site:
             "disk", lambda: "is full: free space, no restart is needed" if store.full else None
         )
         await self._watch_events(store)
-        await self._start_engine(store, vault, await self._find_place(store))
+        broker, address = self._find_broker()
+        place = await self._find_place(store, mqtt=address is not None)
+        enrolment = Enrolment(store, broker)
+        if broker is not None:
+            await enrolment.publish_all()
+            await self._run(broker)
+        await self._start_engine(store, vault, place, address, enrolment=enrolment)
 
     async def _watch_events(self, store: Store) -> None:
         self._events = EventFeed(store)
@@ -139,9 +145,9 @@ class Site:
             )
         return Secrets(secrets.load_or_make_key(self.settings.key_file, may_make=embedded))
 
-    async def _find_place(self, store: Store) -> Place:
+    async def _find_place(self, store: Store, *, mqtt: bool) -> Place:
         settings = self.settings
-        node = Node(socket.gethostname(), os.getpid(), __version__, (), settings.jobs_at_once)
+        node = Node(socket.gethostname(), os.getpid(), __version__, (), settings.jobs_at_once, mqtt)
         if settings.database_url is None:
             return alone(node)
         place = await among_others(store, settings.store_url, node, settings.data_dir / "worker")
@@ -149,13 +155,16 @@ class Site:
             await self._run(service)
         return place
 
-    async def _start_engine(self, store: Store, vault: Secrets, place: Place) -> None:
+    async def _start_engine(
+        self,
+        store: Store,
+        vault: Secrets,
+        place: Place,
+        address: BrokerAddress | None,
+        *,
+        enrolment: Enrolment,
+    ) -> None:
         settings = self.settings
-        broker, address = await self._find_broker()
-        enrolment = Enrolment(store, broker)
-        if broker is not None:
-            await enrolment.publish_all()
-            await self._run(broker)
         publisher = None if address is None else MqttPublisher(address)
 
         dispatcher, feed = place.dispatcher, Feed(store)
@@ -213,7 +222,7 @@ class Site:
             )
         )
 
-    async def _find_broker(self) -> tuple[BrokerProcess | None, BrokerAddress | None]:
+    def _find_broker(self) -> tuple[BrokerProcess | None, BrokerAddress | None]:
         """The broker of ours, if we start one, and the address of whichever there is."""
         settings = self.settings
         if settings.mqtt_url is not None:
@@ -242,7 +251,7 @@ class Site:
     ) -> None:
         store = self._store
         assert store is not None
-        client_id = await store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
+        client_id = await store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
         consumer = MqttConsumer(address, client_id=client_id, filters=DEVICE_FILTERS, handler=devices.receive)
         for service in (Ingest(place.ingest, devices, consumer), publisher):
             await self._run(service)

@@ -117,12 +117,16 @@ class PgQueuerDispatcher(LoopService):
         store: where tickets are offered.
         url: of its database, for PgQueuer's own connections.
         at_once: how many tickets this node holds at most; at least two.
+        may_publish: whether mqtt jobs are for this node.
     """
 
     name = "dispatcher"
 
-    def __init__(self, store: Store, url: str, *, at_once: int) -> None:
+    def __init__(
+        self, store: Store, url: str, *, at_once: int, may_publish: Callable[[], bool] = lambda: True
+    ) -> None:
         super().__init__()
+        self._may_publish = may_publish
         self._store, self._url, self._at_once = store, url, max(2, at_once)
         self._heap: list[tuple[Ticket, int, _Held]] = []
         self._held: dict[int, _Held] = {}  # by its row
@@ -207,7 +211,7 @@ class PgQueuerDispatcher(LoopService):
             await clock.sleep(AGAIN_AFTER_S)
 
     async def _carry_once(self) -> None:
-        carrier = _Carrier(self._carry, lambda: not self._unwanted, self._at_once)
+        carrier = _Carrier(self._carry, self._names, self._at_once)
         try:
             await carrier.run(self._url, self._carriers)
         except (OSError, TimeoutError, PostgresError, InterfaceError, IotJobsError) as error:
@@ -216,6 +220,12 @@ class PgQueuerDispatcher(LoopService):
             carrier.end()
         if not self._giving_back:
             log.warning("the way to the tickets was cut: making another one")
+
+    def _names(self) -> tuple[str, ...]:
+        """Of what is picked here now: nothing while nobody here would take it."""
+        if self._unwanted:
+            return ()
+        return (tickets.RUN, tickets.PUBLISH) if self._may_publish() else (tickets.RUN,)
 
     async def _keep_pruning(self) -> None:
         while True:
@@ -256,21 +266,29 @@ class PgQueuerDispatcher(LoopService):
 
 
 class _Manager(QueueManager):
-    """Picks nothing while nobody here would take it: or of two nodes it might be the idle one that never gets it."""
+    """Picks what this node would take: or of two nodes it might be the idle one that never gets it."""
 
-    wanted: Callable[[], bool]
+    handler: Callable[[Row], Awaitable[None]]
+    names: Callable[[], tuple[str, ...]]
 
     def entrypoints_below_capacity_limits(self) -> set[QueueEntrypoint]:
-        return super().entrypoints_below_capacity_limits() if self.wanted() else set()
+        """Makes a name known only when it is first picked by: PgQueuer looks all the time while one has work."""
+        picked = {QueueEntrypoint(name) for name in self.names()}
+        for name in picked - self.entrypoint_registry.keys():
+            self.entrypoint(name, accepts_context=False)(self.handler)
+        return picked
 
 
 class _Carrier:
     """One manager of PgQueuer with its own connections, until it has ended."""
 
     def __init__(
-        self, handler: Callable[[Row], Awaitable[None]], wanted: Callable[[], bool], at_once: int
+        self,
+        handler: Callable[[Row], Awaitable[None]],
+        names: Callable[[], tuple[str, ...]],
+        at_once: int,
     ) -> None:
-        self._handler, self._wanted, self._at_once = handler, wanted, at_once
+        self._handler, self._names, self._at_once = handler, names, at_once
         self._manager: QueueManager | None = None
         self._task: asyncio.Task[None] | None = None
         self._pool: asyncpg.Pool | None = None
@@ -287,8 +305,8 @@ class _Carrier:
             qbs=qb.QuerySchedulerBuilder(names),
         )
         manager = self._manager = _Manager(queries, channel=Channel(tickets.CHANNEL))
-        manager.wanted = self._wanted
-        manager.entrypoint(tickets.ENTRYPOINT, accepts_context=False)(self._handler)
+        manager.handler, manager.names = self._handler, self._names
+        manager.entrypoint(tickets.RUN, accepts_context=False)(self._handler)
         self._task = asyncio.create_task(
             manager.run(
                 dequeue_timeout=timedelta(seconds=LOOK_S),

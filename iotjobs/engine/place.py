@@ -87,7 +87,7 @@ async def among_others(store: Store, url: str, node: Node, file: Path) -> Place:
     presence = Presence(vital, node, lambda worker_id: _write(file, worker_id))
     await presence.enter(_read(file))
     leader, ingest = (Lease(vital, name, lambda: presence.worker_id) for name in (LEADER, INGEST))
-    dispatcher = PgQueuerDispatcher(store, url, at_once=node.at_once)
+    dispatcher = PgQueuerDispatcher(store, url, at_once=node.at_once, may_publish=presence.may_publish)
     return Place(presence, dispatcher, leader, ingest, (vital, presence, leader, ingest, dispatcher))
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.store import tables
 from iotjobs.store.secrets import lock_start
 from iotjobs.store.writer import Transaction
+
+# Of who consumes what devices send; there since the site first had a broker.
+MQTT_CLIENT_ID = "mqtt_client_id"
+
+
+def known(conn: Connection, name: str) -> bool:
+    """Whether there is a fact of this name."""
+    return conn.execute(select(tables.site.c.name).where(tables.site.c.name == name)).first() is not None
 
 
 def remembered(tx: Transaction, name: str, make: Callable[[], str]) -> str:

@@ -38,6 +38,7 @@ class Node:
     Attributes:
         queues: those that it takes from; empty means all.
         at_once: how many attempts it runs at the same time at most.
+        mqtt: whether it has a broker.
     """
 
     host: str
@@ -45,6 +46,7 @@ class Node:
     version: str
     queues: tuple[str, ...]
     at_once: int
+    mqtt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def register(tx: Transaction, worker_id: str, node: Node) -> None:
         "version": node.version,
         "queues": list(node.queues),
         "at_once": node.at_once,
+        "mqtt": node.mqtt,
         "running": 0,
         "started_at": now,
         "seen_at": now,
@@ -118,6 +121,11 @@ def beat(tx: Transaction, worker_id: str, running: int) -> bool:
         {"id": worker_id, "running": running},
     )
     return beaten.rowcount == 1
+
+
+def any_broker(conn: Connection) -> bool:
+    """Whether a worker that was not declared dead has a broker."""
+    return conn.execute(select(W.id).where(W.gone_at.is_(None), W.mqtt).limit(1)).first() is not None
 
 
 def beats(conn: Connection) -> dict[str, int]:
@@ -170,7 +178,7 @@ def listing(conn: Connection) -> list[WorkerState]:
     return [
         WorkerState(
             row.id,
-            Node(row.host, row.pid, row.version, tuple(row.queues), row.at_once),
+            Node(row.host, row.pid, row.version, tuple(row.queues), row.at_once, bool(row.mqtt)),
             row.running,
             row.started_at,
             row.seen_at,

@@ -7,7 +7,7 @@ ready, and the sweep offers again whatever is ready and may have lost its ticket
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from iotjobs.domain.control import ASKED
-from iotjobs.domain.jobs import Job, PendingReason
+from iotjobs.domain.jobs import Job, PendingReason, Transport
 from iotjobs.domain.statuses import ACTIVE, Status
 from iotjobs.store import tables
 from iotjobs.store.jobs import J, job_columns, job_of, set_low_priority
@@ -47,6 +47,7 @@ class Ticket:
         turn: how many jobs of the same parent stand before it, so that ten thousand of one parent
             let everybody else's next job pass.
         attempt: how many attempts the job had when it became ready; a job has one live ticket for each.
+        mqtt: its message goes by a broker: not every node may have one.
     """
 
     rank: int
@@ -54,11 +55,13 @@ class Ticket:
     seq: int
     job_id: str
     attempt: int = 0
+    mqtt: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, job: Job, turn: int = 0) -> Ticket:
         """The ticket of a job, without a parent unless `turn` says otherwise."""
-        return cls(rank_of(job.priority, job.low_priority), turn, job.seq, job.id, job.attempt)
+        rank, mqtt = rank_of(job.priority, job.low_priority), job.transport is Transport.MQTT
+        return cls(rank, turn, job.seq, job.id, job.attempt, mqtt)
 
     @property
     def key(self) -> str:
@@ -213,17 +216,18 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
         ),
     )
     query = (
-        select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id)
+        select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id, J.transport)
         .where(READY, or_(J.lane.is_(None), ~ahead), _FREE)
         .order_by(J.low_priority, J.priority.desc(), J.seq)
         .limit(limit)
     )
     turns: Counter[str] = Counter()
     tickets = []
-    for priority, low, seq, job_id, attempt, parent_id in conn.execute(query, {"now": now}):
+    for priority, low, seq, job_id, attempt, parent_id, transport in conn.execute(query, {"now": now}):
         turn = turns[parent_id] if parent_id is not None else 0
         turns[parent_id] += 1
-        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt))
+        mqtt = transport == Transport.MQTT
+        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt, mqtt))
     return tickets
 
 

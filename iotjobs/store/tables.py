@@ -411,6 +411,7 @@ class WorkerRow(SQLModel, table=True):
     version: str
     queues: list[str] = _json()
     at_once: int
+    mqtt: bool | None = None  # of a version that did not tell: not known
     running: int = 0
     started_at: int = _ms(nullable=False)
     seen_at: int = _ms(nullable=False)

@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -54,11 +55,10 @@ async def make(store: Store, store_url: str) -> AsyncIterator[Make]:
     """Makes dispatchers that carry, as each node has one; on SQLite there is one node."""
     made: list[Dispatcher] = []
 
-    async def begin(*, at_once: int = 400) -> Dispatcher:
-        postgres = store_url.startswith("postgresql")
-        one: Dispatcher = (
-            PgQueuerDispatcher(store, store_url, at_once=at_once) if postgres else InProcessDispatcher()
-        )
+    async def begin(*, at_once: int = 400, may_publish: Callable[[], bool] = lambda: True) -> Dispatcher:
+        one: Dispatcher = InProcessDispatcher()
+        if store_url.startswith("postgresql"):
+            one = PgQueuerDispatcher(store, store_url, at_once=at_once, may_publish=may_publish)
         made.append(one)
         await one.start()
         return one
@@ -270,6 +270,27 @@ class TestSeveralNodes:
         again = await take(dispatcher)
         assert again == ticket(1)
         dispatcher.done(again)
+
+    async def test_a_message_is_left_to_the_nodes_that_have_a_broker(self, store: Store, make: Make) -> None:
+        has_broker = False
+        without = await make(may_publish=lambda: has_broker)
+        messages = [replace(ticket(seq), mqtt=True) for seq in (1, 2)]
+        await offer(store, without, *messages)
+        await offer(store, without, ticket(3))
+        assert await take(without) == ticket(3)
+        assert await nothing_comes(without, 3.0)
+        assert await without.offer_again(messages) == 0
+
+        with_one = await make()
+        assert [await take(with_one) for _ in messages] == messages
+
+        has_broker = True  # or nobody has one any more
+        await offer(store, without, replace(ticket(4), mqtt=True))
+        takers = [asyncio.create_task(take(node)) for node in (without, with_one)]
+        done, left = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
+        for taker in left:
+            taker.cancel()
+        assert [taker.result() for taker in done] == [ticket(4)]
 
     async def test_a_cut_listener_costs_seconds_also_while_a_long_job_runs(
         self, store: Store, make: Make, store_url: str, postgres_server: PostgresServer

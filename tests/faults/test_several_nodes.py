@@ -206,6 +206,29 @@ async def test_a_frozen_worker_runs_nothing_twice_and_its_late_writes_are_refuse
     assert "Traceback" not in worker.log
 
 
+async def test_a_node_without_a_broker_leaves_messages_to_those_that_have_one(nodes: Nodes) -> None:
+    without = nodes.serve.beside("without", "worker")
+    del without.settings["mqtt_url"]
+    nodes.all.append(without)
+    await without.start()
+    async with Rest(nodes.serve) as rest:
+        thing = await rest.thing(thing="valve")
+        message = {"topic": "iotjobs/valve/cmd", "message": "{{jobId}}"}
+        tell = await rest.operation(thing, "mqtt", parameters=message)
+        jobs = await asyncio.gather(*(rest.run(thing, tell, wait=30) for _ in range(60)))
+
+        assert Counter(job["outcome"] for job in jobs) == {"succeeded": 60}
+        assert "this worker runs without MQTT" in without.log
+
+        await eventually(lambda: leads(nodes, rest, nodes.serve.pid), 10)
+        waits = await rest.execute(thing, tell, start_at=in_ms(2000))
+        await nodes.serve.kill()
+    await eventually(lambda: "this process leads now" in without.log, TAKEN_OVER_WITHIN_S + 5)
+    await nodes.serve.start()
+    async with Rest(nodes.serve) as rest:
+        assert (await rest.ended(waits["id"], 20))["outcome"] == "succeeded"
+
+
 async def test_a_worker_refuses_sqlite_and_says_what_to_do(make_serve: StartServe) -> None:
     worker = make_serve().beside("worker", "worker")
     process = worker.process = worker.launch()

@@ -16,3 +16,4 @@ def upgrade() -> None:
     op.execute("UPDATE job SET ttl_ms = expires_at - timestamp WHERE ended_at IS NULL")
     unproven = sa.text("worker_id IS NOT NULL AND outcome = 'canceled'")
     op.create_index("job_unproven", "job", ["worker_id"], sqlite_where=unproven, postgresql_where=unproven)
+    op.add_column("worker", sa.Column("mqtt", sa.Boolean(), nullable=True))
