@@ -147,6 +147,7 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
         print(f"{way}: taken over after {took:.1f} s")  # noqa: T201 - a figure
 
         if way == "frozen":
+            await eventually(lambda: is_dead(nodes, rest, leader.pid), 5)
             leader.thaw()
             await eventually(lambda: "leads no more" in leader.log, 10)
             await eventually(lambda: "was declared dead" in leader.log, 10)
@@ -159,6 +160,10 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
 
 async def leads(nodes: Nodes, rest: Rest, pid: int, lease: str = "leader") -> bool:
     return await nodes.holder(rest, lease) == pid
+
+
+async def is_dead(nodes: Nodes, rest: Rest, pid: int) -> bool:
+    return pid not in await nodes.workers(rest)
 
 
 async def both_alive(nodes: Nodes, rest: Rest) -> bool:
@@ -227,6 +232,7 @@ async def test_a_node_without_a_broker_leaves_messages_to_those_that_have_one(no
     await nodes.serve.start()
     async with Rest(nodes.serve) as rest:
         assert (await rest.ended(waits["id"], 20))["outcome"] == "succeeded"
+        await eventually(lambda: leads(nodes, rest, nodes.serve.pid, "ingest"), 10)
 
 
 async def test_a_worker_refuses_sqlite_and_says_what_to_do(make_serve: StartServe) -> None:
