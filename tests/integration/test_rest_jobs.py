@@ -941,20 +941,20 @@ async def test_a_device_that_cannot_be_reached_fails_with_what_is_wrong(
         "/credentials", name=new_name("login"), kind="ssh_key", username="root", private_key=wrong_key
     )
     logins = len(openssh.log.split("Accepted publickey"))
-    for ssh, outcome, code in (
-        ({"port": free_port()}, "failed", "unreachable"),
-        ({"host": "nowhere.invalid"}, "failed", "unreachable"),
-        ({"credential_id": credential["id"]}, "failed", "credentialsRefused"),
-        ({"host_key": dropbear.host_keys[0]}, "rejected", "hostKeyChanged"),
-        ({"host_key": None}, "rejected", "hostKeyUnknown"),
-        ({"credential_id": None}, "failed", "credentialsRefused"),
+    for ssh, outcome, code, said in (
+        ({"port": free_port()}, "failed", "unreachable", "cannot be reached: Connection refused"),
+        ({"host": "nowhere.invalid"}, "failed", "unreachable", "nowhere.invalid:"),
+        ({"credential_id": credential["id"]}, "failed", "credentialsRefused", "refused the login"),
+        ({"host_key": dropbear.host_keys[0]}, "rejected", "hostKeyChanged", "trusted is SHA256:"),
+        ({"host_key": None}, "rejected", "hostKeyUnknown", "scan it"),
+        ({"credential_id": None}, "failed", "credentialsRefused", "set ssh.credential_id"),
     ):
         owner = await rest.device(openssh, ssh=ssh)
 
         job = await rest.run(owner, await rest.script(owner, "echo never"))
 
         assert (job["outcome"], job["error"]["code"]) == (outcome, code), job["error"]
-        assert job["error"]["message"]
+        assert said in job["error"]["message"]
         assert job["description"] is None
         assert job["has_errors"] is True
     assert len(openssh.log.split("Accepted publickey")) == logins

@@ -281,3 +281,18 @@ async def test_dead_devices_do_not_hold_up_the_living(quick_ssh: SshTransport, o
             assert (await run(quick_ssh, target_of(openssh), "exit 3"))[0].exit_code == 3
         ends = await asyncio.gather(*dying, return_exceptions=True)
     assert all(isinstance(end, DeliveryError) for end in ends)
+
+
+async def test_a_check_of_a_device_that_hangs_in_exec_ends_in_time(quick_ssh: SshTransport) -> None:
+    async with (
+        ssh_server(zoo.hangs_in_exec) as target,
+        ends_within(QUICK.connect_timeout_s + QUICK.answer_s),
+    ):
+        steps = await quick_ssh.check(target)
+    assert [(step.name, step.ok) for step in steps][-1] == ("exec", False)
+
+
+async def test_a_check_of_a_login_without_a_shell_fails_at_exec(quick_ssh: SshTransport) -> None:
+    async with ssh_server(zoo.nologin) as target:
+        steps = await quick_ssh.check(target)
+    assert [(step.name, step.ok) for step in steps][-2:] == [("auth", True), ("exec", False)]
