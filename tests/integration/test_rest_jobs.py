@@ -561,6 +561,8 @@ async def test_an_idempotency_key_gives_the_same_job_and_refuses_another_body(
     await rest.refused(
         "POST", path, {"priority": 6}, Idempotency_Key=key, status=422, code="idempotencyMismatch"
     )
+    # As every caller with an unset variable would send it: all of them would get the first one's job.
+    await rest.refused("POST", path, {}, Idempotency_Key="", status=400, code="badRequest")
     assert len((await rest.get(f"/objects/{owner['id']}/jobs"))["items"]) == 1
 
 
