@@ -36,7 +36,7 @@ FURTHER = {
     "seq", "type", "label", "operation", "transport", "status", "outcome", "has_errors", "error",
     "pending_reason", "progress", "delivery", "waiting", "duration", "created_at", "start_date", "end_date",
     "expires_at", "run_by", "data", "cause", "parent_id", "retry_of", "queue", "priority", "low_priority",
-    "attempt", "cancel", "transient", "abortable", "output",
+    "attempt", "cancel", "transient", "abortable", "results_count", "output",
 }  # fmt: skip
 
 
