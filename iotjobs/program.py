@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "control", "site"]  # their commands join the app by being imported
 
 Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Directory of the database and the keys, else ./data.")
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Directory of the database and the keys, else ./data."),
 ]
 
 
@@ -51,7 +52,9 @@ def _end(error: IotJobsError) -> typer.Exit:
 def serve(
     *,
     data: Data = None,
-    host: Annotated[str | None, typer.Option(help="Address that the HTTP server binds, else 127.0.0.1.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address that the HTTP server binds, else 127.0.0.1.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Its port, else 8000; 0 takes a free one.")] = None,
     mqtt_port: Annotated[int | None, typer.Option(help="Port of our own broker, else 1883.")] = None,
 ) -> None:

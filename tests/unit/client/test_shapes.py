@@ -31,7 +31,17 @@ from tests.services.api import job
         ({"description": {"topic": "a/b", "message": ""}}, "a/b "),
         ({"description": None}, ""),
     ],
-    ids=["stdout", "stderr", "error", "no exit", "exit", "message", "JSON message", "empty message", "nothing"],
+    ids=[
+        "stdout",
+        "stderr",
+        "error",
+        "no exit",
+        "exit",
+        "message",
+        "JSON message",
+        "empty message",
+        "nothing",
+    ],
 )
 def test_what_a_job_has_to_say(more, said: str) -> None:
     assert Job.of(job(**more)).said == said
