@@ -59,6 +59,7 @@ class CommandRun:
                 self._note_group.cancel()
             if self._noting is not None:
                 await self._noting
+            self._reach.ended(self._job.nonce or "")
         end = OutputEnd(tuple(chunks), self._recorder.total_bytes, self._recorder.truncated)
         job = self._job  # what succeeded is not tried again, and a copy is a good part of its end's cost
         if ending.outcome is not Outcome.SUCCEEDED or job.sent_at != self._sending.sent_at:

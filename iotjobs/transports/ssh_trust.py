@@ -123,6 +123,11 @@ class SshTarget:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Addresses on the way: two targets with the same are the same device."""
+        return (self.address, *(self.jump.place if self.jump is not None else ()))
+
 
 @dataclass(frozen=True, slots=True)
 class HostKey:
