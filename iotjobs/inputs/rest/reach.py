@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from iotjobs.domain.errors import DeliveryError, NotReady
 from iotjobs.inputs.rest.answers import Id
@@ -35,9 +35,9 @@ async def scan_host_key(engine: Engine, object_id: Id) -> dict[str, Any]:
 
 
 @router.post("/objects/{object_id}/enrol", dependencies=[admin_for("enrolling a device")])
-async def enrol(engine: Engine, object_id: Id) -> dict[str, Any]:
+async def enrol(request: Request, engine: Engine, object_id: Id) -> dict[str, Any]:
     """Make the device's login on the broker. The password is in this answer and nowhere else."""
-    enrolled = await engine.enrolment.enrol(object_id)
+    enrolled = await engine.enrolment.enrol(object_id, request.url.hostname)
     return {
         "thing": enrolled.thing,
         "url": enrolled.url,
