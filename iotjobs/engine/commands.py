@@ -84,6 +84,7 @@ class CommandRun:
             async with self.watch:
                 end = await self._reach.run(self._job, request, hooks)
             self._sending.on_device = None
+            self._recorder.truncated |= not end.whole
             return ending_of_exit(end)
         except TimeoutError:
             if self._exit is not None:  # its end had come, and only the last of its output had not

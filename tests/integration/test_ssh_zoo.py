@@ -11,6 +11,7 @@ import pytest
 from iotjobs_sim.sshd import SshServer, start_openssh
 
 from iotjobs.domain.errors import BadAnswer, CredentialsRefused, DeliveryError, DeviceUnreachable, LinkLost
+from iotjobs.transports import spool
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone
 from iotjobs.transports.ssh import SshCredential, SshLimits, SshTarget, SshTransport
 from tests.services import zoo
@@ -120,6 +121,22 @@ async def test_no_exit_status_is_lost_and_never_success(quick_ssh: SshTransport,
         with pytest.raises(LinkLost) as caught:
             await run(quick_ssh, target, "true")
     assert caught.value.maybe_executed
+
+
+async def test_a_cut_right_behind_the_end_is_no_whole_output(quick_ssh: SshTransport) -> None:
+    async with ssh_server(zoo.cuts_behind_the_end) as target:
+        end, told = await run(quick_ssh, target, "true")
+    assert (end, bytes(told.out)) == (CommandEnd(0, whole=False), b"half")
+
+
+async def test_output_that_does_not_cease_behind_the_end_is_left_off(
+    quick_ssh: SshTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_AFTER_END_MOST_S", 0.5)
+    async with ssh_server(zoo.writes_behind_the_end) as target, ends_within(0.5):
+        end, told = await run(quick_ssh, target, "true")
+    assert end == CommandEnd(0, whole=False)
+    assert told.count >= len(b"more")
 
 
 async def test_a_cut_before_the_whole_command_left_is_known_to_have_run_nothing(
