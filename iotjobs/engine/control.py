@@ -114,7 +114,8 @@ class Control(LoopService):
         """Let a STOPPED job wait for its next attempt, in which it runs anew."""
 
         def item(tx: Transaction, job: Job, now: int) -> Status:
-            idempotent = bool(jobs.plan_of(tx.conn, job.id)[0].get("idempotent"))
+            plan = {} if job.operation_id is None else jobs.plan_of(tx.conn, job.id)[0]
+            idempotent = bool(plan.get("idempotent"))
             sent = job.sent_at is not None or attempts.any_sent(tx.conn, job.id)
             control.check_resume(job, confirmed=confirmed, idempotent=idempotent, sent=sent)
             jobs.resume(tx, job, now)

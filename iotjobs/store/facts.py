@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.store import tables
 from iotjobs.store.secrets import lock_start
+from iotjobs.store.statements import insert_if_new
 from iotjobs.store.writer import Transaction
 
 # Of who consumes what devices send; there since the site first had a broker.
@@ -40,8 +40,7 @@ def put(tx: Transaction, name: str, value: str) -> None:
 
 def put_first(tx: Transaction, name: str, value: str) -> None:
     """Make this the value of a fact that has none yet."""
-    made = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
-    tx.conn.execute(made(tables.site).on_conflict_do_nothing(), {"name": name, "value": value})
+    insert_if_new(tx.conn, tables.site, {"name": name, "value": value})
 
 
 def replace(tx: Transaction, name: str, expected: str, value: str) -> bool:
