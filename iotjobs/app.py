@@ -126,7 +126,13 @@ class Site:
             "disk", lambda: "is full: free space, no restart is needed" if store.full else None
         )
         await self._watch_events(store)
-        await self._start_engine(store, vault, await self._find_place(store))
+        broker, address = self._find_broker()
+        place = await self._find_place(store, mqtt=address is not None)
+        enrolment = Enrolment(store, broker)
+        if broker is not None:
+            await enrolment.publish_all()
+            await self._run(broker)
+        await self._start_engine(store, vault, place, address, enrolment=enrolment)
 
     async def _watch_events(self, store: Store) -> None:
         self._events = EventFeed(store)
@@ -143,9 +149,9 @@ class Site:
             )
         return Secrets(secrets.load_or_make_key(self.settings.key_file, may_make=embedded))
 
-    async def _find_place(self, store: Store) -> Place:
+    async def _find_place(self, store: Store, *, mqtt: bool) -> Place:
         settings = self.settings
-        node = Node(socket.gethostname(), os.getpid(), __version__, (), settings.jobs_at_once)
+        node = Node(socket.gethostname(), os.getpid(), __version__, (), settings.jobs_at_once, mqtt)
         if settings.database_url is None:
             return alone(node)
         place = await among_others(store, settings.store_url, node, settings.data_dir / "worker")
@@ -153,13 +159,16 @@ class Site:
             await self._run(service)
         return place
 
-    async def _start_engine(self, store: Store, vault: Secrets, place: Place) -> None:
+    async def _start_engine(
+        self,
+        store: Store,
+        vault: Secrets,
+        place: Place,
+        address: BrokerAddress | None,
+        *,
+        enrolment: Enrolment,
+    ) -> None:
         settings = self.settings
-        broker, address = await self._find_broker()
-        enrolment = Enrolment(store, broker)
-        if broker is not None:
-            await enrolment.publish_all()
-            await self._run(broker)
         publisher = None if address is None else MqttPublisher(address)
 
         dispatcher, feed = place.dispatcher, Feed(store)
@@ -234,7 +243,7 @@ class Site:
             )
         )
 
-    async def _find_broker(self) -> tuple[BrokerProcess | None, BrokerAddress | None]:
+    def _find_broker(self) -> tuple[BrokerProcess | None, BrokerAddress | None]:
         """The broker of ours, if we start one, and the address of whichever there is."""
         settings = self.settings
         if settings.mqtt_url is not None:
@@ -260,7 +269,7 @@ class Site:
 
     async def _client_id(self) -> str:
         assert self._store is not None
-        return await self._store.write(lambda tx: facts.remembered(tx, "mqtt_client_id", _new_client_id))
+        return await self._store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
 
     async def _start_mqtt(
         self, devices: DeviceMessages, publisher: MqttPublisher, consumer: MqttConsumer, place: Place

@@ -11,8 +11,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from sqlalchemy import URL
@@ -23,7 +23,7 @@ from iotjobs.store import backups
 from iotjobs.store.lock import take_lock
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.secrets import Secrets, load_or_make_key
-from iotjobs.store.session import open_store, postgres_url
+from iotjobs.store.session import Store, open_store, postgres_url
 
 _SQLITE, _POSTGRES = b"SQLite format 3\0", b"PGDMP"
 
@@ -77,6 +77,7 @@ def restore(settings: Settings, file: Path, *, moved: bool) -> list[str]:
         AlreadyRunning: a server runs there.
         InTheWay: there is a site already.
         ConfigurationError: the file is no backup for this kind of database, or the key is another one's.
+            A PostgreSQL database that holds rows by then is served by nobody.
         MigrationNeeded: it was made by a newer version.
     """
     os.umask(0o077)
@@ -131,36 +132,40 @@ def _restore_sqlite(database: Path, file: Path, vault: Secrets | None, *, moved:
         except OSError as error:
             raise StorageFull(f"{file} could not be copied: {error.strerror}") from error
         backups.check_sqlite(partial)
-        return _begin_life(f"sqlite:///{partial}", vault, moved=moved)
+        url = f"sqlite:///{partial}"
+        migrate(url)
+        return asyncio.run(_begin_life(url, vault, moved=moved))
 
 
 def _restore_postgres(url: str, file: Path, vault: Secrets | None, *, moved: bool) -> int:
-    asyncio.run(_refuse_used(url))
+    asyncio.run(_begin_restore(url))
     _run("pg_restore", postgres_url(url), "--single-transaction", "--no-owner", "--no-privileges", str(file))
-    return _begin_life(url, vault, moved=moved)
+    migrate(url, restoring=True)
+    return asyncio.run(_begin_life(url, vault, moved=moved, marked=True))
 
 
-async def _refuse_used(url: str) -> None:
-    store = open_store(url)
-    try:
-        if not await store.read(backups.is_empty):
+async def _begin_restore(url: str) -> None:
+    async with _opened(url) as store:
+        if not await store.write(backups.begin_restore):
             raise InTheWay("the database is not empty: make a new one (createdb) and name that")
+
+
+async def _begin_life(url: str, vault: Secrets | None, *, moved: bool, marked: bool = False) -> int:
+    async with _opened(url) as store:
+        ended = await backups.begin_life(store, vault, moved=moved)
+        if marked:
+            await store.write(backups.end_restore)
+        return ended
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Store]:
+    store = open_store(url)
+    await store.start()
+    try:
+        yield store
     finally:
         await store.stop()
-
-
-def _begin_life(url: str, vault: Secrets | None, *, moved: bool) -> int:
-    migrate(url)
-
-    async def begin() -> int:
-        store = open_store(url)
-        await store.start()
-        try:
-            return await backups.begin_life(store, vault, moved=moved)
-        finally:
-            await store.stop()
-
-    return asyncio.run(begin())
 
 
 def _key_beside(file: Path) -> Path:

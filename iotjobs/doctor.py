@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 from iotjobs import __version__, clock, settings
 from iotjobs.domain.errors import ConfigurationError, EngineError
 from iotjobs.settings import Settings
-from iotjobs.store.migrations.migrate import HEAD, REVISIONS, revision_of
+from iotjobs.store.migrations.migrate import HEAD, REVISIONS, refuse_half_restored, revision_of
 from iotjobs.store.secrets import load_or_make_key
 from iotjobs.store.session import forgets_in_crash, open_store
 from iotjobs.transports.broker import BrokerProcess
@@ -212,6 +212,7 @@ async def database(chosen: Settings) -> Finding:
         try:
             await store.start()
             async with asyncio.timeout(_ANSWER_S):
+                await store.read(refuse_half_restored)
                 revision = await store.read(revision_of)
                 forgets = await store.read(forgets_in_crash)
         finally:

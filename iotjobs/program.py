@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "control", "explain", "site"]  # their commands join the app by being imported
 
 Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Directory of the database and the keys.")
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Directory of the database and the keys, else ./data."),
 ]
 
 
@@ -51,11 +52,13 @@ def _end(error: IotJobsError) -> typer.Exit:
 def serve(
     *,
     data: Data = None,
-    host: Annotated[str | None, typer.Option(help="Address that the HTTP server binds.")] = None,
-    port: Annotated[int | None, typer.Option(help="Its port; 0 takes a free one.")] = None,
-    mqtt_port: Annotated[int | None, typer.Option(help="Port of our own broker.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address that the HTTP server binds, else 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Its port, else 8000; 0 takes a free one.")] = None,
+    mqtt_port: Annotated[int | None, typer.Option(help="Port of our own broker, else 1883.")] = None,
 ) -> None:
-    """Start the server: HTTP, workers and, when mosquitto is installed, a broker."""
+    """Start the server. HTTP, workers and, when mosquitto is installed, a broker."""
     from iotjobs.serving import run_server
 
     _run(run_server, data_dir=data, host=host, port=port, mqtt_port=mqtt_port)
@@ -63,7 +66,7 @@ def serve(
 
 @app.command()
 def worker(*, data: Data = None) -> None:
-    """Run jobs of a site on PostgreSQL without serving HTTP, beside any number of others."""
+    """Run jobs of a site on PostgreSQL, without HTTP. Beside any number of others."""
     from iotjobs.serving import run_worker
 
     _run(run_worker, data_dir=data)
@@ -89,7 +92,7 @@ def backup(
         bool, typer.Option("--with-key", help="Also copy the key that opens its secrets, to FILE.key.")
     ] = False,
 ) -> None:
-    """Write the site into a new file; the server may run meanwhile."""
+    """Write the site into a new file. The server may run meanwhile."""
     from iotjobs import settings
     from iotjobs.backup import back_up
 
@@ -113,7 +116,7 @@ def restore(
         ),
     ] = False,
 ) -> None:
-    """Make a site of a backup: into a directory without a database, or an empty PostgreSQL database."""
+    """Make a site of a backup. Into a directory without a database, or an empty PostgreSQL database."""
     from iotjobs import settings
     from iotjobs.backup import restore as restore_site
 
@@ -126,7 +129,7 @@ def restore(
 
 @app.command()
 def doctor(*, data: Data = None) -> None:
-    """Check this host, the settings, the database and the broker; say what to do about what is wrong."""
+    """Check host, settings, database and broker. Says what to do about what is wrong."""
     from iotjobs.doctor import run as look_at_everything
 
     raise typer.Exit(look_at_everything(data))

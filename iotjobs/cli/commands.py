@@ -78,7 +78,7 @@ def run(
     token: Token = None,
     ca_file: CaFile = None,
 ) -> None:
-    """Run an operation on objects or links: one job for each, all started at once."""
+    """Run an operation on objects or links. One job for each, all started at once."""
     if timeout is not None and not wait:
         raise typer.BadParameter("it is the time to --wait, which is not given", param_hint="--timeout")
     body = {"args": pairs("--arg", arg), "ask": pairs("--ask", ask)}

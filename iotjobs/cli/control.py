@@ -30,7 +30,7 @@ def cancel(
     token: Token = None,
     ca_file: CaFile = None,
 ) -> None:
-    """End jobs: what runs on devices is killed, and the record says what could be confirmed."""
+    """End jobs. What runs on devices is killed, and the record says what could be confirmed."""
     _each(job, (url, token, ca_file), lambda client, id_: client.ask(id_, "cancel", {"reason": reason}))
 
 
@@ -38,7 +38,7 @@ def cancel(
 def stop(
     job: Ids, *, url: Url = "http://127.0.0.1:8000", token: Token = None, ca_file: CaFile = None
 ) -> None:
-    """Set jobs aside until they are resumed; what runs on devices is killed."""
+    """Set jobs aside until they are resumed. What runs on devices is killed."""
     _each(job, (url, token, ca_file), lambda client, id_: client.ask(id_, "stop", {}))
 
 
@@ -70,7 +70,7 @@ def retry(
     token: Token = None,
     ca_file: CaFile = None,
 ) -> None:
-    """Run ended jobs again, each as a new job of the operation as it is now."""
+    """Run ended jobs again. Each is a new job of the operation as it is now."""
     body, key = {"args": pairs("--arg", arg)}, idempotency_key or running.fresh_key()
     _each(job, (url, token, ca_file), lambda client, id_: client.ask(id_, "retry", body, key=key))
 

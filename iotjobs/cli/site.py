@@ -26,7 +26,7 @@ def drain(
     token: Token = None,
     ca_file: CaFile = None,
 ) -> None:
-    """Begin no more jobs: what runs goes on to its end, what comes waits. Before an upgrade."""
+    """Begin no more jobs. Before an upgrade: what runs goes on to its end, what comes waits."""
     if timeout is not None and not wait:
         raise typer.BadParameter("it is the time to --wait, which is not given", param_hint="--timeout")
     raise typer.Exit(_switch(url, token, ca_file, is_open=False, wait_s=_patience(timeout) if wait else None))

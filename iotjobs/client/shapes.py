@@ -66,13 +66,17 @@ class Job:
 
     @property
     def said(self) -> str:
-        """What it has to say, as text: its output, or the error, or the topic and message that were sent."""
+        """What it has to say, as text: its output, or the error, or the topic and message that were sent.
+
+        What has ended without an exit code says why first: that is where the kill's proof stands.
+        """
         described = self.record.get("description") or {}
-        error = self.record.get("error") or {}
+        error = (self.record.get("error") or {}).get("message")
         spoken = (
+            error if self.ended and self.exit_code is None else None,
             described.get("stdout"),
             described.get("stderr"),
-            error.get("message"),
+            error,
             " ".join(
                 _text(described[name]) for name in ("topic", "message") if described.get(name) is not None
             ),

@@ -75,6 +75,7 @@ class Job:
         sent_at: the newest attempt may have reached the device; None means nothing was sent.
         deadline_at: when a parked attempt times out; None for attached ones.
         start_at: not before this moment (asked for, or the back-off of a retry).
+        ttl_ms: how long it may wait in all, before it expires.
         nonce, process_group: of the newest attempt that was sent, to find its processes on the device;
             None in a PENDING job when no process of an earlier attempt can be left there.
         lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
@@ -117,6 +118,7 @@ class Job:
     begun_at: int | None
     ended_at: int | None
     expires_at: int | None
+    ttl_ms: int | None
     sent_at: int | None
     deadline_at: int | None
     attempt: int

@@ -213,7 +213,8 @@ def _places(text: str, macros: list[Macro], interpreter: str) -> dict[int, str]:
     if not macros:
         return {}
     if interpreter not in SHELLS:
-        message = f"a script for {interpreter} cannot hold macros (use args or env)"
+        way = "raw text goes as it is" if interpreter == "raw" else "use args or env"
+        message = f"a script for {interpreter} cannot hold macros ({way})"
         raise MacroError(message, text, macros[0].start, name=macros[0].name)
     try:
         placed = place(text, {macro.start: macro.end for macro in macros}, bash=interpreter == "bash")

@@ -188,15 +188,36 @@ def _contradictions(operation: Operation) -> Iterator[FieldError]:
         yield FieldError("parameters.interpreter", "raw sends the text alone: leave args and env out")
     if parameters.get("interpreter") == "raw" and operation.run_as:
         yield FieldError("run_as", "raw sends the text alone: leave run_as out")
-    if operation.type is OperationType.MQTT and operation.run_as:
-        yield FieldError("run_as", "an mqtt operation runs nothing on the device")
-    if operation.type is OperationType.MQTT and operation.via is not Via.AUTO:
-        yield FieldError("via", "an mqtt operation goes through the broker: leave via out")
+    if operation.type is OperationType.MQTT:
+        yield from _contradictions_of_message(operation)
     if operation.via is Via.AGENT:
         yield FieldError("via", "this version has no agent: use ssh")
     repeats = set(operation.retry.on) - {"unreachable"}
     if repeats and not operation.idempotent:
         yield FieldError("retry.on", f"{', '.join(sorted(repeats))} may run twice: needs idempotent true")
+    if parameters.get("script_id") is None:  # a script of the repository may change
+        used = {name for _, text in _texts(operation) for name in macros.names_in(text)}
+        for index, name in enumerate(operation.secret_args):
+            if f"args.{name}" not in used:
+                yield FieldError(
+                    f"secret_args[{index}]",
+                    f"there is no {{{{args.{name}}}}} here: is it spelt as in its macro?",
+                )
+
+
+def _contradictions_of_message(operation: Operation) -> Iterator[FieldError]:
+    if operation.run_as:
+        yield FieldError("run_as", "an mqtt operation runs nothing on the device")
+    if operation.via is not Via.AUTO:
+        yield FieldError("via", "an mqtt operation goes through the broker: leave via out")
+    try:
+        macros.names_in(operation.parameters["message"])
+    except macros.MacroError as error:
+        yield FieldError("parameters.message", str(error))
+    if operation.stall_s is not None:
+        yield FieldError("stall_s", "an mqtt operation has no output that could cease: leave stall_s out")
+    if operation.parameters["require_subscriber"] and not operation.parameters["qos"]:
+        yield FieldError("parameters.require_subscriber", "nobody tells of subscribers with qos 0: use qos 1")
 
 
 def resolve_transport(operation: Operation, owner: Entity, *, allow_local: bool) -> Transport:

@@ -59,6 +59,7 @@ class CommandRun:
                 self._note_group.cancel()
             if self._noting is not None:
                 await self._noting
+            self._reach.ended(self._job.nonce or "")
         end = OutputEnd(tuple(chunks), self._recorder.total_bytes, self._recorder.truncated)
         job = self._job  # what succeeded is not tried again, and a copy is a good part of its end's cost
         if ending.outcome is not Outcome.SUCCEEDED or job.sent_at != self._sending.sent_at:
@@ -83,6 +84,7 @@ class CommandRun:
             async with self.watch:
                 end = await self._reach.run(self._job, request, hooks)
             self._sending.on_device = None
+            self._recorder.truncated |= not end.whole
             return ending_of_exit(end)
         except TimeoutError:
             if self._exit is not None:  # its end had come, and only the last of its output had not

@@ -86,12 +86,12 @@ class Control(LoopService):
         if job.status is Status.RUNNING:  # parked: the table has no way past CANCELING
             jobs.ask(tx, job, Status.CANCELING, now, facts)
             job = replace(job, status=Status.CANCELING)
-        gone = control.nothing_left(job)
+        gone, prover = control.nothing_left(job), None
         if gone is False:
             tx.after_commit(lambda: self._leftovers.look_after(replace(job, cancel=facts)))
-            gone = None
-        ending = Ending(Outcome.CANCELED)
-        self._settler.finish(tx, job, ending, now, cancel={**facts, "confirmed": gone})
+            gone, prover = None, self._worker.worker_id
+        ending, told = Ending(Outcome.CANCELED), {**facts, "confirmed": gone}
+        self._settler.finish(tx, job, ending, now, cancel=told, worker_id=prover)
 
     async def stop_job(self, reference: str, caller: Caller) -> Status:
         """Set a job aside: STOPPED when it waits, else STOPPING until its processes are gone."""
@@ -114,7 +114,8 @@ class Control(LoopService):
         """Let a STOPPED job wait for its next attempt, in which it runs anew."""
 
         def item(tx: Transaction, job: Job, now: int) -> Status:
-            idempotent = bool(jobs.plan_of(tx.conn, job.id)[0].get("idempotent"))
+            plan = {} if job.operation_id is None else jobs.plan_of(tx.conn, job.id)[0]
+            idempotent = bool(plan.get("idempotent"))
             sent = job.sent_at is not None or attempts.any_sent(tx.conn, job.id)
             control.check_resume(job, confirmed=confirmed, idempotent=idempotent, sent=sent)
             jobs.resume(tx, job, now)
@@ -160,12 +161,16 @@ class Control(LoopService):
             await clock.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Tell our worker what it holds and is to end."""
+        """Tell our worker what it holds and is to end, and have looked after what we were to prove."""
 
-        def query(conn: Connection) -> list[Job]:
-            return queue.asked(conn, self._worker.worker_id)
+        def query(conn: Connection) -> tuple[list[Job], list[Job]]:
+            worker_id = self._worker.worker_id
+            return queue.asked(conn, worker_id), queue.unproven(conn, worker_id, of_the_dead=False)
 
-        for job in await self._store.look(query):
+        asked, unproven = await self._store.look(query)
+        for job in unproven:
+            self._leftovers.look_after(job)
+        for job in asked:
             if job.parked:
                 await self._end_parked(job)
             else:

@@ -46,7 +46,7 @@ class Dispatcher(Protocol):
         """The first ticket by rank, turn and seq; waits for one."""
 
     def done(self, ticket: Ticket) -> None:
-        """The taker needs the ticket no more: the job was settled, parked, or is not ready."""
+        """The taker needs this very ticket, as `take` gave it, no more: its job was settled, parked, or is not ready."""
 
     def give_back(self) -> None:
         """This process stops taking: let go of every ticket that waits here for a taker."""

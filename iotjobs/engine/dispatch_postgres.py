@@ -93,8 +93,14 @@ class _Driver(AsyncpgPoolDriver):
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A ticket that this process has picked; `settled` is True when it is done, False to give it back."""
+    """A ticket that this process has picked; `settled` is True when it is done, False to give it back.
 
+    Attributes:
+        row: PgQueuer's number of it. An equal ticket that was offered anew, while the taker of this one is not
+            done with it yet, has another.
+    """
+
+    row: int
     ticket: Ticket
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     taken: bool = False
@@ -111,15 +117,20 @@ class PgQueuerDispatcher(LoopService):
         store: where tickets are offered.
         url: of its database, for PgQueuer's own connections.
         at_once: how many tickets this node holds at most; at least two.
+        may_publish: whether mqtt jobs are for this node.
     """
 
     name = "dispatcher"
 
-    def __init__(self, store: Store, url: str, *, at_once: int) -> None:
+    def __init__(
+        self, store: Store, url: str, *, at_once: int, may_publish: Callable[[], bool] = lambda: True
+    ) -> None:
         super().__init__()
+        self._may_publish = may_publish
         self._store, self._url, self._at_once = store, url, max(2, at_once)
         self._heap: list[tuple[Ticket, int, _Held]] = []
-        self._held: dict[Ticket, _Held] = {}
+        self._held: dict[int, _Held] = {}  # by its row
+        self._taken: dict[int, _Held] = {}  # by the identity of its ticket
         self._count = 0
         self._arrived = asyncio.Event()
         self._carriers: set[_Carrier] = set()
@@ -152,12 +163,14 @@ class PgQueuerDispatcher(LoopService):
             ticket, _, held = heapq.heappop(self._heap)
             if not held.settled.done():
                 held.taken = True
+                self._taken[id(ticket)] = held
                 return ticket
 
     def done(self, ticket: Ticket) -> None:
         """See `Dispatcher`."""
-        held = self._held.pop(ticket, None)
+        held = self._taken.pop(id(ticket), None)
         if held is not None:
+            self._forget(held)
             held.settle(True)
 
     def give_back(self) -> None:
@@ -185,6 +198,7 @@ class PgQueuerDispatcher(LoopService):
         await asyncio.gather(*(carrier.ended(END_WITHIN_S) for carrier in self._carriers))
         self._carriers.clear()
         self._held.clear()
+        self._taken.clear()
 
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -197,7 +211,7 @@ class PgQueuerDispatcher(LoopService):
             await clock.sleep(AGAIN_AFTER_S)
 
     async def _carry_once(self) -> None:
-        carrier = _Carrier(self._carry, lambda: not self._unwanted, self._at_once)
+        carrier = _Carrier(self._carry, self._names, self._at_once)
         try:
             await carrier.run(self._url, self._carriers)
         except (OSError, TimeoutError, PostgresError, InterfaceError, IotJobsError) as error:
@@ -206,6 +220,12 @@ class PgQueuerDispatcher(LoopService):
             carrier.end()
         if not self._giving_back:
             log.warning("the way to the tickets was cut: making another one")
+
+    def _names(self) -> tuple[str, ...]:
+        """Of what is picked here now: nothing while nobody here would take it."""
+        if self._unwanted:
+            return ()
+        return (tickets.RUN, tickets.PUBLISH) if self._may_publish() else (tickets.RUN,)
 
     async def _keep_pruning(self) -> None:
         while True:
@@ -218,9 +238,9 @@ class PgQueuerDispatcher(LoopService):
     async def _carry(self, row: Row) -> None:
         """PgQueuer's handler: returns when the ticket is done, and raises only to give it back."""
         ticket = tickets.ticket_of_row(row.id, row.priority, row.payload)
-        held = self._held.get(ticket)
+        held = self._held.get(row.id)
         if held is None:  # else a new manager has picked what an old one still holds here
-            held = self._held[ticket] = _Held(ticket)
+            held = self._held[row.id] = _Held(row.id, ticket)
             self._count += 1
             heapq.heappush(self._heap, (ticket, self._count, held))
             self._arrived.set()
@@ -234,30 +254,41 @@ class PgQueuerDispatcher(LoopService):
         if not held.settled.result():
             raise RetryRequested(delay=timedelta(0) if self._giving_back else BACK_FOR, reason="not taken")
 
+    def _forget(self, held: _Held) -> None:
+        if self._held.get(held.row) is held:
+            del self._held[held.row]
+
     def _let_go(self, held: _Held) -> None:
-        if self._held.get(held.ticket) is held:
-            del self._held[held.ticket]
+        self._forget(held)
         held.settle(False)
         self._heap = [entry for entry in self._heap if entry[2] is not held]
         heapq.heapify(self._heap)
 
 
 class _Manager(QueueManager):
-    """Picks nothing while nobody here would take it: or of two nodes it might be the idle one that never gets it."""
+    """Picks what this node would take: or of two nodes it might be the idle one that never gets it."""
 
-    wanted: Callable[[], bool]
+    handler: Callable[[Row], Awaitable[None]]
+    names: Callable[[], tuple[str, ...]]
 
     def entrypoints_below_capacity_limits(self) -> set[QueueEntrypoint]:
-        return super().entrypoints_below_capacity_limits() if self.wanted() else set()
+        """Makes a name known only when it is first picked by: PgQueuer looks all the time while one has work."""
+        picked = {QueueEntrypoint(name) for name in self.names()}
+        for name in picked - self.entrypoint_registry.keys():
+            self.entrypoint(name, accepts_context=False)(self.handler)
+        return picked
 
 
 class _Carrier:
     """One manager of PgQueuer with its own connections, until it has ended."""
 
     def __init__(
-        self, handler: Callable[[Row], Awaitable[None]], wanted: Callable[[], bool], at_once: int
+        self,
+        handler: Callable[[Row], Awaitable[None]],
+        names: Callable[[], tuple[str, ...]],
+        at_once: int,
     ) -> None:
-        self._handler, self._wanted, self._at_once = handler, wanted, at_once
+        self._handler, self._names, self._at_once = handler, names, at_once
         self._manager: QueueManager | None = None
         self._task: asyncio.Task[None] | None = None
         self._pool: asyncpg.Pool | None = None
@@ -274,8 +305,8 @@ class _Carrier:
             qbs=qb.QuerySchedulerBuilder(names),
         )
         manager = self._manager = _Manager(queries, channel=Channel(tickets.CHANNEL))
-        manager.wanted = self._wanted
-        manager.entrypoint(tickets.ENTRYPOINT, accepts_context=False)(self._handler)
+        manager.handler, manager.names = self._handler, self._names
+        manager.entrypoint(tickets.RUN, accepts_context=False)(self._handler)
         self._task = asyncio.create_task(
             manager.run(
                 dequeue_timeout=timedelta(seconds=LOOK_S),

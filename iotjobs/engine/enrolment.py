@@ -75,11 +75,15 @@ class Enrolment:
                 self._changed = True  # a device that lost its rights must not keep them
                 await clock.sleep(RETRY_S)
 
-    async def enrol(self, object_id: str) -> Enrolled:
+    async def enrol(self, object_id: str, found_by: str | None = None) -> Enrolled:
         """Make a new password for an object's thing; an earlier one ends.
 
         It is stored only when a login with it has succeeded. After any error the earlier one is in
         force again as soon as the broker can be told, also after a crash: the next start tells it.
+
+        Args:
+            object_id: which.
+            found_by: the name that the caller found this host by, for the URL.
 
         Raises:
             NotFound: no such object.
@@ -115,7 +119,7 @@ class Enrolment:
                 del self._tried[object_id]
             if not stored:
                 self.changed()
-        return Enrolled(thing, f"mqtt://{broker.address.host}:{broker.address.port}", username, password)
+        return Enrolled(thing, broker.found_by(found_by), username, password)
 
 
 def _thing_of(conn: Connection, object_id: str) -> str:

@@ -13,21 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.domain import operations
 from iotjobs.domain.entities import Entity, OwnerType
-from iotjobs.domain.errors import BadRequest, Conflict, IdempotencyMismatch, NotFound, RequestError
+from iotjobs.domain.errors import BadRequest, Conflict, NotFound, RequestError
 from iotjobs.domain.jobs import Cause, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
 from iotjobs.engine.commands import command_request
-from iotjobs.store import entities, jobs, queue, tables
+from iotjobs.store import entities, idempotency, jobs, queue
 from iotjobs.store.queue import Offers
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
-from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 from iotjobs.transports import shell, topics
 
@@ -211,7 +210,8 @@ class Intake:
             if not _still_current(tx.conn, rendered.operation):
                 return None  # before the key is taken: this job will never be
             if request.key is not None:
-                earlier = _take_key(tx, request, row["id"], now)
+                idempotency.forget(tx, before=now - IDEMPOTENCY_KEPT_MS)
+                earlier = idempotency.take(tx, _key_scope(request), request.body_digest, row["id"], now)
                 if earlier is not None:
                     return Submitted(earlier)
             seq = jobs.insert_job(tx, row, rendered.plan, rendered.secret)
@@ -246,7 +246,7 @@ class _Seen:
 def _look_up(conn: Connection, request: Execute) -> _Seen | str:
     """What the request names, or the id of the job that the same key made before."""
     if request.key is not None:
-        earlier = _job_of_key(conn, request)
+        earlier = idempotency.job_of(conn, _key_scope(request), request.body_digest)
         if earlier is not None:
             return earlier
     owner = entities.load_entity(conn, request.owner_type, request.owner_id)
@@ -290,6 +290,7 @@ def _job_row(
         "pending_reason": PendingReason.START_AT if start_at else None,
         "start_at": start_at,
         "expires_at": (start_at or now) + ttl_ms,
+        "ttl_ms": ttl_ms,
         "lane": target_id if on_device and not operation.concurrent else None,
         "queue": operation.queue,
         "priority": request.priority,
@@ -327,41 +328,10 @@ def _refused_row(request: Execute, job_id: str, owner: Entity) -> dict[str, Any]
 
 
 def _still_current(conn: Connection, operation: Operation) -> bool:
-    return bool(_version.scalar(conn, {"wanted": operation.id}) == operation.version)
-
-
-_version = Prepared(select(tables.operations.c.version).where(tables.operations.c.id == bindparam("wanted")))
+    return entities.operation_version(conn, operation.id) == operation.version
 
 
 def _key_scope(request: Execute) -> str:
     """Who, where and which key, as one short text."""
     assert request.caller is not None, "a key is a caller's"
     return hashlib.sha256(f"{request.caller.user_id}\n{request.key}".encode()).hexdigest()
-
-
-def _job_of_key(conn: Connection, request: Execute) -> str | None:
-    I = tables.idempotency.c  # noqa: E741
-    found = conn.execute(select(I.body, I.job_id).where(I.scope == _key_scope(request))).first()
-    if found is None:
-        return None
-    if found.body != request.body_digest:
-        raise IdempotencyMismatch("this Idempotency-Key was used before with another body: use a new key")
-    return str(found.job_id)
-
-
-def _take_key(tx: Transaction, request: Execute, job_id: str, now: int) -> str | None:
-    """Take the key for this job; the id of the job that took it before, if one did."""
-    I = tables.idempotency.c  # noqa: E741
-    tx.conn.execute(delete(tables.idempotency).where(I.at < now - IDEMPOTENCY_KEPT_MS))
-    row = {"scope": _key_scope(request), "body": request.body_digest, "job_id": job_id, "at": now}
-    dialect = tx.conn.dialect.name
-    taken = tx.conn.execute(_insert_or_ignore(dialect), row).rowcount
-    return None if taken == 1 else _job_of_key(tx.conn, request)
-
-
-def _insert_or_ignore(dialect: str) -> Any:
-    if dialect == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as pg_insert
-
-        return pg_insert(tables.idempotency).on_conflict_do_nothing()
-    return insert(tables.idempotency).prefix_with("OR IGNORE")

@@ -1,5 +1,8 @@
 """What one process at a time does: a lease by the database's clock, and the check of its epoch.
 
+That clock may be set back while the holder is dead. So who watched a lease for its whole length, on a
+clock that nobody sets, and did not see it renewed, takes it too.
+
 A holder that froze may still believe in its lease when it wakes. So every write of a leader begins
 with `check`: the epoch has to be the newest, and stays so until the transaction ends.
 """
@@ -13,7 +16,9 @@ from typing import Protocol
 from iotjobs import clock
 from iotjobs.domain.errors import IotJobsError, LeaseLost
 from iotjobs.engine.services import LoopService
+from iotjobs.engine.silence import Silence
 from iotjobs.store import nodes
+from iotjobs.store.nodes import LeaseState
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -63,6 +68,8 @@ class Lease(LoopService):
         self._epoch: int | None = None
         self._held_as = ""
         self._until = float("-inf")
+        self._silence: Silence[LeaseState] = Silence(nodes.LEASE_MS / 1000)
+        self._silent: LeaseState | None = None  # somebody else's, not renewed for as long as it lasts
 
     @property
     def leads(self) -> bool:
@@ -97,14 +104,15 @@ class Lease(LoopService):
 
     async def seek(self) -> bool:
         """Take or renew it; whether it is ours."""
-        began, holder = clock.monotonic(), self._holder()
-        epoch = await self._store.write(lambda tx: nodes.take_lease(tx, self._lease, holder))
-        if epoch is None:
+        began, holder, silent = clock.monotonic(), self._holder(), self._silent
+        found = await self._store.write(lambda tx: nodes.take_lease(tx, self._lease, holder, silent))
+        self._silent = self._silence.of({self._lease: found}, began).get(self._lease)
+        if found.holder != holder:
             self._lost()
             return False
-        if epoch != self._epoch:
-            log.info("this process leads now", extra={"lease": self._lease, "epoch": epoch})
-        self._epoch, self._held_as, self._until = epoch, holder, began + nodes.LEASE_MS / 1000
+        if found.epoch != self._epoch:
+            log.info("this process leads now", extra={"lease": self._lease, "epoch": found.epoch})
+        self._epoch, self._held_as, self._until = found.epoch, holder, began + nodes.LEASE_MS / 1000
         return True
 
     def _lost(self) -> None:

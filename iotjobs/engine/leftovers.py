@@ -2,7 +2,8 @@
 
 Two kinds: the run of a dead worker whose job was to be canceled or stopped, and what an earlier
 attempt may have left of a job that was canceled while it waited for its next. Each takes as long as
-its device does, so it happens beside everything else; what we do not get to, the next start does.
+its device does, so it happens beside everything else. The rows say what is to be done until it is: what we do
+not get to, the next start does, or the leader.
 """
 
 from __future__ import annotations
@@ -53,13 +54,15 @@ class Leftovers:
             await asyncio.wait(tasks)
 
     async def take_over_all(self, worker_id: str) -> int:
-        """`take_over` of every such attempt that another worker than this holds; how many there are.
+        """All that other workers than this left of both kinds; how many attempts were under way.
 
         To be called when those workers are known to be dead. Waits for no device.
         """
         found = await self._store.read(lambda conn: queue.orphans(conn, worker_id, MOST, asked=True))
         for job in found:
             self.take_over(job)
+        for job in await self._store.read(lambda conn: queue.unproven(conn, worker_id, of_the_dead=True)):
+            self.look_after(job)
         return len(found)
 
     def take_over(self, job: Job) -> None:
@@ -67,7 +70,7 @@ class Leftovers:
         self._begin(job, self._take_over)
 
     def look_after(self, job: Job) -> None:
-        """Confirm the cancel of a job whose earlier attempt may still run on its device."""
+        """Confirm the cancel of a job whose earlier attempt may still run on its device; again: nothing."""
         self._begin(job, self._look_after)
 
     def _begin(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:

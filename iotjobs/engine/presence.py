@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from iotjobs import clock
 from iotjobs.domain.errors import IotJobsError, LeaseLost
 from iotjobs.engine.services import LoopService
-from iotjobs.store import nodes
+from iotjobs.store import facts, nodes
 from iotjobs.store.nodes import Node, WorkerState
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -31,6 +31,8 @@ BEAT_EVERY_S = 3.0
 FRESH_S = nodes.SILENT_MS / 1000 / 2
 # A beat that comes later than this after the one before it has missed some.
 GAP_S = 2 * BEAT_EVERY_S
+# A node with a broker that is started again is back sooner than this.
+BROKER_AWAITED_S = 60.0
 
 
 class Membership(Protocol):
@@ -108,7 +110,7 @@ class Presence(LoopService):
         self._store, self._node, self._remember = store, node, remember
         self.worker_id = ""
         self.running: Callable[[], int] = lambda: 0
-        self._seen = self._in_touch_since = float("-inf")
+        self._seen = self._in_touch_since = self._broker_seen = float("-inf")
         self._beating = asyncio.Lock()
 
     async def enter(self, former: str | None) -> None:
@@ -124,6 +126,7 @@ class Presence(LoopService):
             if former is not None:
                 nodes.bury(tx, former)
             nodes.register(tx, worker_id, self._node)
+            self._note_broker(nodes.any_broker(tx.conn) or facts.known(tx.conn, facts.MQTT_CLIENT_ID))
 
         await self._store.write(item)
         self.worker_id = worker_id
@@ -150,7 +153,12 @@ class Presence(LoopService):
     async def _beat(self) -> None:
         async with self._beating:
             began, worker_id, running = clock.monotonic(), self.worker_id, self.running()
-            if await self._store.write(lambda tx: nodes.beat(tx, worker_id, running)):
+
+            def item(tx: Transaction) -> bool:
+                self._note_broker(nodes.any_broker(tx.conn))
+                return nodes.beat(tx, worker_id, running)
+
+            if await self._store.write(item):
                 self.confirmed(began)
                 return
             log.error(
@@ -158,6 +166,14 @@ class Presence(LoopService):
                 extra={"worker_id": worker_id, "running": running},
             )
             await self.enter(None)
+
+    def _note_broker(self, there_is_one: bool) -> None:
+        if there_is_one:
+            self._broker_seen = clock.monotonic()
+
+    def may_publish(self) -> bool:
+        """Whether mqtt jobs are ours to take: we have a broker, or for some time nobody has had one."""
+        return self._node.mqtt or clock.monotonic() - self._broker_seen > BROKER_AWAITED_S
 
     def is_fresh(self) -> bool:
         """See `Membership`."""

@@ -46,6 +46,7 @@ class Reach:
     def __init__(self, store: Store, secrets: Secrets, ssh: SshTransport, local: LocalTransport) -> None:
         self._store, self._secrets, self._ssh, self._local = store, secrets, ssh, local
         self._kept: dict[str, _Kept] = {}
+        self._went: dict[str, SshTarget] = {}  # where runs under way went, by nonce
 
     def forget(self) -> None:
         """A definition changed: look everything up again."""
@@ -56,10 +57,18 @@ class Reach:
         return object_id is not None and self._ssh.is_warm(object_id)
 
     async def run(self, job: Job, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
-        """Run a command where the job executes; errors as `CommandTransport.run`."""
+        """Run a command where the job executes; errors as `CommandTransport.run`.
+
+        Until `ended` is called a `kill` of it goes to the same place.
+        """
         if job.transport is Transport.LOCAL:
             return await self._local.run(None, request, hooks)
-        return await self._ssh.run(await self._target(job), request, hooks)
+        target = self._went[request.nonce] = await self._target(job)
+        return await self._ssh.run(target, request, hooks)
+
+    def ended(self, nonce: str) -> None:
+        """Nobody will kill this run any more."""
+        self._went.pop(nonce, None)
 
     async def kill(
         self, job: Job, group: int, kill_after_s: float, first_word_s: float | None = None
@@ -76,7 +85,7 @@ class Reach:
         if job.transport is Transport.LOCAL:
             return await self._local.kill(None, job.nonce, group, kill_after_s)
         try:
-            target = await self._target(job)
+            target = await self._way_of(job, job.nonce)
             return await self._ssh.kill(target, job.nonce, group, kill_after_s, first_word_s=first_word_s)
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
@@ -109,6 +118,17 @@ class Reach:
         access = await self._store.look(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
         jump = None if access.jump is None else _target_of(access.jump)  # a scan itself needs no login
         return await self._ssh.scan_host_key(access.address.host, access.address.port, jump)
+
+    async def _way_of(self, job: Job, nonce: str) -> SshTarget:
+        """The way to where a run is: its object may have another address now, or be gone."""
+        went = self._went.get(nonce)
+        try:
+            target = await self._target(job)
+        except DeliveryError:
+            if went is None:
+                raise
+            return went
+        return target if went is None or target.place == went.place else went
 
     async def _target(self, job: Job) -> SshTarget:
         assert job.target_id is not None, "an ssh job has an object that it executes on"

@@ -10,7 +10,7 @@ ended is ended on its device first, beside everything else: see `leftovers`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Protocol
 
 from iotjobs import clock
@@ -24,6 +24,7 @@ from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.presence import Presence
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
+from iotjobs.engine.silence import Silence
 from iotjobs.store import jobs, nodes, queue
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -104,7 +105,10 @@ def _lost(sent: bool) -> Ending:
 
 
 class DeadWorkers(LoopService):
-    """The leader's part: declares silent workers dead, and gives what they held its definite end."""
+    """Watches the others; where it leads, declares silent ones dead, and gives what they held its definite end.
+
+    Who does not lead watches too, so that whoever takes over knows already who is silent.
+    """
 
     name = "dead workers"
 
@@ -114,20 +118,24 @@ class DeadWorkers(LoopService):
         super().__init__()
         self._store, self._settler, self._leftovers = store, settler, leftovers
         self._presence, self._standing = presence, standing
+        self._silence: Silence[int] = Silence(nodes.SILENT_MS / 1000)
 
     async def _loop(self) -> None:
         while True:
-            if self._standing.leads:
-                try:
-                    await self.look()
-                except (StoreUnavailable, LeaseLost) as error:
-                    log.warning("dead workers were not looked for", extra={"why": str(error)})
+            try:
+                await self.look()
+            except (StoreUnavailable, LeaseLost) as error:
+                log.warning("dead workers were not looked for", extra={"why": str(error)})
             await clock.sleep(LOOK_EVERY_S)
 
     async def look(self) -> int:
         """Look for them once; how many attempts were ended or given their next try."""
+        asked = clock.monotonic()
+        silent = self._silence.of(await self._store.read(nodes.beats), asked)
+        if not self._standing.leads:
+            return 0
         if self._presence.may_judge():
-            for worker_id in await self._store.write(self._bury):
+            for worker_id in await self._store.write(lambda tx: self._bury(tx, silent)):
                 log.error("a worker is silent and was declared dead", extra={"worker_id": worker_id})
         count = await rescue(self._store, self._settler, self._presence.worker_id, self._standing)
         await self._leftovers.take_over_all(self._presence.worker_id)
@@ -135,9 +143,9 @@ class DeadWorkers(LoopService):
             log.warning("attempts of dead workers were ended or given their next try", extra={"count": count})
         return count
 
-    def _bury(self, tx: Transaction) -> list[str]:
+    def _bury(self, tx: Transaction, silent: Mapping[str, int]) -> list[str]:
         self._standing.check(tx)
-        return nodes.bury_silent(tx)
+        return nodes.bury_silent(tx, silent)
 
 
 class Strays:

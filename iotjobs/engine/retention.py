@@ -10,18 +10,22 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from iotjobs import clock
-from iotjobs.domain.errors import StorageFull, StoreUnavailable
+from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.engine.intake import IDEMPOTENCY_KEPT_MS
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.services import LoopService
 from iotjobs.store import retention
 from iotjobs.store.session import Store
+from iotjobs.store.writer import Item, Transaction
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DAY_MS = 86_400_000
 # A board without a battery starts with any date, and is told the right one a little later.
@@ -72,12 +76,25 @@ class Retention(LoopService):
             try:
                 if self._standing.leads:
                     await self.prune()
+            except LeaseLost as error:
+                log.info("somebody else prunes now", extra={"why": str(error)})
             except (StoreUnavailable, StorageFull) as error:
                 log.warning("nothing can be pruned now", extra={"why": str(error)})
             await clock.sleep(EVERY_S)
 
+    async def _write(self, step: Item[T]) -> T:
+        def item(tx: Transaction) -> T:
+            self._standing.check(tx)
+            return step(tx)
+
+        return await self._store.write(item)
+
     async def prune(self) -> Counter[str]:
-        """Delete everything that is due; how many of what."""
+        """Delete everything that is due; how many of what.
+
+        Raises:
+            LeaseLost: another process leads now; it goes on.
+        """
         now, keep = clock.now_ms(), self._keep
         pruned: Counter[str] = Counter()
         async for count in self._outputs_of_age(now - int(keep.output_days * DAY_MS)):
@@ -96,7 +113,7 @@ class Retention(LoopService):
         ):
             async for count in self._rows(drop):
                 pruned[what] += count
-        await self._store.write(lambda tx: retention.drop_keys(tx, now - IDEMPOTENCY_KEPT_MS))
+        await self._write(lambda tx: retention.drop_keys(tx, now - IDEMPOTENCY_KEPT_MS))
         for what, count in pruned.items():
             log.info("pruned", extra={"what": what, "count": count})
         return pruned
@@ -130,14 +147,14 @@ class Retention(LoopService):
             size += min(total, self._keep.output_cap_bytes)
             if size >= enough:
                 break
-        await self._store.write(lambda tx: retention.drop_outputs(tx, ids, clock.now_ms()))
+        await self._write(lambda tx: retention.drop_outputs(tx, ids, clock.now_ms()))
         return len(ids), size
 
     async def _log_entries(self, before: int) -> AsyncIterator[int]:
         behind: int | None = 0
         while behind is not None:
             start = behind
-            count, behind = await self._store.write(
+            count, behind = await self._write(
                 lambda tx, start=start: retention.drop_log_entries(  # type: ignore[misc]
                     tx, behind=start, limit=STEP_ENTRIES, before=before
                 )
@@ -147,7 +164,7 @@ class Retention(LoopService):
             await clock.sleep(PAUSE_S)
 
     async def _rows(self, drop: Callable[..., int]) -> AsyncIterator[int]:
-        while count := await self._store.write(lambda tx: drop(tx, limit=STEP_ENTRIES)):
+        while count := await self._write(lambda tx: drop(tx, limit=STEP_ENTRIES)):
             yield count
             await clock.sleep(PAUSE_S)
 
@@ -156,6 +173,6 @@ class Retention(LoopService):
             return retention.ended_jobs(conn, limit=STEP_JOBS, before=before)
 
         while ids := await self._store.read(oldest):
-            await self._store.write(lambda tx, ids=ids: retention.drop_jobs(tx, ids))  # type: ignore[misc]
+            await self._write(lambda tx, ids=ids: retention.drop_jobs(tx, ids))  # type: ignore[misc]
             yield len(ids)
             await clock.sleep(PAUSE_S)

@@ -90,7 +90,7 @@ class JobOut(BaseModel):
     owner_type: int = Field(description="1 object, 2 link; 0 the site itself (START_APP, STOP_APP)")
     timestamp: int = Field(description="creation, milliseconds")
     description: CommandDescription | MessageDescription | None
-    results: list[ResultOut]
+    results: list[ResultOut] = Field(description="in lists the first 100, and of these 64 KiB")
     process_meta: dict[str, Any] | None
     seq: int
     type: JobType
@@ -123,6 +123,7 @@ class JobOut(BaseModel):
     cancel: CancelOut | None
     transient: bool
     abortable: bool
+    results_count: int = Field(description="how many there are, also where `results` shows fewer")
     output: OutputOut
 
 
@@ -176,6 +177,7 @@ def job_json(record: JobRecord, now: int) -> dict[str, Any]:
         "cancel": None if job.cancel is None else {**job.cancel, "at": clock.rfc3339(job.cancel["at"])},
         "transient": job.transient,
         "abortable": job.abortable,
+        "results_count": job.results_count,
         "output": {
             "bytes": job.output_bytes,
             "truncated": job.output_truncated or not shown_whole,

@@ -13,10 +13,12 @@ from iotjobs.domain.operations import MESSAGE_LIMIT_BYTES
 from iotjobs.inputs.shapes import (
     Interpreter,
     Name,
+    QueueName,
     Reference,
     ScriptText,
     Shape,
     Stored,
+    formed,
     said_by,
     without_nul,
 )
@@ -52,7 +54,7 @@ def _topic_with_macros(topic: str) -> str:
     return topic
 
 
-RunAs = Annotated[str, StringConstraints(pattern=f"^{shellnames.USER.pattern.removesuffix(chr(92) + 'Z')}$")]
+RunAs = Annotated[str, formed(shellnames.USER.pattern, "the name of a user on the device, and no number")]
 Topic = Annotated[str, StringConstraints(max_length=4000), said_by(_topic_with_macros)]
 EnvName = Annotated[str, StringConstraints(max_length=200), AfterValidator(_env_name)]
 Seconds = Annotated[float, Field(gt=0, le=WEEK_S)]
@@ -139,7 +141,7 @@ class _Operation(Shape):
     idempotent: bool = False
     concurrent: bool = False
     retry: RetryBody = RetryBody()
-    queue: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "mix"
+    queue: QueueName = "mix"
     run_as: RunAs | None = None
     secret_args: Annotated[list[Name], Field(max_length=100)] = Field(default_factory=list)
 

@@ -32,6 +32,7 @@ from iotjobs.domain.errors import (
     StoreUnavailable,
     TooLarge,
 )
+from iotjobs.inputs.shapes import FORMS
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,8 @@ def _message(error: ErrorItem) -> str:
             return f"must be one of {error['ctx']['expected_tags']}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return "must be a JSON object"
+        case "string_pattern_mismatch" if (form := FORMS.get(error["ctx"]["pattern"])) is not None:
+            return f"must be {form}"
         case "value_error":
             return str(error["msg"]).removeprefix("Value error, ")
         case _:

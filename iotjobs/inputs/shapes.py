@@ -68,13 +68,39 @@ def _host_keys(text: str) -> str:
     return host_key_lines(text, field="host_key")
 
 
+# What a text of the wrong form is told to be, by the pattern that it does not match.
+FORMS: dict[str, str] = {}
+
+
+def formed(pattern: str, words: str) -> StringConstraints:
+    """A text that matches a pattern as a whole; `words` say so to who sends another."""
+    whole = f"^{pattern.removesuffix(chr(92) + 'Z')}$"
+    FORMS[whole] = words
+    return StringConstraints(pattern=whole)
+
+
 _Plain = AfterValidator(_visible)
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), _Plain]
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=64), _Plain]
-ThingName = Annotated[str, StringConstraints(pattern=f"^{THING_NAME.pattern.removesuffix(chr(92) + 'Z')}$")]
-Login = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x20\x7f-\x9f:]{1,100}$")]
-RemoteUser = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,127}$")]
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]%][A-Za-z0-9_.:\[\]%-]{0,252}$")]
+ThingName = Annotated[str, formed(THING_NAME.pattern, "1 to 128 letters, digits, `:`, `_` and `-`")]
+Login = Annotated[
+    str, formed(r"[^\s\x00-\x20\x7f-\x9f:]{1,100}", "1 to 100 characters without blanks and colons")
+]
+RemoteUser = Annotated[
+    str,
+    formed(
+        r"[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,127}",
+        r"1 to 128 letters, digits, `_`, `.`, `@`, `\` and `-`, and no `-` first",
+    ),
+]
+Host = Annotated[
+    str,
+    formed(
+        r"[A-Za-z0-9_.:\[\]%][A-Za-z0-9_.:\[\]%-]{0,252}",
+        "a host name or an address alone: the port and the user have members of their own",
+    ),
+]
+QueueName = Annotated[str, formed("[A-Za-z0-9_-]{1,64}", "1 to 64 letters, digits, `_` and `-`")]
 Filter = Annotated[str, StringConstraints(max_length=1000), said_by(topics.check_own_filter)]
 HostKeys = Annotated[str, StringConstraints(max_length=20_000), said_by(_host_keys)]
 ScriptText = Annotated[

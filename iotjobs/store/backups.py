@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import Connection, and_, inspect, not_, or_, select
+from sqlalchemy import and_, inspect, not_, or_, select, text
 
 from iotjobs import clock
 from iotjobs.domain.errors import ConfigurationError, StorageFull, StoreUnavailable
@@ -14,6 +14,7 @@ from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ENDED, Outcome
 from iotjobs.store import events, jobs
 from iotjobs.store.jobs import J, job_columns, job_of
+from iotjobs.store.migrations.migrate import RESTORING, lock_schema
 from iotjobs.store.secrets import Secrets, check_canary
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
@@ -68,9 +69,21 @@ def check_sqlite(file: Path) -> None:
         raise ConfigurationError(f"the backup is damaged: {said}")
 
 
-def is_empty(conn: Connection) -> bool:
-    """Whether a database has no table."""
-    return not inspect(conn).get_table_names()
+def begin_restore(tx: Transaction) -> bool:
+    """Mark an empty PostgreSQL database: nobody serves it until `end_restore`. False: it is not empty.
+
+    One that a restore has left before its first row is empty.
+    """
+    lock_schema(tx.conn)
+    if not set(inspect(tx.conn).get_table_names()) <= {RESTORING}:
+        return False
+    tx.conn.execute(text(f"CREATE TABLE IF NOT EXISTS {RESTORING} ()"))
+    return True
+
+
+def end_restore(tx: Transaction) -> None:
+    """The database is whole, and fit to be served."""
+    tx.conn.execute(text(f"DROP TABLE {RESTORING}"))
 
 
 async def begin_life(store: Store, vault: Secrets | None, *, moved: bool) -> int:

@@ -130,6 +130,15 @@ def load_operation(conn: Connection, operation_id: str) -> OwnedOperation | None
     return OwnedOperation(with_interpreter(conn, operation), row.owner_kind, row.owner_id)
 
 
+def operation_version(conn: Connection, operation_id: str) -> int | None:
+    """The version that an operation has now."""
+    version: int | None = _version.scalar(conn, {"wanted": operation_id})
+    return version
+
+
+_version = Prepared(select(P.version).where(P.id == bindparam("wanted")))
+
+
 def with_interpreter(conn: Connection, operation: Operation) -> Operation:
     """The operation with its script's interpreter, where it names none itself."""
     script_id = operation.parameters.get("script_id")

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sqlalchemy import Connection, bindparam, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs.store import tables
 from iotjobs.store.secrets import lock_start
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
+
+# Of who consumes what devices send; there since the site first had a broker.
+MQTT_CLIENT_ID = "mqtt_client_id"
+
+
+def known(conn: Connection, name: str) -> bool:
+    """Whether there is a fact of this name."""
+    return conn.execute(select(tables.site.c.name).where(tables.site.c.name == name)).first() is not None
 
 
 def remembered(tx: Transaction, name: str, make: Callable[[], str]) -> str:
@@ -42,5 +49,11 @@ def put(tx: Transaction, name: str, value: str) -> None:
 
 def put_first(tx: Transaction, name: str, value: str) -> None:
     """Make this the value of a fact that has none yet."""
-    made = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
-    tx.conn.execute(made(tables.site).on_conflict_do_nothing(), {"name": name, "value": value})
+    insert_if_new(tx.conn, tables.site, {"name": name, "value": value})
+
+
+def replace(tx: Transaction, name: str, expected: str, value: str) -> bool:
+    """Make this the value of a fact if it still has the expected one; whether it had."""
+    fact = tables.site.c
+    change = update(tables.site).where(fact.name == name, fact.value == expected).values(value=value)
+    return tx.conn.execute(change).rowcount == 1

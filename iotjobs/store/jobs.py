@@ -252,10 +252,20 @@ def note(tx: Transaction, job_id: str, attempt: int, **values: Any) -> None:
         raise LeaseLost(f"attempt {attempt} of job {job_id} is not under way")
 
 
-def settle(tx: Transaction, job: Job, ending: Ending, at: int, **facts: Any) -> None:
+def settle(
+    tx: Transaction, job: Job, ending: Ending, at: int, *, worker_id: str | None = None, **facts: Any
+) -> None:
     """End the job by its newest attempt, or by something that came first.
 
     Erases the job's secrets. The caller offers the next job of the lane.
+
+    Args:
+        tx: the transaction.
+        job: the row that the decision was made on.
+        ending: how.
+        at: the moment, milliseconds.
+        worker_id: of a canceled job, who finds out whether anything is left on its device (`confirm_cancel`).
+        facts: further columns.
 
     Raises:
         TransitionRefused, LeaseLost: somebody else ended it, or began another attempt.
@@ -274,7 +284,7 @@ def settle(tx: Transaction, job: Job, ending: Ending, at: int, **facts: Any) -> 
         ended_at=at,
         deadline_at=None,
         pending_reason=None,
-        worker_id=None,
+        worker_id=worker_id,
         sent_at=job.sent_at,  # None when it turned out that nothing left
         **facts,
     )
@@ -327,8 +337,8 @@ def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
     """
     if job.status in ACTIVE:
         _close_attempt(tx, job, _STOPPED, at)
-        if job.expires_at is not None:
-            facts["expires_at"] = at + job.expires_at - job.timestamp
+        if job.ttl_ms is not None:
+            facts["expires_at"] = at + job.ttl_ms
     _change(
         tx,
         job,
@@ -382,10 +392,12 @@ def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
 
 
 def confirm_cancel(tx: Transaction, job: Job, confirmed: bool) -> None:
-    """Write what was found out about the device of a job after it was canceled."""
+    """Write what was found out about the device of a job after it was canceled: nobody is to any more."""
     facts = {**(job.cancel or {}), "confirmed": confirmed}
     tx.conn.execute(
-        update(tables.jobs).where(J.id == job.id, J.outcome == Outcome.CANCELED).values(cancel=facts)
+        update(tables.jobs)
+        .where(J.id == job.id, J.outcome == Outcome.CANCELED)
+        .values(cancel=facts, worker_id=None)
     )
 
 

@@ -2,26 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, literal_column, or_, select, update
 
-from iotjobs.store import tables
+from iotjobs.domain.errors import LeaseLost
+from iotjobs.domain.statuses import ACTIVE
+from iotjobs.store import events, facts, nodes, tables, tickets
+from iotjobs.store.events import Position
+from iotjobs.store.jobs import J
 from iotjobs.store.state_tables import standings, trigger_timers
 from iotjobs.store.writer import Transaction
 
 E = tables.events.c
+S = tables.site.c
 KEPT = tables.idempotency.c
 
-_newest = select(E.at).order_by(E.generation.desc(), E.xid.desc(), E.id.desc()).limit(1)
+_SHIFTED = "clock_shifted"  # the fact that holds a `Mark`
+_newest = (
+    select(E.generation, E.xid, E.id, E.at).order_by(E.generation.desc(), E.xid.desc(), E.id.desc()).limit(1)
+)
 
 
-def shift(tx: Transaction, by_ms: int) -> None:
-    """Move every moment that is still to come, so that what remains until it is as before."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How often the clock was set, all together, as far as what is to come was moved with it.
+
+    Attributes:
+        total_ms: the sum of all moves.
+        at: when the last of them was made, by the clock as it was set then.
+        behind: the newest event at that moment; its own moment is of the clock before.
+    """
+
+    total_ms: int = 0
+    at: int = 0
+    behind: Position = events.BEGINNING
+
+    def __str__(self) -> str:
+        return f"{self.total_ms} {self.at} {self.behind}"
+
+    @classmethod
+    def parse(cls, text: str) -> Mark:
+        """The mark of a fact."""
+        total, at, behind = text.split(" ")
+        return cls(int(total), int(at), Position.parse(behind))
+
+
+def mark(conn: Connection) -> Mark:
+    """The last mark."""
+    text = conn.execute(select(S.value).where(S.name == _SHIFTED)).scalar()
+    return Mark() if text is None else Mark.parse(text)
+
+
+def clock_and_mark(conn: Connection) -> tuple[int, Mark]:
+    """The moment of the clock that everybody goes by, and the last mark."""
+    return nodes.clock_ms(conn), mark(conn)
+
+
+def shift(tx: Transaction, by_ms: int, before: Mark, at: int) -> Mark:
+    """Move every moment that is still to come, so that what remains until it is as before; the new mark.
+
+    Args:
+        tx: the transaction.
+        by_ms: how far the clock was set, beyond what the mark before tells.
+        before: the last mark that was seen.
+        at: the moment by the clock as it is set now.
+
+    Raises:
+        LeaseLost: somebody has moved them since.
+    """
+    row = tx.conn.execute(_newest).first()
+    made = Mark(before.total_ms + by_ms, at, events.BEGINNING if row is None else Position(*row[:3]))
+    facts.put_first(tx, _SHIFTED, str(Mark()))
+    if not facts.replace(tx, _SHIFTED, str(before), str(made)):
+        raise LeaseLost("what is to come was moved by somebody else")
     for moment, where in tables.DUE.items():
         column = tables.jobs.c[moment]
         tx.conn.execute(update(tables.jobs).where(literal_column(where)).values({moment: column + by_ms}))
+    # A time to live does not run out while its job runs, and counts again when the job waits again.
+    under_way = or_(*(J.status == status for status in sorted(ACTIVE)))
+    tx.conn.execute(update(tables.jobs).where(under_way).values(expires_at=J.expires_at + by_ms))
     tx.conn.execute(update(tables.idempotency).values(at=KEPT.at + by_ms))
     tx.conn.execute(update(trigger_timers).values(due_at=trigger_timers.c.due_at + by_ms))
     _shift_standings(tx, by_ms)
+    if tx.conn.dialect.name == "postgresql":
+        tickets.shift(tx.conn, by_ms)
+    return made
 
 
 def _shift_standings(tx: Transaction, by_ms: int) -> None:
@@ -45,6 +111,8 @@ def _shift_standings(tx: Transaction, by_ms: int) -> None:
 
 
 def newest(conn: Connection) -> int | None:
-    """The last moment that was written down."""
-    at: int | None = conn.execute(_newest).scalar()
-    return at
+    """The last moment that was written down, by the clock as it was set then."""
+    row, last = conn.execute(_newest).first(), mark(conn)
+    if row is None or Position(*row[:3]) <= last.behind:
+        return last.at or None
+    return int(row.at)

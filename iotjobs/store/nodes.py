@@ -1,12 +1,13 @@
 """Who works on this database: worker rows with their heartbeat, and leases.
 
-Every moment here is of the database's clock, so that nodes need not agree on theirs. A worker that
-was declared dead stays so: its row never beats again, whatever its process does.
+Every moment here is of the database's clock, so that nodes need not agree on theirs; who is silent is
+judged by whether it changes (`engine.silence`). A worker that was declared dead stays so: its row never
+beats again, whatever its process does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,6 +38,7 @@ class Node:
     Attributes:
         queues: those that it takes from; empty means all.
         at_once: how many attempts it runs at the same time at most.
+        mqtt: whether it has a broker.
     """
 
     host: str
@@ -44,6 +46,7 @@ class Node:
     version: str
     queues: tuple[str, ...]
     at_once: int
+    mqtt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,15 @@ class WorkerState:
     seen_at: int
     gone_at: int | None
     leases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """Who holds a lease, and until when if it is not renewed."""
+
+    holder: str
+    epoch: int
+    until: int
 
 
 @cache
@@ -91,6 +103,7 @@ def register(tx: Transaction, worker_id: str, node: Node) -> None:
         "version": node.version,
         "queues": list(node.queues),
         "at_once": node.at_once,
+        "mqtt": node.mqtt,
         "running": 0,
         "started_at": now,
         "seen_at": now,
@@ -110,17 +123,31 @@ def beat(tx: Transaction, worker_id: str, running: int) -> bool:
     return beaten.rowcount == 1
 
 
-def bury_silent(tx: Transaction) -> list[str]:
-    """Declare dead who was silent too long, and end their leases; whom. Forgets those of long ago."""
-    found = tx.conn.execute(
-        _on(
-            tx.conn,
-            "UPDATE worker SET gone_at = :clock "
-            "WHERE gone_at IS NULL AND seen_at < :clock - :silent RETURNING id",
-        ),
-        {"silent": SILENT_MS},
+def any_broker(conn: Connection) -> bool:
+    """Whether a worker that was not declared dead has a broker."""
+    return conn.execute(select(W.id).where(W.gone_at.is_(None), W.mqtt).limit(1)).first() is not None
+
+
+def beats(conn: Connection) -> dict[str, int]:
+    """The last beat of each worker that was not declared dead."""
+    found = conn.execute(select(W.id, W.seen_at).where(W.gone_at.is_(None)))
+    return {row.id: row.seen_at for row in found}
+
+
+def bury_silent(tx: Transaction, last: Mapping[str, int]) -> list[str]:
+    """Declare dead who has not beaten since these beats, and end their leases; whom.
+
+    Forgets those of long ago.
+    """
+    bury_one = _on(
+        tx.conn,
+        "UPDATE worker SET gone_at = :clock WHERE id = :id AND seen_at = :seen_at AND gone_at IS NULL",
     )
-    dead = list(found.scalars())
+    dead = [
+        worker_id
+        for worker_id, seen_at in sorted(last.items())
+        if tx.conn.execute(bury_one, {"id": worker_id, "seen_at": seen_at}).rowcount == 1
+    ]
     _end_leases(tx.conn, dead)
     tx.conn.execute(_on(tx.conn, "DELETE FROM worker WHERE gone_at < :clock - :shown"), {"shown": _SHOWN_MS})
     return dead
@@ -151,7 +178,7 @@ def listing(conn: Connection) -> list[WorkerState]:
     return [
         WorkerState(
             row.id,
-            Node(row.host, row.pid, row.version, tuple(row.queues), row.at_once),
+            Node(row.host, row.pid, row.version, tuple(row.queues), row.at_once, bool(row.mqtt)),
             row.running,
             row.started_at,
             row.seen_at,
@@ -165,19 +192,38 @@ def listing(conn: Connection) -> list[WorkerState]:
 # -- leases ---------------------------------------------------------------------------------------
 
 
-def take_lease(tx: Transaction, name: str, holder: str) -> int | None:
-    """Take or renew a lease; its epoch, which each new holder raises. None: somebody else has it."""
-    epoch: int | None = tx.conn.execute(
+def take_lease(tx: Transaction, name: str, holder: str, silent: LeaseState | None = None) -> LeaseState:
+    """Take or renew a lease; how it stands now: ours, or as its holder left it.
+
+    Args:
+        tx: the transaction.
+        name: of the lease.
+        holder: who wants it. Each new holder raises the epoch.
+        silent: taken also while it stands like this: its holder has not renewed it for as long as it lasts.
+    """
+    was = silent or LeaseState("", 0, 0)
+    row = tx.conn.execute(
         _on(
             tx.conn,
             "INSERT INTO lease (name, holder, epoch, until) VALUES (:name, :holder, 1, :clock + :for_ms) "
             "ON CONFLICT (name) DO UPDATE SET holder = :holder, until = :clock + :for_ms, "
             "epoch = CASE WHEN lease.holder = :holder THEN lease.epoch ELSE lease.epoch + 1 END "
-            "WHERE lease.holder = :holder OR lease.until < :clock RETURNING epoch",
+            "WHERE lease.holder = :holder OR lease.until < :clock "
+            "OR (lease.holder = :was_holder AND lease.epoch = :was_epoch AND lease.until = :was_until) "
+            "RETURNING holder, epoch, until",
         ),
-        {"name": name, "holder": holder, "for_ms": LEASE_MS},
-    ).scalar()
-    return epoch
+        {
+            "name": name,
+            "holder": holder,
+            "for_ms": LEASE_MS,
+            "was_holder": was.holder,
+            "was_epoch": was.epoch,
+            "was_until": was.until,
+        },
+    ).first()
+    if row is None:
+        row = tx.conn.execute(select(L.holder, L.epoch, L.until).where(L.name == name)).one()
+    return LeaseState(*row)
 
 
 def is_newest(tx: Transaction, name: str, epoch: int) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _FILES = ("iotjobs.db", "iotjobs.db-wal", "iotjobs.db-shm", "lock")
-_OURS = frozenset({*_FILES, "secret.key", "broker", "iotjobs.db-journal"})
+_OURS = frozenset({*_FILES, "secret.key", "broker", "worker", "iotjobs.db-journal"})
 
 
 def make_private(directory: Path) -> None:

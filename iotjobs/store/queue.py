@@ -7,7 +7,7 @@ ready, and the sweep offers again whatever is ready and may have lost its ticket
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from iotjobs.domain.control import ASKED
-from iotjobs.domain.jobs import Job, PendingReason
+from iotjobs.domain.jobs import Job, PendingReason, Transport
 from iotjobs.domain.statuses import ACTIVE, Status
 from iotjobs.store import tables
 from iotjobs.store.jobs import J, job_columns, job_of, set_low_priority
@@ -47,6 +47,7 @@ class Ticket:
         turn: how many jobs of the same parent stand before it, so that ten thousand of one parent
             let everybody else's next job pass.
         attempt: how many attempts the job had when it became ready; a job has one live ticket for each.
+        mqtt: its message goes by a broker: not every node may have one.
     """
 
     rank: int
@@ -54,11 +55,13 @@ class Ticket:
     seq: int
     job_id: str
     attempt: int = 0
+    mqtt: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, job: Job, turn: int = 0) -> Ticket:
         """The ticket of a job, without a parent unless `turn` says otherwise."""
-        return cls(rank_of(job.priority, job.low_priority), turn, job.seq, job.id, job.attempt)
+        rank, mqtt = rank_of(job.priority, job.low_priority), job.transport is Transport.MQTT
+        return cls(rank, turn, job.seq, job.id, job.attempt, mqtt)
 
     @property
     def key(self) -> str:
@@ -148,7 +151,9 @@ _lane_active = Prepared(select(J.seq).where(J.lane == bindparam("lane"), UNDER_W
 
 
 _wait_for = Prepared(
-    update(tables.jobs).where(J.id == bindparam("is_id")).values(pending_reason=bindparam("reason"))
+    update(tables.jobs)
+    .where(J.id == bindparam("is_id"), J.status == Status.PENDING)
+    .values(pending_reason=bindparam("reason"))
 )
 
 
@@ -211,17 +216,18 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
         ),
     )
     query = (
-        select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id)
+        select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id, J.transport)
         .where(READY, or_(J.lane.is_(None), ~ahead), _FREE)
         .order_by(J.low_priority, J.priority.desc(), J.seq)
         .limit(limit)
     )
     turns: Counter[str] = Counter()
     tickets = []
-    for priority, low, seq, job_id, attempt, parent_id in conn.execute(query, {"now": now}):
+    for priority, low, seq, job_id, attempt, parent_id, transport in conn.execute(query, {"now": now}):
         turn = turns[parent_id] if parent_id is not None else 0
         turns[parent_id] += 1
-        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt))
+        mqtt = transport == Transport.MQTT
+        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt, mqtt))
     return tickets
 
 
@@ -259,12 +265,18 @@ def due(conn: Connection, moment: str, now: int, limit: int = 200) -> list[Job]:
 
 def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     """A job's start has come: it stands ready from now on."""
-    tx.conn.execute(
+    begun = tx.conn.execute(
         update(tables.jobs)
         .where(J.id == job.id, J.status == Status.PENDING)
         .values(start_at=None, pending_reason=None)
     )
+    if begun.rowcount != 1:  # it was canceled, say, since it was looked for
+        return
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
+
+
+_W = tables.workers.c
+_ALIVE = exists().where(_W.id == J.worker_id, _W.gone_at.is_(None))
 
 
 def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool = False) -> list[Job]:
@@ -276,15 +288,22 @@ def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool =
         limit: at most so many.
         asked: those that are to be ended by a cancel or a stop; else those that just run.
     """
-    W = tables.workers.c
-    alive = exists().where(W.id == J.worker_id, W.gone_at.is_(None))
     statuses = ASKED if asked else {Status.RUNNING}
     query = (
         select(*job_columns)
-        .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~alive)
+        .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~_ALIVE)
         .order_by(J.seq)
         .limit(limit)
     )
+    return [job_of(row) for row in conn.execute(query)]
+
+
+def unproven(conn: Connection, worker_id: str, *, of_the_dead: bool) -> list[Job]:
+    """Canceled jobs of which this worker, or one that is not alive, has yet to find out what they left."""
+    whose = J.worker_id == worker_id
+    if of_the_dead:
+        whose = or_(whose, ~_ALIVE)
+    query = select(*job_columns).where(literal_column(tables.UNPROVEN), whose)
     return [job_of(row) for row in conn.execute(query)]
 
 

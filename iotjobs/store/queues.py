@@ -206,7 +206,9 @@ def _first_of_rank(*conditions: ColumnElement[bool]) -> Prepared:
     of_rank = (J.low_priority == bindparam("low"), J.priority == bindparam("priority"))
     free = or_(J.lane.is_(None), not_(_lane_taken))
     query = select(*job_columns).where(*_of_queue, *of_rank, READY, free, *conditions)
-    return Prepared(query.order_by(J.seq).limit(1))
+    # Of two attempts that leave at the same time each lets another job go on.
+    first = query.order_by(J.seq).limit(1).with_for_update(of=tables.jobs, skip_locked=True)
+    return Prepared(first)
 
 
 _first_single, _first_held = _first_of_rank(J.parent_id.is_(None)), _first_of_rank()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Text, and_, bindparam, cast, func, or_, select
 
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Job
@@ -22,7 +22,9 @@ from iotjobs.store.statements import Prepared
 
 WHOLE_TEXT_BYTES = 1024 * 1024
 LIST_TEXT_BYTES = 4096
+# Of each job in a list: a device appends to its own jobs as it likes, and a list has 500 of them.
 LIST_RESULTS = 100
+LIST_RESULTS_BYTES = 64 * 1024
 
 _CURSOR = re.compile(r"([0-9]{1,18}):([0-9]{1,18})\Z", re.ASCII)
 _GOOD = (Outcome.SUCCEEDED, Outcome.CANCELED)
@@ -98,7 +100,7 @@ _by_seq = Prepared(select(*job_columns).where(J.seq == bindparam("wanted")))
 def job_record(conn: Connection, reference: str, scope: Scope) -> JobRecord:
     """One job, whole; see `job_by_reference` for the errors."""
     job = job_by_reference(conn, reference, scope)
-    return _records(conn, [job], WHOLE_TEXT_BYTES, None)[0]
+    return _records(conn, [job], WHOLE_TEXT_BYTES, limited=False)[0]
 
 
 def job_page(
@@ -116,7 +118,7 @@ def job_page(
     query = query.order_by(J.timestamp.desc(), J.seq.desc()).limit(limit + 1)
     found = [job_of(row) for row in conn.execute(query)]
     following = _write_cursor(found[limit - 1]) if len(found) > limit else None
-    return _records(conn, found[:limit], LIST_TEXT_BYTES, LIST_RESULTS), following
+    return _records(conn, found[:limit], LIST_TEXT_BYTES, limited=True), following
 
 
 def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
@@ -139,13 +141,13 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _records(conn: Connection, jobs: list[Job], text_bytes: int, results: int | None) -> list[JobRecord]:
+def _records(conn: Connection, jobs: list[Job], text_bytes: int, *, limited: bool) -> list[JobRecord]:
     ids = [job.id for job in jobs]
     with_text = [
         (job.id, job.attempt) for job in jobs if job.attempt and job.operation_type != OperationType.MQTT
     ]
     texts = output.beginnings(conn, with_text, text_bytes)
-    appended = _results(conn, [job.id for job in jobs if job.results_count], results)
+    appended = _results(conn, [job.id for job in jobs if job.results_count], limited)
     shown = _plans(conn, ids)
     return [
         JobRecord(
@@ -171,19 +173,29 @@ P = tables.plans.c
 _plan = Prepared(select(P.job_id, P.plan).where(P.job_id == bindparam("wanted")))
 
 
-def _results(conn: Connection, ids: list[str], limit: int | None) -> dict[str, list[dict[str, Any]]]:
+def _results(conn: Connection, ids: list[str], limited: bool) -> dict[str, list[dict[str, Any]]]:
     if not ids:
         return {}
-    R = tables.results.c
     query = (
         select(R.job_id, R.payload, R.by, R.timestamp).where(R.job_id.in_(ids)).order_by(R.job_id, R.number)
     )
-    if limit is not None:
-        query = query.where(R.number <= limit)
+    if limited:
+        so_far = func.sum(func.length(cast(R.payload, Text))).over(partition_by=R.job_id, order_by=R.number)
+        first = (
+            select(R.job_id, R.number, so_far.label("so_far"))
+            .where(R.job_id.in_(ids), R.number <= LIST_RESULTS)
+            .subquery()
+        )
+        query = query.join(first, and_(first.c.job_id == R.job_id, first.c.number == R.number)).where(
+            first.c.so_far <= LIST_RESULTS_BYTES
+        )
     found: dict[str, list[dict[str, Any]]] = {}
     for job_id, payload, by, timestamp in conn.execute(query):
         found.setdefault(job_id, []).append({"payload": payload, "by": by, "timestamp": timestamp})
     return found
+
+
+R = tables.results.c
 
 
 def counts(conn: Connection) -> dict[str, int]:

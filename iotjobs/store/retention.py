@@ -1,7 +1,4 @@
-"""Deletes what was kept long enough, a little at a time: each function is one small step.
-
-Two nodes that do the same at once do it twice over, and no harm.
-"""
+"""Deletes what was kept long enough, a little at a time: each function is one small step."""
 
 from __future__ import annotations
 

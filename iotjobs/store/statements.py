@@ -13,7 +13,8 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, Insert
+from sqlalchemy import Connection, Dialect, Insert, Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -148,6 +149,12 @@ class _Compiled:
             for at, convert in self._results:
                 values[at] = convert(values[at])
         return self._row(values)
+
+
+def insert_if_new(conn: Connection, table: Table, row: Parameters) -> bool:
+    """Insert a row unless there is one of its key; whether it was inserted. Waits for who inserts it just now."""
+    made = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    return conn.execute(made(table).on_conflict_do_nothing(), row).rowcount == 1
 
 
 def command(conn: Connection, sql: str) -> None:

@@ -167,6 +167,9 @@ DUE = {
 # What a full queue or a drained site holds back, likewise.
 HELD = "pending_reason IN ('queue', 'drained') AND status = 'PENDING'"
 
+# A canceled job of which something may be left on its device: its worker is who finds out, until it has.
+UNPROVEN = "worker_id IS NOT NULL AND outcome = 'canceled'"
+
 # What retention deletes first; the index is small, since output that is gone falls out of it.
 OUTPUT_KEPT = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"
 
@@ -208,6 +211,7 @@ class JobRow(SQLModel, table=True):
     begun_at: int | None = ms_column()
     ended_at: int | None = ms_column()
     expires_at: int | None = ms_column()
+    ttl_ms: int | None = ms_column()
     sent_at: int | None = ms_column()
     deadline_at: int | None = ms_column()
     attempt: int = 0
@@ -260,6 +264,7 @@ class JobRow(SQLModel, table=True):
             sqlite_where=text(OUTPUT_KEPT),
             postgresql_where=text(OUTPUT_KEPT),
         ),
+        Index("job_unproven", "worker_id", sqlite_where=text(UNPROVEN), postgresql_where=text(UNPROVEN)),
         *(
             Index(f"job_{moment}", moment, sqlite_where=text(where), postgresql_where=text(where))
             for moment, where in DUE.items()
@@ -408,6 +413,7 @@ class WorkerRow(SQLModel, table=True):
     version: str
     queues: list[str] = json_column()
     at_once: int
+    mqtt: bool | None = None  # of a version that did not tell: not known
     running: int = 0
     started_at: int = ms_column(nullable=False)
     seen_at: int = ms_column(nullable=False)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SCHEMA, PREFIX = "iotjobs_q", "iotjobs_"
 CHANNEL = f"{PREFIX}ch_pgqueuer"
-ENTRYPOINT = "run"
+# A node picks by these names: without a broker only the first, if another one has a broker.
+RUN, PUBLISH = "run", "publish"
 _QUEUE, _LOG = f"{SCHEMA}.{PREFIX}pgqueuer", f"{SCHEMA}.{PREFIX}pgqueuer_log"
 
 # A priority is 32 bits: five for the rank with its sign, the rest for the turn.
@@ -36,8 +37,8 @@ _OFFER = f"""
 INSERT INTO {_QUEUE} (id, execute_after, priority, entrypoint, payload, dedupe_key, status)
 SELECT (seq << {_SERIAL_BITS}) | (nextval('{_QUEUE}_id_seq') & {(1 << _SERIAL_BITS) - 1}),
        to_timestamp(0),  -- now() would hide it for as long as somebody sets the clock back
-       priority, '{ENTRYPOINT}', convert_to(key, 'UTF8'), key, 'queued'
-FROM unnest($1::bigint[], $2::int[], $3::text[]) AS offered (seq, priority, key)
+       priority, name, convert_to(key, 'UTF8'), key, 'queued'
+FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[]) AS offered (seq, priority, key, name)
 ON CONFLICT (dedupe_key) WHERE status IN ('queued', 'picked') AND dedupe_key IS NOT NULL DO NOTHING
 """
 
@@ -60,6 +61,7 @@ def offer(conn: Connection, tickets: Sequence[Ticket]) -> int:
         [ticket.seq for ticket in tickets],
         [priority_of(ticket) for ticket in tickets],
         [ticket.key for ticket in tickets],
+        [PUBLISH if ticket.mqtt else RUN for ticket in tickets],
     )
     return conn.exec_driver_sql(_OFFER, columns).rowcount
 
@@ -68,6 +70,16 @@ def withdraw(conn: Connection, ticket: Ticket) -> None:
     """Take a ticket out of the queue, whoever has picked it."""
     conn.exec_driver_sql(
         f"DELETE FROM {_QUEUE} WHERE dedupe_key = $1 AND status IN ('queued', 'picked')", (ticket.key,)
+    )
+
+
+def shift(conn: Connection, by_ms: int) -> None:
+    """Move what PgQueuer compares with the clock: one set back would hide what a dead node has picked."""
+    by = by_ms / 1000
+    conn.exec_driver_sql(
+        f"UPDATE {_QUEUE} SET heartbeat = heartbeat + make_interval(secs => $1), "
+        "execute_after = greatest(to_timestamp(0), execute_after + make_interval(secs => $1))",
+        (by,),
     )
 
 

@@ -54,10 +54,12 @@ class CommandEnd:
     Attributes:
         exit_code: 0 to 255; for a death by signal 128 + its number, as shells report it.
         signal: name without `SIG` (`KILL`), or None.
+        whole: all that it wrote has come; False where it was cut off behind the end.
     """
 
     exit_code: int
     signal: str | None = None
+    whole: bool = True
 
 
 def _no_matter(_end: CommandEnd) -> None:

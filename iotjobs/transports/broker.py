@@ -30,6 +30,7 @@ from iotjobs.transports.broker_files import (
     check_service_username,
     configuration_text,
     hash_password,
+    is_reachable,
     password_text,
     replace_file,
 )
@@ -44,6 +45,8 @@ _POLL_S = 0.05
 _CONNECT_S = 2.0
 _SAVE_EVERY_S = 300.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 30.0
+# What to connect to on this host where it listens on all addresses.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class BrokerProcess:
@@ -97,8 +100,18 @@ class BrokerProcess:
     @property
     def address(self) -> BrokerAddress:
         """Where our own connections go, with the service's login."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._listener.bind, self._listener.bind)
+        host = _EVERYWHERE.get(self._listener.bind, self._listener.bind)
         return BrokerAddress(host, self._listener.port, self._service, self._service_password)
+
+    def found_by(self, name: str | None) -> str:
+        """The URL for devices: where it listens, or the name that somebody found this host by.
+
+        That counts where it listens everywhere; without a name that others could use it is the host's own.
+        """
+        host = self._listener.bind
+        if host in _EVERYWHERE:
+            host = name if name is not None and is_reachable(name) else socket.gethostname()
+        return str(BrokerAddress(host, self._listener.port))
 
     @property
     def running(self) -> bool:

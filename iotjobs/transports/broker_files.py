@@ -65,6 +65,13 @@ class Listener:
             raise ConfigurationError("the broker's bind address is an IP address or a host name")
 
 
+def is_reachable(host: str) -> bool:
+    """Whether a host name or an address can be that of this host for others."""
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_loopback
+    return _HOST.fullmatch(host) is not None and host != "localhost"
+
+
 def broker_username(thing: str) -> str:
     """What a thing logs in as: its name, but `.` for `:`, which ends the name in Mosquitto's password file.
 

@@ -141,7 +141,7 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
         assert self._transport is not None
         code = self._transport.get_returncode()
         if code is not None:
-            self.ended(CommandEnd(code) if code >= 0 else shell.end_by_signal(signal.Signals(-code).name))
+            self.ended(_end(code))
         if self._left:
             self._transport.close()
 
@@ -174,6 +174,15 @@ class _LocalProcess(Spool, asyncio.SubprocessProtocol):
             stdin.close()
         if self._transport.get_returncode() is not None:  # closing it earlier would kill the process
             self._transport.close()
+
+
+def _end(code: int) -> CommandEnd:
+    if code >= 0:
+        return CommandEnd(code)
+    try:
+        return shell.end_by_signal(signal.Signals(-code).name)
+    except ValueError:  # most real-time signals have no name
+        return CommandEnd(128 - code, str(-code))
 
 
 class _Output(asyncio.Protocol):

@@ -136,6 +136,7 @@ done
 """
 
 _POLL_S = 0.2
+_PID_MOST = 2**31 - 1
 _NEWLINE_STAND_INS = (b"\x1e", b"\x1f", b"\x1c", b"\x1d")
 _WITHOUT_LAST_NEWLINE = slice(1, -1)
 
@@ -296,10 +297,12 @@ class Header:
     @staticmethod
     def _numbers(text: bytes) -> tuple[int, int]:
         try:
-            pid, group = text.split()
-            return int(pid), int(group)
+            pid, group = (int(number) for number in text.split())
         except ValueError as error:
             raise BadAnswer("the command's first line does not tell its process") from error
+        if not (0 < pid <= _PID_MOST and 0 <= group <= _PID_MOST):
+            raise BadAnswer("the command's first line tells no process that there can be")
+        return pid, group
 
 
 def end_by_signal(name: str) -> CommandEnd:

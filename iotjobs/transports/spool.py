@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 
 from iotjobs.domain.errors import BadAnswer, DeliveryError, DeviceUnreachable, LinkLost
 from iotjobs.transports import shell
@@ -40,7 +41,7 @@ class Spool:
         self._paused = False
         self._eof = False
         self._gone = False
-        self._enough = False
+        self._enough = self._endless = False
         self._ended_at: float | None = None
         self._waiting: asyncio.Future[None] | None = None
 
@@ -119,6 +120,11 @@ class Spool:
         return self._gone or (self.end is not None and (self._eof or self._enough))
 
     @property
+    def left_off(self) -> bool:
+        """The end was told, and more output was on its way: the connection was cut, or it took too long."""
+        return not self.complete and (self._endless or self.lost is not None)
+
+    @property
     def complete(self) -> bool:
         """The end was told, and all output with it."""
         return self.end is not None and self._eof
@@ -137,7 +143,7 @@ class Spool:
             if self._ended_at is None:
                 self._ended_at = loop.time()
             if loop.time() - self._ended_at > _AFTER_END_MOST_S:
-                self._enough = True
+                self._enough = self._endless = True
                 return
             timer = loop.call_later(eof_wait_s, self._wait_no_more)
         try:
@@ -213,4 +219,4 @@ def _end(spool: Spool) -> CommandEnd:
             f" it said: {header.said() or 'nothing'}",
             maybe_executed=False,
         )
-    return end
+    return replace(end, whole=False) if spool.left_off else end

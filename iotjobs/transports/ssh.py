@@ -212,13 +212,9 @@ class SshTransport:
 
     async def check(self, target: SshTarget) -> list[CheckStep]:
         """Test a target step by step, on a connection of its own; ends with the first that fails."""
-        steps = _Steps()
+        steps, shown, limits = _Steps(), list[HostKey](), self._limits
         try:
-            if target.jump is None:
-                addresses = await resolve(target.host, target.port)
-                steps.done("dns", ", ".join(sorted({str(address[0]) for _, address in addresses})))
-                (await dial(addresses, self._limits.connect_timeout_s)).close()
-                steps.done("tcp", target.address)
+            await self._reach(target, steps)
             self._trust.of(target)
             shown = await self.scan_host_key(target.host, target.port, target.jump)
             key_ms = steps.lap()
@@ -226,18 +222,41 @@ class SshTransport:
                 used = link.connection.get_server_host_key() if link.connection else None
                 steps.done("host key", host_key(used).fingerprint if used else "", key_ms)
                 steps.done("auth", f"logged in as {target.username}")
-                await self._prove_on(link, shell.kill_command("check", 0, None), lambda: None)
-                steps.done("exec", "a POSIX shell answers")
+                async with asyncio.timeout(limits.connect_timeout_s + limits.answer_s):
+                    proof = await self._prove_on(link, shell.kill_command("check", 0, None), lambda: None)
+            if proof.verdict is Gone.UNCONFIRMED:
+                raise BadAnswer(f"no POSIX shell answers at {target.address}", maybe_executed=False)
+            steps.done("exec", "a POSIX shell answers")
         except (HostKeyUnknown, HostKeyChanged) as error:
             steps.failed("host key", error.message)
         except CredentialsRefused as error:
-            steps.done("host key", shown[0].fingerprint)
+            steps.done("host key", shown[0].fingerprint if shown else "")
             steps.failed("auth", error.message)
         except DeliveryError as error:
             steps.failed(None, error.message)
         except OSError as error:
             steps.failed(None, delivery_error(error, target.address, sent=False).message)
         return steps.all
+
+    async def _reach(self, target: SshTarget, steps: _Steps) -> None:
+        """The steps of a test up to the host's port; behind a jump host the way to that, and its login.
+
+        Raises:
+            DeviceUnreachable, OSError: it cannot be reached.
+        """
+        if target.jump is None:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                addresses = await resolve(target.host, target.port)
+            steps.done("dns", ", ".join(sorted({str(address[0]) for _, address in addresses})))
+            (await dial(addresses, self._limits.connect_timeout_s)).close()
+            steps.done("tcp", target.address)
+            return
+        steps.done("dns", "left to the jump host")
+        try:
+            async with self._pool.through(target.jump):
+                steps.done("tcp", f"through the jump host {target.jump.address}")
+        except DeliveryError as error:
+            raise DeviceUnreachable(f"the jump host: {error.message}") from error
 
     def forget(self, key: str) -> None:
         """Use the pooled connection of this object no more; what runs on it goes on."""

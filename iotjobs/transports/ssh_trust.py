@@ -6,6 +6,7 @@ made, and nothing here ever passes `None` as the known hosts.
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,11 @@ class SshTarget:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Addresses on the way: two targets with the same are the same device."""
+        return (self.address, *(self.jump.place if self.jump is not None else ()))
+
 
 @dataclass(frozen=True, slots=True)
 class HostKey:
@@ -185,7 +191,10 @@ class TrustStore:
         if not pinned and not authorities:
             authorities += self._authorities
         if not pinned and not authorities:
-            raise HostKeyUnknown(f"no trusted host key is on record for {target.address}; nothing was sent")
+            raise HostKeyUnknown(
+                f"no trusted host key is on record for {target.address}: scan it, compare its fingerprint "
+                "with the device's own, and trust it; nothing was sent"
+            )
         return Trust(tuple(pinned), tuple(authorities), tuple(revoked))
 
     def _own(self, lines: tuple[str, ...], target: SshTarget) -> Trust:
@@ -323,6 +332,8 @@ def delivery_error(error: Exception, where: str, *, sent: bool) -> DeliveryError
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    if isinstance(error, OSError) and (number := error.errno or 0) > 0:
+        text = os.strerror(number)  # asyncio has its own call in the place of these words
     return " ".join(str(text).split())[:300] or type(error).__name__
 
 

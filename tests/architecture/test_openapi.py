@@ -19,3 +19,7 @@ def test_every_call_says_what_it_answers() -> None:
     for path, item in openapi.document()["paths"].items():
         for method, operation in item.items():
             assert operation.get("description"), f"{method} {path} has no docstring"
+            for status, answer in operation["responses"].items():
+                answered = answer.get("content", {}).get("application/json")
+                if answered is not None:
+                    assert "$ref" in answered["schema"], f"{method} {path} {status} has no shape of its own"

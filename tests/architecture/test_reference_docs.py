@@ -16,7 +16,7 @@ import pytest
 
 from iotjobs.domain import errors
 from iotjobs.domain.statuses import TRANSITIONS, Outcome, Status
-from tests.architecture.source import DOCS
+from tests.architecture.source import DOCS, PACKAGE, modules
 
 ROW = re.compile(r"^\|\s*`([^`]+)`\s*\|(.*)\|\s*$")
 
@@ -65,6 +65,7 @@ def test_every_request_error_is_described_with_its_http_status() -> None:
         (code, int(cells[0])) for code, cells in rows(section("errors", "Refused requests")).items()
     }
 
+    importlib.import_module("iotjobs.inputs.problems")  # it has two of its own
     known = (errors.RequestError, *below(errors.RequestError))
     assert documented == {(kind.code, kind.status) for kind in known}
 
@@ -80,6 +81,18 @@ def test_every_delivery_error_is_described_with_what_it_allows() -> None:
     assert documented == {
         kind.code: [yes(kind.retryable), yes(kind.maybe_executed)] for kind in below(errors.DeliveryError)
     }
+
+
+# Where the code says how a job ended, other than by an error of its own class.
+CODE = re.compile(r'(?:error_code=|OperationFailed\(\s*|^\w+_CODE = |^NOT_CONFIRMED = )"(\w+)"', re.MULTILINE)
+
+
+def test_every_other_end_of_a_job_is_described() -> None:
+    said = {code for module in modules(PACKAGE) for code in CODE.findall(module.text)}
+
+    # What no shell can carry is told by the code of a refused request.
+    assert set(rows(section("errors", "Other ends of a job"))) == said | {errors.BadRequest.code}
+    assert len(said) > 15
 
 
 def environment_names(model: Any, prefix: str = "", delimiter: str = "__") -> set[str]:

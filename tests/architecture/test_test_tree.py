@@ -35,6 +35,7 @@ PROVED_BY = {
     "iotjobs.transports.ssh_dial": "tests/integration/test_ssh_zoo.py",
     "iotjobs.transports.ssh_pool": "tests/integration/test_ssh_run.py",
     "iotjobs.store.backups": "tests/faults/test_backup.py",
+    "iotjobs.store.idempotency": "tests/contract/test_store.py",
     "iotjobs.store.references": "tests/contract/test_definitions.py",
     "iotjobs.inputs.job_shapes": "tests/integration/test_rest_jobs.py",
     "iotjobs.inputs.rest.control": "tests/integration/test_rest_control.py",

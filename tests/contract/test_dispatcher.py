@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -54,11 +55,10 @@ async def make(store: Store, store_url: str) -> AsyncIterator[Make]:
     """Makes dispatchers that carry, as each node has one; on SQLite there is one node."""
     made: list[Dispatcher] = []
 
-    async def begin(*, at_once: int = 400) -> Dispatcher:
-        postgres = store_url.startswith("postgresql")
-        one: Dispatcher = (
-            PgQueuerDispatcher(store, store_url, at_once=at_once) if postgres else InProcessDispatcher()
-        )
+    async def begin(*, at_once: int = 400, may_publish: Callable[[], bool] = lambda: True) -> Dispatcher:
+        one: Dispatcher = InProcessDispatcher()
+        if store_url.startswith("postgresql"):
+            one = PgQueuerDispatcher(store, store_url, at_once=at_once, may_publish=may_publish)
         made.append(one)
         await one.start()
         return one
@@ -147,13 +147,14 @@ async def test_what_is_withdrawn_is_not_taken_and_may_be_offered_anew(
         moved(tx)
 
     await store.write(both)
-    assert await take(dispatcher) == ticket(2)
+    taken = await take(dispatcher)
+    assert taken == ticket(2)
     assert await nothing_comes(dispatcher)
 
     # Held by a taker who finds that it leads to nothing: an offer right after that is a new one.
     await store.write(lambda tx: dispatcher.withdraw(tx, ticket(2)))
     await offer(store, dispatcher, ticket(2))
-    dispatcher.done(ticket(2))
+    dispatcher.done(taken)
     again = asyncio.create_task(take(dispatcher))
     assert await again == ticket(2)
 
@@ -250,12 +251,54 @@ class TestSeveralNodes:
         print(f"delivered again after {time.monotonic() - began:.1f} s")  # noqa: T201 - a figure
         assert time.monotonic() - began < 12
 
+    async def test_a_ticket_that_is_offered_anew_before_its_taker_is_done_is_another_one(
+        self, store: Store, dispatcher: Dispatcher
+    ) -> None:
+        await offer(store, dispatcher, ticket(1))
+        taken = await take(dispatcher)
+        await store.write(lambda tx: dispatcher.withdraw(tx, ticket(1)))
+        await offer(store, dispatcher, ticket(1))
+
+        async def picked() -> bool:
+            query = "SELECT count(*) FROM iotjobs_q.iotjobs_pgqueuer WHERE status = 'picked'"
+            found = await store.read(lambda conn: conn.exec_driver_sql(query).scalar_one())
+            return bool(found == 1)
+
+        await eventually(picked, WITHIN_S)
+        dispatcher.done(taken)
+
+        again = await take(dispatcher)
+        assert again == ticket(1)
+        dispatcher.done(again)
+
+    async def test_a_message_is_left_to_the_nodes_that_have_a_broker(self, store: Store, make: Make) -> None:
+        has_broker = False
+        without = await make(may_publish=lambda: has_broker)
+        messages = [replace(ticket(seq), mqtt=True) for seq in (1, 2)]
+        await offer(store, without, *messages)
+        await offer(store, without, ticket(3))
+        assert await take(without) == ticket(3)
+        assert await nothing_comes(without, 3.0)
+        assert await without.offer_again(messages) == 0
+
+        with_one = await make()
+        assert [await take(with_one) for _ in messages] == messages
+
+        has_broker = True  # or nobody has one any more
+        await offer(store, without, replace(ticket(4), mqtt=True))
+        takers = [asyncio.create_task(take(node)) for node in (without, with_one)]
+        done, left = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
+        for taker in left:
+            taker.cancel()
+        assert [taker.result() for taker in done] == [ticket(4)]
+
     async def test_a_cut_listener_costs_seconds_also_while_a_long_job_runs(
         self, store: Store, make: Make, store_url: str, postgres_server: PostgresServer
     ) -> None:
         dispatcher = await make()
         await dispatcher.offer_again([ticket(1)])
-        assert await take(dispatcher) == ticket(1)  # runs for ever
+        runs_for_ever = await take(dispatcher)
+        assert runs_for_ever == ticket(1)
 
         await asyncio.to_thread(
             postgres_server.execute,
@@ -265,7 +308,7 @@ class TestSeveralNodes:
 
         assert await take(dispatcher, 10) == ticket(2)
         assert await nothing_comes(dispatcher)
-        dispatcher.done(ticket(1))
+        dispatcher.done(runs_for_ever)
 
     async def test_what_no_worker_takes_is_given_to_the_others(
         self, store: Store, make: Make, monkeypatch: pytest.MonkeyPatch

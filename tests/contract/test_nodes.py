@@ -4,15 +4,18 @@ from sqlalchemy import text
 
 from iotjobs import clock
 from iotjobs.store import nodes
-from iotjobs.store.nodes import Node
+from iotjobs.store.nodes import LeaseState, Node
 from iotjobs.store.session import Store
 
 NODE = Node("host", 7, "1.0", (), 500)
 
 
-async def enter(store: Store, worker_id: str, *, silent_ms: int = 0) -> None:
+async def enter(store: Store, worker_id: str) -> None:
     await store.write(lambda tx: nodes.register(tx, worker_id, NODE))
-    await pass_time(store, "worker", "seen_at", silent_ms)
+
+
+async def bury(store: Store, last: dict[str, int]) -> list[str]:
+    return await store.write(lambda tx: nodes.bury_silent(tx, last))
 
 
 async def pass_time(store: Store, table: str, column: str, ms: int) -> None:
@@ -20,18 +23,24 @@ async def pass_time(store: Store, table: str, column: str, ms: int) -> None:
     await store.write(lambda tx: tx.conn.execute(text(f"UPDATE {table} SET {column} = {column} - {ms}")))
 
 
-async def take(store: Store, holder: str) -> int | None:
-    return await store.write(lambda tx: nodes.take_lease(tx, "leader", holder))
+async def take(store: Store, holder: str, silent: LeaseState | None = None) -> int | None:
+    found = await store.write(lambda tx: nodes.take_lease(tx, "leader", holder, silent))
+    return found.epoch if found.holder == holder else None
 
 
 async def test_a_worker_lives_as_long_as_it_beats(store: Store) -> None:
-    await enter(store, "quiet", silent_ms=nodes.SILENT_MS + 500)
-    await enter(store, "alive", silent_ms=0)
+    await enter(store, "quiet")
+    await enter(store, "alive")
+    last = await store.read(nodes.beats)
+    assert set(last) == {"quiet", "alive"}
+    await pass_time(store, "worker", "seen_at", 10 * nodes.SILENT_MS)  # whatever the clock says of it
+    assert await bury(store, last) == []
 
-    assert await store.write(nodes.bury_silent) == ["quiet"]
-    assert await store.write(nodes.bury_silent) == []
-
+    last = await store.read(nodes.beats)
     assert await store.write(lambda tx: nodes.beat(tx, "alive", 3))
+    assert await bury(store, last) == ["quiet"]
+    assert await bury(store, last) == []
+
     assert not await store.write(lambda tx: nodes.beat(tx, "quiet", 3))
     assert not await store.write(lambda tx: nodes.beat(tx, "nobody", 3))
     found = {worker.id: worker for worker in await store.read(nodes.listing)}
@@ -47,7 +56,7 @@ async def test_the_dead_are_forgotten_after_an_hour_and_who_ends_in_order_at_onc
     await enter(store, "leaves")
     await store.write(lambda tx: nodes.leave(tx, "leaves"))
 
-    await store.write(nodes.bury_silent)
+    await bury(store, {})
 
     assert await store.read(nodes.listing) == []
 
@@ -67,6 +76,15 @@ async def test_one_holds_a_lease_until_it_ends_or_is_given_up(store: Store) -> N
     assert await take(store, "a") == 3
 
 
+async def test_a_lease_is_taken_as_it_was_seen_and_not_when_it_was_renewed(store: Store) -> None:
+    seen = await store.write(lambda tx: nodes.take_lease(tx, "leader", "a"))
+    await pass_time(store, "lease", "until", -nodes.LEASE_MS)  # it is renewed
+
+    assert await take(store, "b", seen) is None
+    assert await take(store, "b", await store.write(lambda tx: nodes.take_lease(tx, "leader", "b"))) == 2
+    assert await take(store, "a", seen) is None
+
+
 async def test_only_the_newest_epoch_may_write(store: Store) -> None:
     await take(store, "a")
     await pass_time(store, "lease", "until", nodes.LEASE_MS + 500)
@@ -79,11 +97,11 @@ async def test_only_the_newest_epoch_may_write(store: Store) -> None:
 
 
 async def test_a_workers_death_frees_its_leases(store: Store) -> None:
-    await enter(store, "a", silent_ms=nodes.SILENT_MS + 500)
+    await enter(store, "a")
     await take(store, "a")
     assert (await store.read(nodes.listing))[0].leases == ("leader",)
 
-    await store.write(nodes.bury_silent)
+    await bury(store, await store.read(nodes.beats))
 
     assert (await store.read(nodes.listing))[0].leases == ()
     assert await take(store, "b") == 2

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.util import await_only
 
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
-from iotjobs.domain.jobs import Job, PendingReason
+from iotjobs.domain.jobs import Ending, Job, PendingReason
+from iotjobs.domain.statuses import Outcome
 from iotjobs.store import jobs as rows
 from iotjobs.store import queue, queues
 from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
 from tests.services.rows import Engine, Offered, add_job, job_of, running_job
 
 
@@ -125,3 +129,45 @@ async def test_a_free_job_is_found_behind_many_whose_lanes_are_busy(store: Store
     for _ in range(3):
         await store.write(lambda tx: queues.offer_next_of(tx, "heavy", 10**13, offered))
     assert offered.ids == [single.id, child.id]
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+async def test_of_two_attempts_that_leave_a_full_queue_at_once_each_lets_another_job_go_on(
+    store: Store,
+) -> None:
+    waiting = [
+        await add_job(store, queue="heavy", pending_reason=PendingReason.QUEUE, priority=priority)
+        for priority in (5, 5, 4)
+    ]
+    offers = Offered()
+
+    def second(tx: Transaction) -> bool:
+        tx.conn.execute(text("SET LOCAL lock_timeout = '2s'"))
+        return queues.offer_next_of(tx, "heavy", 1, offers)
+
+    def first(tx: Transaction) -> bool:
+        offered = queues.offer_next_of(tx, "heavy", 1, offers)
+        return bool(await_only(store.write(second))) and offered  # commits before this one does
+
+    assert await store.write(first)
+
+    assert sorted(offers.ids) == sorted(job.id for job in waiting[:2])
+    assert [(await job_of(store, job.id)).pending_reason for job in waiting] == [
+        None,
+        None,
+        PendingReason.QUEUE,
+    ]
+
+
+async def test_what_a_job_waits_for_is_said_only_while_it_waits(store: Store) -> None:
+    await running_job(store, lane="a")
+    later = await add_job(store, lane="a", start_at=5)
+    await store.write(lambda tx: rows.settle(tx, later, Ending(Outcome.CANCELED), 6))
+    offers = Offered()
+
+    await store.write(lambda tx: queue.begin_waiting(tx, later, 7, offers))
+    ticket = queue.Ticket.of(later)
+    await store.write(lambda tx: queue.offer_if_free(tx, "a", ticket, 7, offers))
+
+    assert (await job_of(store, later.id)).pending_reason is None
+    assert offers.ids == []

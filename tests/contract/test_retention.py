@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import Connection, event, func, insert, select, update
 
 from iotjobs import clock
-from iotjobs.domain.errors import NotFound, StorageFull
+from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine import retention as module
+from iotjobs.engine.leases import Always
 from iotjobs.engine.retention import DAY_MS, Keep, Retention
 from iotjobs.inputs.job_shapes import job_json
 from iotjobs.store import events, jobs, output, reads, retention, tables
@@ -259,3 +260,17 @@ async def test_values_traces_and_changes_are_kept_by_age_and_values_by_number(st
     assert await prune(store, history_values=2) == {"values": 1}
     assert await count(store, property_history) == 2
     await engine.stop()
+
+
+async def test_who_leads_no_more_prunes_nothing(store: Store) -> None:
+    class Late(Always):
+        def check(self, tx: Transaction) -> None:
+            raise LeaseLost("taken over")
+
+    job = await ended(store, 40, b"kept")
+
+    with pytest.raises(LeaseLost):
+        await Retention(store, Keep(jobs_days=1), Late()).prune()
+
+    assert await kept(store, job) == [True]
+    assert await count(store, tables.log_entries) == 1

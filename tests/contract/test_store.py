@@ -334,6 +334,26 @@ async def test_a_list_shows_the_first_hundred_results_and_the_record_all(store: 
 
     assert [entry["payload"]["n"] for entry in listed[0].results] == list(range(100))
     assert [entry["payload"]["n"] for entry in whole.results] == list(range(120))
+    assert listed[0].job.results_count == 120
+
+
+async def test_a_list_shows_no_more_of_a_jobs_results_than_64_kib(store: Store) -> None:
+    job, other = await add_job(store), await add_job(store)
+
+    def much(tx: Transaction) -> None:
+        jobs.append_result(tx, other, {"n": 0}, "u", 1)
+        for number in range(5):
+            jobs.append_result(tx, job, {"n": number, "text": "x" * 20_000}, "u", number)
+
+    await store.write(much)
+    listed, _ = await store.read(
+        lambda conn: reads.job_page(conn, JobFilter(), EVERYTHING, limit=5, cursor=None)
+    )
+    whole = await store.read(lambda conn: reads.job_record(conn, job.id, EVERYTHING))
+
+    shown = {record.job.id: [entry["payload"]["n"] for entry in record.results] for record in listed}
+    assert shown == {job.id: [0, 1, 2], other.id: [0]}
+    assert [entry["payload"]["n"] for entry in whole.results] == list(range(5))
 
 
 # --- lanes, tickets and moments -------------------------------------------------------------------
@@ -804,7 +824,10 @@ async def test_the_clocks_and_the_lanes_questions_use_their_indexes(store: Store
     await fill(store)
     questions = {
         f"job_{moment}": lambda conn, moment=moment: queue.due(conn, moment, 5) for moment in tables.DUE
-    } | {"job_lane": lambda conn: queue.lane_active(conn, f"{7:032x}")}
+    } | {
+        "job_lane": lambda conn: queue.lane_active(conn, f"{7:032x}"),
+        "job_unproven": lambda conn: queue.unproven(conn, "w", of_the_dead=True),
+    }
     for index, question in questions.items():
         shown = await explained(store, question)
 

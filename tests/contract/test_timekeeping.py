@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Job
 from iotjobs.domain.statuses import Status
-from iotjobs.engine.leases import Always
+from iotjobs.engine import timekeeping as module
+from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
-from iotjobs.store import moments, nodes, tables
+from iotjobs.store import jobs, moments, nodes, tables, tickets
+from iotjobs.store.moments import Mark
+from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import standings, trigger_timers
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Engine, Failing, add_job, job_of, running_job
+from tests.services.rows import Engine, Failing, add_job, begin, job_of, running_job
 
 DAY = 86_400_000
 SetClock = Callable[[int], None]
@@ -45,9 +49,10 @@ def set_clock(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SetCloc
 
 
 async def waiting_jobs(store: Store) -> dict[str, Job]:
-    """One of each kind of waiting, and one that has ended; all of them a minute from now."""
+    """One of each kind of waiting, one that runs, and one that has ended; all of them a minute from now."""
     soon = clock.now_ms() + 60_000
     parked, done = await running_job(store, sent=True), await running_job(store)
+    running = await running_job(store, expires_at=soon)
     J = tables.jobs.c
     await store.write(
         lambda tx: tx.conn.execute(update(tables.jobs).where(J.id == parked.id).values(deadline_at=soon))
@@ -58,6 +63,7 @@ async def waiting_jobs(store: Store) -> dict[str, Job]:
         "start": await add_job(store, start_at=soon, expires_at=soon + 60_000),
         "life": await add_job(store, expires_at=soon),
         "parked": parked,
+        "running": running,
         "done": done,
     }
     return {name: await job_of(store, job.id) for name, job in made.items()}
@@ -78,11 +84,21 @@ def near(found: list[int | None], expected: list[int | None]) -> bool:
     )
 
 
+async def begun(store: Store, standing: Standing | None = None) -> Timekeeper:
+    """One that has taken the time from the store's clock."""
+    keeper = Timekeeper(store, standing or Always())
+    await keeper.begin()
+    return keeper
+
+
+MOVED = ("start", "life", "parked", "running")
+
+
 @pytest.mark.parametrize("by", [DAY, -DAY, 5_000, -5_000])
 async def test_what_is_to_come_moves_with_a_clock_that_is_set(
     store: Store, set_clock: SetClock, by: int
 ) -> None:
-    jobs, keeper = await waiting_jobs(store), Timekeeper(store, Always())
+    jobs, keeper = await waiting_jobs(store), await begun(store)
     key = {"scope": "s", "body": "b", "job_id": "j", "at": 10**12}
     await store.write(lambda tx: tx.conn.execute(insert(tables.idempotency), key))
     await keeper.look()
@@ -93,7 +109,7 @@ async def test_what_is_to_come_moves_with_a_clock_that_is_set(
     await keeper.look()
 
     assert abs(clock.now_ms() - before - by) < 2000
-    for name in ("start", "life", "parked"):
+    for name in MOVED:
         assert near(to_come(await job_of(store, jobs[name].id)), moved(jobs[name], by)), name
     assert to_come(await job_of(store, jobs["done"].id)) == to_come(jobs["done"])
     kept = await store.read(lambda conn: conn.execute(tables.idempotency.select()).one())
@@ -103,7 +119,7 @@ async def test_what_is_to_come_moves_with_a_clock_that_is_set(
 
 
 async def test_a_little_is_followed_and_moves_nothing(store: Store, set_clock: SetClock) -> None:
-    jobs, keeper = await waiting_jobs(store), Timekeeper(store, Always())
+    jobs, keeper = await waiting_jobs(store), await begun(store)
     before = clock.now_ms()
 
     set_clock(LEAP_MS - 100)
@@ -116,7 +132,7 @@ async def test_a_little_is_followed_and_moves_nothing(store: Store, set_clock: S
 async def test_while_nothing_can_be_written_ours_goes_on_as_before(store: Store, set_clock: SetClock) -> None:
     jobs = await waiting_jobs(store)
     failing = Failing(store, [StorageFull("full"), StoreUnavailable("away")])
-    keeper = Timekeeper(failing, Always())  # type: ignore[arg-type]
+    keeper = await begun(failing)  # type: ignore[arg-type]
     before = clock.now_ms()
     set_clock(DAY)
 
@@ -130,18 +146,195 @@ async def test_while_nothing_can_be_written_ours_goes_on_as_before(store: Store,
     assert near(to_come(await job_of(store, jobs["life"].id)), moved(jobs["life"], DAY))
 
 
-async def test_who_does_not_lead_follows_and_moves_nothing(store: Store, set_clock: SetClock) -> None:
-    class Behind(Always):
-        leads = False
+class Node(Always):
+    """One of several processes, with a clock of its own: `look` is made by that."""
 
-    jobs, keeper = await waiting_jobs(store), Timekeeper(store, Behind())
+    def __init__(self) -> None:
+        self.leads = False
+        self.ahead_ns = clock._ahead_ns
+
+    @classmethod
+    async def joins(cls, store: Store) -> Node:
+        """A process starts."""
+        node = cls()
+        node.keeper = Timekeeper(store, node)
+        await node._under_its_clock(node.keeper.begin)
+        return node
+
+    keeper: Timekeeper
+
+    async def look(self) -> None:
+        """Its timekeeper's."""
+        await self._under_its_clock(self.keeper.look)
+
+    async def _under_its_clock(self, act: Callable[[], Awaitable[None]]) -> None:
+        clock._ahead_ns, ours = self.ahead_ns, clock._ahead_ns
+        try:
+            await act()
+        finally:
+            self.ahead_ns, clock._ahead_ns = clock._ahead_ns, ours
+
+    def ahead_ms(self) -> int:
+        """How far its clock is from ours."""
+        return (self.ahead_ns - clock._ahead_ns) // 1_000_000
+
+
+async def are_moved(store: Store, jobs: dict[str, Job], by: int) -> bool:
+    """Whether everything to come was moved by so much."""
+    return all([near(to_come(await job_of(store, jobs[name].id)), moved(jobs[name], by)) for name in MOVED])
+
+
+async def test_who_does_not_lead_goes_on_by_the_old_clock_until_everything_was_moved(
+    store: Store, set_clock: SetClock
+) -> None:
+    leader, other = await Node.joins(store), await Node.joins(store)
+    leader.leads, jobs = True, await waiting_jobs(store)
+    set_clock(DAY)
+
+    await other.look()
+    assert abs(other.ahead_ms()) < 300
+    await leader.look()
+    await other.look()
+
+    assert abs(other.ahead_ms() - DAY) < 300
+    assert abs(leader.ahead_ms() - DAY) < 300
+    assert await are_moved(store, jobs, DAY)
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY])
+@pytest.mark.parametrize("moved_by_the_old", [True, False])
+async def test_a_leader_that_changes_after_a_leap_moves_everything_once(
+    store: Store, set_clock: SetClock, by: int, moved_by_the_old: bool
+) -> None:
+    old, new = await Node.joins(store), await Node.joins(store)
+    old.leads, jobs = True, await waiting_jobs(store)
+    set_clock(by)
+    if moved_by_the_old:
+        await old.look()  # and the other has not looked yet
+    else:
+        await new.look()  # and the old one dies before it looks
+    old.leads, new.leads = False, True
+
+    for _ in range(2):
+        await new.look()
+        await old.look()
+
+    assert await are_moved(store, jobs, by)
+    assert abs(new.ahead_ms() - by) < 300
+    assert abs(old.ahead_ms() - by) < 300
+
+
+async def test_who_joins_between_a_leap_and_its_move_moves_nothing_for_it(
+    store: Store, set_clock: SetClock
+) -> None:
+    leader, jobs = await Node.joins(store), await waiting_jobs(store)
+    leader.leads = True
+    set_clock(DAY)
+    joined = await Node.joins(store)
+    await leader.look()
+    await joined.look()
+    leader.leads, joined.leads = False, True
+
+    set_clock(2 * DAY)
+    for node in (leader, joined, leader):
+        await node.look()
+
+    assert await are_moved(store, jobs, 2 * DAY)
+    assert abs(leader.ahead_ms() - 2 * DAY) < 300
+
+
+async def test_a_move_whose_commit_nobody_heard_of_is_not_made_again(
+    store: Store, set_clock: SetClock
+) -> None:
+    class Deaf:
+        def __init__(self) -> None:
+            self.errors = [StoreUnavailable("the connection was cut")]
+
+        async def write(self, item: Any) -> Any:
+            result = await store.write(lambda tx: item(Transaction(tx.conn)))
+            if self.errors:
+                raise self.errors.pop()
+            return result
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+    jobs, keeper = await waiting_jobs(store), await begun(Deaf())  # type: ignore[arg-type]
     before = clock.now_ms()
     set_clock(DAY)
 
+    for _ in range(3):
+        await keeper.look()
+
+    assert abs(clock.now_ms() - before - DAY) < 2000
+    assert await are_moved(store, jobs, DAY)
+
+
+async def test_a_clock_that_was_set_back_and_followed_is_not_followed_again_at_the_next_start(
+    store: Store, set_clock: SetClock
+) -> None:
+    jobs, keeper = await waiting_jobs(store), await begun(store)
+    set_clock(-DAY)
     await keeper.look()
 
-    assert clock.now_ms() - before >= DAY - 1000
-    assert to_come(await job_of(store, jobs["life"].id)) == to_come(jobs["life"])
+    await begun(store)  # the newest event is of the old time
+
+    assert await are_moved(store, jobs, -DAY)
+    set_clock(-2 * DAY)
+    await begun(store)
+    assert await are_moved(store, jobs, -2 * DAY)
+
+
+async def test_what_a_node_is_off_by_when_it_starts_is_no_leap(
+    store: Store, set_clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await waiting_jobs(store)
+    set_clock(5_000)
+    with monkeypatch.context() as slow:
+        slow.setattr(module, "QUICK_MS", 0)  # its first look took long
+        keeper = await begun(store)
+    clock._ahead_ns -= 3_000_000_000  # so what it found was not exact
+
+    await keeper.look()
+
+    assert await are_moved(store, jobs, 0)
+
+
+async def test_a_stopped_job_has_its_whole_time_to_live_whatever_the_clock_did(
+    store: Store, set_clock: SetClock
+) -> None:
+    keeper = await begun(store)
+    waiting = await add_job(store, ttl_ms=60_000, expires_at=clock.now_ms() + 60_000)
+    set_clock(DAY)
+    await keeper.look()
+    job = await begin(store, await job_of(store, waiting.id))
+    assert job.expires_at is not None
+    set_clock(3 * DAY)
+    await keeper.look()
+    assert near([(await job_of(store, job.id)).expires_at], [job.expires_at + 2 * DAY])
+
+    def stop(tx: Transaction) -> None:
+        jobs.ask(tx, job, Status.STOPPING, clock.now_ms())
+        jobs.set_aside(tx, replace(job, status=Status.STOPPING), clock.now_ms())
+
+    await store.write(stop)
+
+    assert near([(await job_of(store, job.id)).expires_at], [clock.now_ms() + 60_000])
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+async def test_a_ticket_that_a_dead_node_picked_is_not_hidden_by_a_clock_set_back(
+    store: Store, set_clock: SetClock
+) -> None:
+    keeper, job = await begun(store), await add_job(store)
+    await store.write(lambda tx: tickets.offer(tx.conn, [Ticket.of(job)]))
+    set_clock(-DAY)
+    query = "SELECT extract(epoch FROM now() - heartbeat) FROM iotjobs_q.iotjobs_pgqueuer"
+
+    await keeper.look()
+
+    silent_s = await store.read(lambda conn: conn.exec_driver_sql(query).scalar_one())
+    assert abs(float(silent_s) - DAY / 1000) < 10
 
 
 async def test_who_leads_no_more_moves_nothing(store: Store, set_clock: SetClock) -> None:
@@ -149,7 +342,7 @@ async def test_who_leads_no_more_moves_nothing(store: Store, set_clock: SetClock
         def check(self, tx: Transaction) -> None:
             raise LeaseLost("taken over")
 
-    jobs, keeper = await waiting_jobs(store), Timekeeper(store, Late())
+    jobs, keeper = await waiting_jobs(store), await begun(store, Late())
     set_clock(DAY)
 
     await keeper.look()
@@ -158,7 +351,7 @@ async def test_who_leads_no_more_moves_nothing(store: Store, set_clock: SetClock
 
 
 async def test_an_answer_that_took_long_says_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs, keeper = await waiting_jobs(store), Timekeeper(store, Always())
+    jobs, keeper = await waiting_jobs(store), await begun(store)
     times = iter([1000, 1000 + QUICK_MS])
 
     monkeypatch.setattr(nodes, "clock_ms", lambda _: DAY)
@@ -203,10 +396,10 @@ async def test_an_empty_store_begins_and_its_own_clock_is_the_systems(store: Sto
     assert await store.read(moments.newest) is None
     assert abs(await store.read(nodes.clock_ms) - time.time() * 1000) < 2000
 
-    def nothing(tx: Transaction) -> Any:
-        return moments.shift(tx, 5)
-
-    await store.write(nothing)
+    made = await store.write(lambda tx: moments.shift(tx, 5, Mark(), 1))
+    assert made == await store.read(moments.mark) == Mark(5, 1)
+    with pytest.raises(LeaseLost):
+        await store.write(lambda tx: moments.shift(tx, 5, Mark(), 1))
 
 
 async def test_holds_silence_and_forced_states_go_on_as_before(store: Store, set_clock: SetClock) -> None:

@@ -328,3 +328,40 @@ async def test_a_database_that_is_used_or_served_is_left_alone(
     sqlite = make_serve()
     said = await iotjobs(sqlite, "restore", str(file))
     assert (said.code, "set IOTJOBS_DATABASE_URL" in said.text) == (2, True), said
+
+
+async def test_a_restore_on_postgresql_that_fails_half_way_leaves_nothing_that_is_served(
+    make_serve: StartServe,
+    elsewhere: Callable[..., Serve],
+    openssh: SshServer,
+    tmp_path: Path,
+) -> None:
+    require_program("pg_restore", package="postgresql-client")
+    serve = make_serve("postgresql")
+    await serve.start()
+    async with Rest(serve) as rest:
+        device = await rest.device(openssh)
+        await rest.execute(device, await rest.script(device, "sleep 30"))
+    file, cut = tmp_path / "site.backup", tmp_path / "cut.backup"
+    assert (await iotjobs(serve, "backup", str(file))).code == 0
+    cut.write_bytes(file.read_bytes()[:-2000])
+    await serve.kill()
+    other = elsewhere(serve)
+    other.environment()  # makes a key that is not the site's
+
+    said = await iotjobs(other, "restore", str(cut))
+    assert (said.code, "pg_restore failed" in said.text) == (6, True), said
+    process = other.process = other.launch()  # and its tables are not made anew either
+    assert await eventually(process.poll, 30) == 2
+
+    said = await iotjobs(other, "restore", str(file))
+    assert (said.code, "does not belong to this database" in said.text) == (2, True), said
+
+    (other.folder / "secret.key").write_bytes((serve.folder / "secret.key").read_bytes())
+    process = other.process = other.launch()
+    assert await eventually(process.poll, 30) == 2
+    assert "a restore into this database has not come to its end" in other.log
+    said = await iotjobs(other, "restore", str(file))
+    assert (said.code, "the database is not empty" in said.text) == (5, True), said
+    said = await iotjobs(other, "doctor")
+    assert said.code != 0

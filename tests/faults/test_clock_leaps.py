@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from iotjobs_sim.sshd import SshServer
 
 from iotjobs import clock
 from tests.services.mosquitto import Mosquitto
+from tests.services.postgres import PostgresServer, running_postgres
 from tests.services.programs import missing
-from tests.services.site import Rest, Serve, StartServe, pause
+from tests.services.site import Rest, Serve, StartServe, eventually, pause
 
 DAY_S = 86_400
 SOON_S = 10.0
@@ -33,6 +35,17 @@ class Watch:
         fresh = self.file.with_suffix(".new")
         fresh.write_text(f"{by_s:+d}\n")
         fresh.rename(self.file)
+
+
+def under(watch_file: Path) -> dict[str, str]:
+    """The environment of a process that sees that clock."""
+    return {
+        "LD_PRELOAD": libfaketime(),
+        "FAKETIME_TIMESTAMP_FILE": str(watch_file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 @pytest.fixture
@@ -53,13 +66,7 @@ def libfaketime() -> str:
 async def serve(make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], watch: Watch) -> Serve:
     """A site that sees that clock; its broker sees the true one."""
     made = make_serve(mqtt_url=f"mqtt://127.0.0.1:{start_mosquitto().port}")
-    made.variables = {
-        "LD_PRELOAD": libfaketime(),
-        "FAKETIME_TIMESTAMP_FILE": str(watch.file),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-    }
+    made.variables = under(watch.file)
     await made.start()
     return made
 
@@ -153,3 +160,82 @@ async def test_a_leap_while_stopped_loses_nothing_and_makes_nothing_wait_longer(
     print(f"set by {by_s:+d} s while stopped: all had ended {time.monotonic() - began:.1f} s after the start")  # noqa: T201
     assert ("the clock went back while we were stopped" in serve.log) == (by_s < 0)
     assert await serve.stop() == 0
+
+
+# --- the clock of a PostgreSQL that several nodes share -------------------------------------------
+
+
+@pytest.fixture
+def server_watch() -> Iterator[Watch]:
+    """The clock of a database server, which may not look into a test's own folder."""
+    with tempfile.TemporaryDirectory(prefix="iotjobs-watch-") as folder:
+        Path(folder).chmod(0o755)
+        made = Watch(Path(folder) / "watch")
+        made.set(0)
+        yield made
+
+
+@pytest.fixture
+def postgres(server_watch: Watch) -> Iterator[PostgresServer]:
+    with running_postgres(variables=under(server_watch.file)) as server:
+        server.execute("CREATE DATABASE site")
+        yield server
+
+
+@pytest.mark.check(10)
+async def test_a_database_clock_that_is_set_buries_nobody_and_hides_no_death(
+    make_serve: StartServe,
+    start_mosquitto: Callable[..., Mosquitto],
+    openssh: SshServer,
+    postgres: PostgresServer,
+    server_watch: Watch,
+) -> None:
+    first = make_serve(mqtt_url=f"mqtt://127.0.0.1:{start_mosquitto().port}")
+    first.database_url = postgres.url("site")
+    second = first.beside("second")
+    try:
+        await first.start()
+        await second.start()
+        async with Rest(second) as rest:
+            device = await rest.device(openssh)
+            long = await rest.script(device, "sleep 8", concurrent=True)
+            short = await rest.script(device, "true", concurrent=True)
+            later = await rest.execute(device, short, start_at=in_s(3600))
+            for by_s in (60, -3600):
+                running = [await rest.execute(device, long) for _ in range(6)]
+                for job in running:
+                    await rest.job_that(job["id"], lambda job: job["status"] == "RUNNING")
+                server_watch.set(by_s)
+                ends = [await rest.ended(job["id"], 30) for job in running]
+                assert {job["outcome"] for job in ends} == {"succeeded"}, by_s
+            assert "was declared dead" not in first.log + second.log
+            assert [worker["state"] for worker in (await rest.get("/workers"))["items"]] == ["alive"] * 2
+
+            server_watch.set(0)
+            await eventually(lambda: "the clock was set" in second.log and leads(rest, first, second), 30)
+            running = [await rest.execute(device, long) for _ in range(6)]
+            await rest.job_that(running[-1]["id"], lambda job: job["status"] == "RUNNING")
+            began = time.monotonic()
+            await first.kill()  # it leads, or it does not: both have to end
+            server_watch.set(-3600)
+            ends = [await rest.ended(job["id"], 40) for job in running]
+            took_s = time.monotonic() - began
+            print(f"ends after a death under a clock set back: {took_s:.1f} s")  # noqa: T201
+            assert {job["outcome"] for job in ends} <= {"succeeded", "lost"}
+            assert (await rest.run(device, short, wait=30))["outcome"] == "succeeded"
+            assert (await rest.job(later["id"]))["status"] == "PENDING"
+    finally:
+        for node in (first, second):
+            await node.kill()
+    assert "Traceback" not in first.log + second.log
+
+
+def in_s(seconds: float) -> str | None:
+    return clock.rfc3339(clock.now_ms() + int(seconds * 1000))
+
+
+async def leads(rest: Rest, *nodes: Serve) -> bool:
+    """Whether one of them does."""
+    workers = (await rest.get("/workers"))["items"]
+    pids = {worker["pid"] for worker in workers if "leader" in worker["leases"]}
+    return pids <= {node.pid for node in nodes} and bool(pids)

@@ -147,6 +147,7 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
         print(f"{way}: taken over after {took:.1f} s")  # noqa: T201 - a figure
 
         if way == "frozen":
+            await eventually(lambda: is_dead(nodes, rest, leader.pid), 5)
             leader.thaw()
             await eventually(lambda: "leads no more" in leader.log, 10)
             await eventually(lambda: "was declared dead" in leader.log, 10)
@@ -159,6 +160,10 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
 
 async def leads(nodes: Nodes, rest: Rest, pid: int, lease: str = "leader") -> bool:
     return await nodes.holder(rest, lease) == pid
+
+
+async def is_dead(nodes: Nodes, rest: Rest, pid: int) -> bool:
+    return pid not in await nodes.workers(rest)
 
 
 async def both_alive(nodes: Nodes, rest: Rest) -> bool:
@@ -204,6 +209,30 @@ async def test_a_frozen_worker_runs_nothing_twice_and_its_late_writes_are_refuse
     assert all(counts[job["id"]] == 1 for job in after if job["outcome"] == "succeeded")
     assert set(outcomes) <= {"succeeded", "lost"}
     assert "Traceback" not in worker.log
+
+
+async def test_a_node_without_a_broker_leaves_messages_to_those_that_have_one(nodes: Nodes) -> None:
+    without = nodes.serve.beside("without", "worker")
+    del without.settings["mqtt_url"]
+    nodes.all.append(without)
+    await without.start()
+    async with Rest(nodes.serve) as rest:
+        thing = await rest.thing(thing="valve")
+        message = {"topic": "iotjobs/valve/cmd", "message": "{{jobId}}"}
+        tell = await rest.operation(thing, "mqtt", parameters=message)
+        jobs = await asyncio.gather(*(rest.run(thing, tell, wait=30) for _ in range(60)))
+
+        assert Counter(job["outcome"] for job in jobs) == {"succeeded": 60}
+        assert "this worker runs without MQTT" in without.log
+
+        await eventually(lambda: leads(nodes, rest, nodes.serve.pid), 10)
+        waits = await rest.execute(thing, tell, start_at=in_ms(2000))
+        await nodes.serve.kill()
+    await eventually(lambda: "this process leads now" in without.log, TAKEN_OVER_WITHIN_S + 5)
+    await nodes.serve.start()
+    async with Rest(nodes.serve) as rest:
+        assert (await rest.ended(waits["id"], 20))["outcome"] == "succeeded"
+        await eventually(lambda: leads(nodes, rest, nodes.serve.pid, "ingest"), 10)
 
 
 async def test_a_worker_refuses_sqlite_and_says_what_to_do(make_serve: StartServe) -> None:

@@ -14,6 +14,7 @@ from iotjobs_sim.sshd import SshServer, start_openssh
 
 from tests.services.site import Rest, StartServe, eventually
 from tests.services.ssh import processes_of
+from tests.services.zoo import says_gone, ssh_server
 
 # A grandchild in a session of its own and a child in the run's group; none of them minds TERM.
 STUBBORN = "trap '' TERM; echo begun; (setsid sleep 77 & sleep 77) & wait; sleep 77"
@@ -104,6 +105,24 @@ async def test_a_device_that_cannot_be_reached_leaves_a_cancel_unconfirmed(
     assert (job["status"], job["cancel"]["confirmed"]) == ("CANCELED", False)
     assert job["error"]["code"] == "notConfirmed"
     assert job["error"]["message"].startswith("could not confirm that its processes are gone")
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted"])
+async def test_a_cancel_goes_to_where_the_run_went(rest: Rest, openssh: SshServer, how: str) -> None:
+    owner = await rest.device(openssh)
+    job = await begun(rest, owner, "echo begun; exec sleep 77")
+
+    async with ssh_server(says_gone) as other:
+        if how == "moved":
+            ssh = {"host": other.host, "port": other.port, "host_key": other.host_keys[0]}
+            assert (await rest.call("PATCH", f"/objects/{owner['id']}", {"ssh": ssh})).status == 200
+        else:
+            assert (await rest.call("DELETE", f"/objects/{owner['id']}")).status == 204
+        await ask(rest, job, "cancel")
+        ended = await rest.ended(job["id"])
+
+    assert processes_of(job["id"]) == []
+    assert (ended["status"], ended["cancel"]["confirmed"]) == ("CANCELED", True)
 
 
 @pytest.mark.check(5)

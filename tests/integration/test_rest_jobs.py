@@ -36,7 +36,7 @@ FURTHER = {
     "seq", "type", "label", "operation", "transport", "status", "outcome", "has_errors", "error",
     "pending_reason", "progress", "delivery", "waiting", "duration", "created_at", "start_date", "end_date",
     "expires_at", "run_by", "data", "cause", "parent_id", "retry_of", "queue", "priority", "low_priority",
-    "attempt", "cancel", "transient", "abortable", "output",
+    "attempt", "cancel", "transient", "abortable", "results_count", "output",
 }  # fmt: skip
 
 
@@ -561,6 +561,8 @@ async def test_an_idempotency_key_gives_the_same_job_and_refuses_another_body(
     await rest.refused(
         "POST", path, {"priority": 6}, Idempotency_Key=key, status=422, code="idempotencyMismatch"
     )
+    # As every caller with an unset variable would send it: all of them would get the first one's job.
+    await rest.refused("POST", path, {}, Idempotency_Key="", status=400, code="badRequest")
     assert len((await rest.get(f"/objects/{owner['id']}/jobs"))["items"]) == 1
 
 
@@ -941,20 +943,20 @@ async def test_a_device_that_cannot_be_reached_fails_with_what_is_wrong(
         "/credentials", name=new_name("login"), kind="ssh_key", username="root", private_key=wrong_key
     )
     logins = len(openssh.log.split("Accepted publickey"))
-    for ssh, outcome, code in (
-        ({"port": free_port()}, "failed", "unreachable"),
-        ({"host": "nowhere.invalid"}, "failed", "unreachable"),
-        ({"credential_id": credential["id"]}, "failed", "credentialsRefused"),
-        ({"host_key": dropbear.host_keys[0]}, "rejected", "hostKeyChanged"),
-        ({"host_key": None}, "rejected", "hostKeyUnknown"),
-        ({"credential_id": None}, "failed", "credentialsRefused"),
+    for ssh, outcome, code, said in (
+        ({"port": free_port()}, "failed", "unreachable", "cannot be reached: Connection refused"),
+        ({"host": "nowhere.invalid"}, "failed", "unreachable", "nowhere.invalid:"),
+        ({"credential_id": credential["id"]}, "failed", "credentialsRefused", "refused the login"),
+        ({"host_key": dropbear.host_keys[0]}, "rejected", "hostKeyChanged", "trusted is SHA256:"),
+        ({"host_key": None}, "rejected", "hostKeyUnknown", "scan it"),
+        ({"credential_id": None}, "failed", "credentialsRefused", "set ssh.credential_id"),
     ):
         owner = await rest.device(openssh, ssh=ssh)
 
         job = await rest.run(owner, await rest.script(owner, "echo never"))
 
         assert (job["outcome"], job["error"]["code"]) == (outcome, code), job["error"]
-        assert job["error"]["message"]
+        assert said in job["error"]["message"]
         assert job["description"] is None
         assert job["has_errors"] is True
     assert len(openssh.log.split("Accepted publickey")) == logins

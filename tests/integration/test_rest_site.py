@@ -89,3 +89,11 @@ async def test_what_does_not_fit_is_refused(rest: Rest, openssh: SshServer) -> N
         await operator.refused("PUT", "/site", {"dispatch": "drained"}, status=403, code="notAllowed")
         await operator.refused("PUT", "/queues/a", {"concurrency": 1}, status=403, code="notAllowed")
         assert (await operator.get("/site"))["dispatch"] == "open"
+
+
+async def test_the_job_of_a_switch_is_no_run_that_could_be_asked_for_anything(rest: Rest) -> None:
+    opened = await rest.call("PUT", "/site", {"dispatch": "open"})
+
+    for what in ("cancel", "stop", "resume", "retry"):
+        path = f"/jobs/{opened.body['job_id']}/{what}"
+        await rest.refused("POST", path, {}, status=409, code="conflict")

@@ -297,3 +297,22 @@ async def test_a_check_of_nobody_fails_at_tcp(quick_ssh: SshTransport) -> None:
     assert [(step.name, step.ok) for step in steps] == [("dns", True), ("tcp", False)]
     steps = await quick_ssh.check(replace(target, host="no-such-host.invalid"))
     assert [(step.name, step.ok) for step in steps] == [("dns", False)]
+
+
+async def test_a_check_behind_a_jump_host_that_refuses_us_says_so(
+    quick_ssh: SshTransport, openssh: SshServer
+) -> None:
+    jump = target_of(openssh, key="jump", credential=zoo.zoo_target(1).credential)
+    steps = await quick_ssh.check(target_of(openssh, jump=jump))
+    assert [(step.name, step.ok) for step in steps] == [("dns", True), ("tcp", False)]
+    assert "the jump host" in steps[-1].detail
+    assert "refused the login" in steps[-1].detail
+
+
+async def test_a_check_behind_a_jump_host_names_each_step(
+    quick_ssh: SshTransport, openssh: SshServer
+) -> None:
+    jump = target_of(openssh, key="jump")
+    steps = await quick_ssh.check(target_of(openssh, jump=jump))
+    assert [step.name for step in steps if step.ok] == ["dns", "tcp", "host key", "auth", "exec"]
+    assert jump.address in steps[1].detail

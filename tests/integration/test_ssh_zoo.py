@@ -11,6 +11,7 @@ import pytest
 from iotjobs_sim.sshd import SshServer, start_openssh
 
 from iotjobs.domain.errors import BadAnswer, CredentialsRefused, DeliveryError, DeviceUnreachable, LinkLost
+from iotjobs.transports import spool
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone
 from iotjobs.transports.ssh import SshCredential, SshLimits, SshTarget, SshTransport
 from tests.services import zoo
@@ -120,6 +121,22 @@ async def test_no_exit_status_is_lost_and_never_success(quick_ssh: SshTransport,
         with pytest.raises(LinkLost) as caught:
             await run(quick_ssh, target, "true")
     assert caught.value.maybe_executed
+
+
+async def test_a_cut_right_behind_the_end_is_no_whole_output(quick_ssh: SshTransport) -> None:
+    async with ssh_server(zoo.cuts_behind_the_end) as target:
+        end, told = await run(quick_ssh, target, "true")
+    assert (end, bytes(told.out)) == (CommandEnd(0, whole=False), b"half")
+
+
+async def test_output_that_does_not_cease_behind_the_end_is_left_off(
+    quick_ssh: SshTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_AFTER_END_MOST_S", 0.5)
+    async with ssh_server(zoo.writes_behind_the_end) as target, ends_within(0.5):
+        end, told = await run(quick_ssh, target, "true")
+    assert end == CommandEnd(0, whole=False)
+    assert told.count >= len(b"more")
 
 
 async def test_a_cut_before_the_whole_command_left_is_known_to_have_run_nothing(
@@ -281,3 +298,18 @@ async def test_dead_devices_do_not_hold_up_the_living(quick_ssh: SshTransport, o
             assert (await run(quick_ssh, target_of(openssh), "exit 3"))[0].exit_code == 3
         ends = await asyncio.gather(*dying, return_exceptions=True)
     assert all(isinstance(end, DeliveryError) for end in ends)
+
+
+async def test_a_check_of_a_device_that_hangs_in_exec_ends_in_time(quick_ssh: SshTransport) -> None:
+    async with (
+        ssh_server(zoo.hangs_in_exec) as target,
+        ends_within(QUICK.connect_timeout_s + QUICK.answer_s),
+    ):
+        steps = await quick_ssh.check(target)
+    assert [(step.name, step.ok) for step in steps][-1] == ("exec", False)
+
+
+async def test_a_check_of_a_login_without_a_shell_fails_at_exec(quick_ssh: SshTransport) -> None:
+    async with ssh_server(zoo.nologin) as target:
+        steps = await quick_ssh.check(target)
+    assert [(step.name, step.ok) for step in steps][-2:] == [("auth", True), ("exec", False)]

@@ -118,15 +118,19 @@ def _wait_until_ready(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def running_postgres(settings: dict[str, str] | None = None) -> Iterator[PostgresServer]:
-    """A server of its own, for tests that stop it or want other settings."""
+def running_postgres(
+    settings: dict[str, str] | None = None, variables: dict[str, str] | None = None
+) -> Iterator[PostgresServer]:
+    """A server of its own, for tests that stop it or want other settings or another environment."""
     password, port = secrets.token_hex(8), free_port()
     folder = Path(tempfile.mkdtemp(prefix="iotjobs-postgres-"))
     server = PostgresServer(port, password, folder, require_program("psql", package="postgresql-client"))
     try:
         _make_cluster(folder, password)
         given = {**SETTINGS, **(settings or {}), "unix_socket_directories": str(folder)}
-        command = [*_as_owner(dies_with_us=True), require_program("postgres", package="postgresql")]
+        told = [f"{name}={value}" for name, value in (variables or {}).items()]
+        command = [*_as_owner(dies_with_us=True), "env", *told]
+        command += [require_program("postgres", package="postgresql")]
         command += ["-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
         command += [f"--{name}={value}" for name, value in given.items()]
         with (folder / "log").open("wb") as log:

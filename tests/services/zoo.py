@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import asyncssh
+from asyncssh.packet import UInt32
 
 from iotjobs.transports.ssh import SshCredential, SshTarget
 
@@ -235,6 +236,30 @@ async def cuts_before_the_end_of_the_prologue(process: asyncssh.SSHServerProcess
     """Reads a little of the command and cuts the connection."""
     await process.stdin.read(1)
     process.channel.get_connection().abort()
+
+
+def tell_end(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """Tell that the command ended with 0, and not that there is no more output, as `exit` would."""
+    process.channel._send_request(b"exit-status", UInt32(0))
+
+
+async def cuts_behind_the_end(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """Tells the end of the command, and cuts the connection before all of its output has left."""
+    await header(process)
+    process.stdout.write(b"half")
+    tell_end(process)
+    await process.stdout.drain()
+    await asyncio.sleep(0.2)
+    process.channel.get_connection().abort()
+
+
+async def writes_behind_the_end(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """Tells the end of the command, and goes on to send its output."""
+    await header(process)
+    tell_end(process)
+    while True:
+        process.stdout.write(b"more")
+        await asyncio.sleep(0.05)
 
 
 async def noise(process: asyncssh.SSHServerProcess[bytes]) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest
-from iotjobs.inputs.shapes import Name
+from iotjobs.inputs.shapes import Name, formed
 from iotjobs.store.definitions import Definition, Page
 
 PREFIX = "/api/v1"
@@ -20,7 +20,7 @@ PREFIX = "/api/v1"
 _ETAG = re.compile(r'(?P<weak>W/)?"(?P<text>[^"]*)"\s*(?:,|\Z)\s*')
 _CURSOR = re.compile(r"[0-9a-f]{32}\Z")
 
-Id = Annotated[str, Path(pattern="^[0-9A-Za-z_-]{1,64}$")]
+Id = Annotated[str, Path(), formed("[0-9A-Za-z_-]{1,64}", "an id: letters, digits, `_` and `-`")]
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -47,7 +47,7 @@ class ExecuteBody(Shape):
 
 
 Asked = Annotated[ExecuteBody, Depends(body_of(ExecuteBody, optional=True))]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 Wait = Annotated[float | None, Query(ge=0, le=WAIT_LIMIT_S, description="seconds to wait for the end")]
 
 

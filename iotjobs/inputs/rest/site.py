@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Connection
 
@@ -13,14 +13,12 @@ from iotjobs.engine.firing import PAUSED
 from iotjobs.inputs.rest.answers import PREFIX, json_response, no_content
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for
-from iotjobs.inputs.shapes import Listed, Shape
+from iotjobs.inputs.shapes import Listed, QueueName, Shape
 from iotjobs.store import facts, queues
 from iotjobs.store.queues import QueueState
 
 router = APIRouter(tags=["site"])
 _admin = admin_for("running the site")
-
-QueueName = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 class SiteBody(Shape):

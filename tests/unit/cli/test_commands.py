@@ -335,3 +335,12 @@ def test_the_exit_codes_are_in_the_help(site: Site) -> None:
 def test_pairs_are_read() -> None:
     assert pairs("--arg", ["a=1", "b==", "c="]) == {"a": "1", "b": "=", "c": ""}
     assert pairs("--arg", None) == {}
+
+
+@pytest.mark.parametrize("group", [[], ["job"]], ids=["all", "job"])
+def test_the_help_has_a_whole_sentence_for_each_command(group: list[str]) -> None:
+    said = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*group, "--help"]).stdout
+    lines = said.partition("Commands:\n")[2].splitlines()
+
+    assert len(lines) >= 4
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []

@@ -12,12 +12,36 @@ from tests.services.api import job
         ({}, "done\nmore\n"),
         ({"description": {"exitCode": 1, "stdout": " \n", "stderr": "no such unit"}}, "no such unit"),
         ({"description": None, "error": {"code": "unreachable", "message": "no route"}}, "no route"),
+        (
+            {
+                "description": {"exitCode": None, "stdout": "step 1\n", "stderr": ""},
+                "error": {"code": "timeOut", "message": "its processes are gone"},
+            },
+            "its processes are gone",
+        ),
+        (
+            {
+                "description": {"exitCode": 3, "stdout": "step 1\n", "stderr": ""},
+                "error": {"code": "exitCode", "message": "exit code 3"},
+            },
+            "step 1\n",
+        ),
         ({"description": {"topic": "a/b", "message": '{"on": true}'}}, 'a/b {"on": true}'),
         ({"description": {"topic": "a/b", "message": {"on": True}}}, 'a/b {"on": true}'),
         ({"description": {"topic": "a/b", "message": ""}}, "a/b "),
         ({"description": None}, ""),
     ],
-    ids=["stdout", "stderr", "error", "message", "JSON message", "empty message", "nothing"],
+    ids=[
+        "stdout",
+        "stderr",
+        "error",
+        "no exit",
+        "exit",
+        "message",
+        "JSON message",
+        "empty message",
+        "nothing",
+    ],
 )
 def test_what_a_job_has_to_say(more, said: str) -> None:
     assert Job.of(job(**more)).said == said

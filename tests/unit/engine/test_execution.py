@@ -19,6 +19,7 @@ from iotjobs.engine.sending import SEND_WITHIN_S, Begun, Sending, new_nonce
 from iotjobs.store import jobs, reads, tables
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
+from iotjobs.transports import spool
 from iotjobs.transports.base import CommandEnd, Gone, KillProof
 from tests.services.rows import Engine, MakeEngine, begin, job_of, plan, rows_of, running_job
 from tests.services.ssh import marked, until
@@ -74,6 +75,17 @@ async def test_a_run_is_recorded_with_its_output_and_what_it_was(
     assert job.started_at <= job.sent_at <= job.ended_at
     [attempt] = await rows_of(sqlite_store, tables.attempts, job_id)
     assert (attempt["number"], attempt["outcome"], attempt["sent_at"]) == (1, "failed", job.sent_at)
+
+
+async def test_output_that_was_left_off_is_told(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_AFTER_END_MOST_S", 0.3)
+    detached = "n=0; while [ $n -lt 40 ]; do echo more; sleep 0.05; n=$((n+1)); done"
+    job_id, _ = await run(make_engine(), sqlite_store, plan(script=f"({detached}) & exit 0"))
+    job = await job_of(sqlite_store, job_id)
+
+    assert (job.outcome, job.output_truncated) == (Outcome.SUCCEEDED, True)
 
 
 async def test_a_timeout_kills_it_and_says_so(sqlite_store: Store, make_engine: MakeEngine) -> None:

@@ -67,6 +67,27 @@ async def test_who_slept_does_not_lead_whatever_it_remembers(
     assert lease.leads
 
 
+async def test_a_lease_that_nobody_renewed_is_taken_although_the_clock_was_set_back(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+    holder, candidate = Lease(sqlite_store, "leader", lambda: "a"), Lease(sqlite_store, "leader", lambda: "b")
+    await holder.seek()
+    await sqlite_store.write(lambda tx: tx.conn.execute(text("UPDATE lease SET until = until + 86400000")))
+    for _ in range(8):
+        assert not await candidate.seek()
+        now += 2
+    await holder.seek()  # it was only slow
+    for _ in range(8):
+        assert not await candidate.seek()
+        now += 2
+
+    assert not await candidate.seek()
+    assert await candidate.seek()
+    assert not await holder.seek()
+
+
 async def test_alone_always_leads(sqlite_store: Store) -> None:
     assert Always().leads
     await sqlite_store.write(Always().check)

@@ -11,7 +11,8 @@ from iotjobs.domain.jobs import Job, Transport
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.rescue import rescue
 from iotjobs.engine.sending import Begun
-from iotjobs.store import jobs, tables
+from iotjobs.store import jobs, nodes, queue, tables
+from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
 from iotjobs.transports.base import Gone, KillProof
 from tests.services.rows import ADMIN, Engine, MakeEngine, job_of, plan, rows_of, running_job
@@ -118,6 +119,71 @@ async def test_a_cancel_of_what_waits_for_its_next_try_ends_what_the_earlier_lef
     assert processes_of(job.id) == []
     lines = [line["message"] for line in await rows_of(sqlite_store, tables.log_entries, job.id)]
     assert lines == ["an earlier attempt: its processes were killed and are gone"]
+
+
+async def canceled_in_back_off(engine: Engine, folder: Path) -> Job:
+    """A job that was canceled while it waited for its next attempt; the process died right after that."""
+    job = await orphan(engine, folder, idempotent=True)
+    assert await rescue(engine.store, engine.settler, "alive") == 1
+    assert await engine.control.cancel(job.id, ADMIN, "r") is Status.CANCELED
+    await engine.leftovers.stop()
+    assert await confirmed(engine, job) is None
+    assert marked(job.nonce or "")
+    return job
+
+
+async def confirmed(engine: Engine, job: Job) -> bool | None:
+    found: bool | None = ((await job_of(engine.store, job.id)).cancel or {})["confirmed"]
+    return found
+
+
+async def test_a_proof_that_a_dead_process_owes_is_given_after_the_next_start(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    job = await canceled_in_back_off(make_engine(worker_id="alive"), tmp_path)
+    heir = make_engine(worker_id="heir")
+
+    await heir.leftovers.take_over_all("heir")
+
+    async def proven() -> bool:
+        return await confirmed(heir, job) is True
+
+    await eventually(proven)
+    assert processes_of(job.id) == []
+    assert (await job_of(heir.store, job.id)).worker_id is None
+    assert await heir.store.read(lambda conn: queue.unproven(conn, "x", of_the_dead=True)) == []
+
+
+async def test_a_proof_that_we_owe_ourselves_is_given_whatever_went_wrong_at_first(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await canceled_in_back_off(engine, tmp_path)
+
+    await engine.control.look()
+
+    async def proven() -> bool:
+        return await confirmed(engine, job) is True
+
+    await eventually(proven)
+
+
+async def test_a_proof_that_another_living_worker_owes_is_left_to_it(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await canceled_in_back_off(engine, tmp_path)
+    await engine.store.write(lambda tx: nodes.register(tx, "alive", Node("host", 7, "1.0", (), 5)))
+    other = make_engine(worker_id="other")
+
+    await other.leftovers.take_over_all("other")
+    await other.control.look()
+    assert not other.leftovers._tasks
+
+    await engine.store.write(lambda tx: nodes.bury(tx, "alive"))
+    await other.leftovers.take_over_all("other")
+    await eventually(lambda: not other.leftovers._tasks)
+    assert await confirmed(other, job) is True
 
 
 async def test_who_was_first_is_not_overwritten(

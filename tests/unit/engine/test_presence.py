@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StoreUnavailable
 from iotjobs.engine import presence as module
-from iotjobs.engine.presence import FRESH_S, GAP_S, Alone, Presence
-from iotjobs.store import nodes
+from iotjobs.engine.presence import BROKER_AWAITED_S, FRESH_S, GAP_S, Alone, Presence
+from iotjobs.store import facts, nodes
 from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
 from tests.services.rows import Failing
@@ -107,6 +108,37 @@ async def test_who_was_out_of_touch_judges_nobody_for_ten_seconds(presence: Pres
     assert not presence.may_judge()
     presence.confirmed(moved.now)
     assert not presence.may_judge()
+
+
+async def test_who_has_no_broker_leaves_messages_to_who_has_one_and_waits_for_it_to_come_back(
+    sqlite_store: Store, presence: Presence, moved: Clock
+) -> None:
+    assert presence.may_publish()  # as nobody has one
+    other = Presence(sqlite_store, replace(NODE, mqtt=True), lambda _: None)
+    await other.enter(None)
+    assert other.may_publish()
+
+    await presence._beat()
+    assert not presence.may_publish()
+    await other.stop()
+    await presence._beat()
+    moved.now += BROKER_AWAITED_S - 1
+    await presence._beat()
+    assert not presence.may_publish()
+    moved.now += 2
+    assert presence.may_publish()
+
+
+async def test_who_comes_before_the_broker_of_its_site_waits_for_it_too(
+    sqlite_store: Store, moved: Clock
+) -> None:
+    await sqlite_store.write(lambda tx: facts.put(tx, facts.MQTT_CLIENT_ID, "iotjobs-x"))
+    early = Presence(sqlite_store, NODE, lambda _: None)
+    await early.enter(None)
+
+    assert not early.may_publish()
+    moved.now += BROKER_AWAITED_S + 1
+    assert early.may_publish()
 
 
 async def test_an_end_without_the_database_is_no_error(sqlite_store: Store) -> None:

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
+from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Ending, Transport
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.leases import Always
-from iotjobs.engine.rescue import Strays, _rescue_one, rescue
-from iotjobs.store import jobs, queue, tables
+from iotjobs.engine.presence import Presence
+from iotjobs.engine.rescue import DeadWorkers, Strays, _rescue_one, rescue
+from iotjobs.store import jobs, nodes, queue, tables
+from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
 from tests.services.rows import MakeEngine, add_job, begin, events_of, job_of, plan, rows_of, running_job
 from tests.services.site import eventually
@@ -93,6 +98,100 @@ async def test_more_than_one_batch_is_rescued(
     assert await rescue(sqlite_store, engine.settler, "alive") == 7
 
     assert {(await job_of(sqlite_store, job.id)).outcome for job in dead} == {Outcome.LOST}
+
+
+# --- who is dead ----------------------------------------------------------------------------------
+
+
+class Following(Always):
+    """It does not lead, until the test says so."""
+
+    leads = False
+
+
+@dataclass
+class Others:
+    """Workers that beat, a leader among them that watches, and the clocks: one that nobody sets, the database's."""
+
+    store: Store
+    watching: DeadWorkers
+    presence: Presence
+    standing: Following
+    now: float = 1000.0
+    ahead_ms: int = 0
+
+    async def enter(self, worker_id: str) -> None:
+        await self.store.write(lambda tx: nodes.register(tx, worker_id, Node("host", 7, "1.0", (), 5)))
+
+    async def beat(self, *worker_ids: str) -> None:
+        for worker_id in (self.presence.worker_id, *worker_ids):
+            assert await self.store.write(lambda tx: nodes.beat(tx, worker_id, 0)), worker_id  # noqa: B023
+            seen = {"ahead": self.ahead_ms, "id": worker_id}
+            query = text("UPDATE worker SET seen_at = seen_at + :ahead + 1 WHERE id = :id")
+            await self.store.write(lambda tx: tx.conn.execute(query, seen))  # noqa: B023
+        self.presence.confirmed(self.now)
+
+    async def pass_s(self, seconds: int, *beating: str) -> None:
+        for second in range(seconds):
+            self.now += 1
+            if second % 3 == 0:
+                await self.beat(*beating)
+            await self.watching.look()
+
+    async def living(self) -> set[str]:
+        return {worker.id for worker in await self.store.read(nodes.listing) if worker.gone_at is None}
+
+
+@pytest.fixture
+async def others(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Others]:
+    engine, standing = make_engine(), Following()
+    presence = Presence(sqlite_store, Node("host", 7, "1.0", (), 5), lambda _: None)
+    watching = DeadWorkers(sqlite_store, engine.settler, engine.leftovers, presence, standing)
+    made = Others(sqlite_store, watching, presence, standing)
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "monotonic", lambda: made.now)
+        await presence.enter(None)
+        yield made
+
+
+async def test_nobody_is_dead_because_the_databases_clock_was_set(others: Others) -> None:
+    await others.enter("alive")
+    others.standing.leads = True
+    await others.pass_s(12, "alive")
+
+    for ahead_ms in (60_000, -86_400_000, 86_400_000):
+        await others.beat("alive")
+        others.ahead_ms = ahead_ms  # the last beats are that far from now
+        await others.pass_s(12, "alive")
+        assert await others.living() == {others.presence.worker_id, "alive"}
+
+
+async def test_who_beats_no_more_is_dead_after_ten_seconds_whatever_the_clock_says(others: Others) -> None:
+    await others.enter("dead")
+    others.standing.leads = True
+    await others.pass_s(12, "dead")
+    await others.store.write(
+        lambda tx: tx.conn.execute(text("UPDATE worker SET seen_at = seen_at + 86400000"))
+    )
+
+    await others.pass_s(9)
+    assert "dead" in await others.living()
+    await others.pass_s(3)
+    assert "dead" not in await others.living()
+
+
+async def test_who_was_dead_before_we_came_is_buried_soon_and_at_once_by_who_takes_over(
+    others: Others,
+) -> None:
+    await others.enter("dead")
+
+    await others.pass_s(12)
+    assert "dead" in await others.living()
+    others.standing.leads = True
+    await others.pass_s(1)
+    assert await others.living() == {others.presence.worker_id}
 
 
 # --- what we hold and do not run ------------------------------------------------------------------

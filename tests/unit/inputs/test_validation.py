@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import BadRequest
-from iotjobs.inputs.shapes import ScriptBody
+from iotjobs.inputs.shapes import ObjectBody, ScriptBody, SshBody, UserBody
 from iotjobs.inputs.validation import merge_patch, patched, validated
 
 SCRIPT = TypeAdapter(ScriptBody)
@@ -70,3 +70,22 @@ def test_no_error_repeats_what_was_sent() -> None:
         validated(SCRIPT, {"name": ["hidden-7"], "text": {"hidden-7": 1}, "interpreter": "hidden-7"})
     assert "hidden-7" not in repr(refused.value.errors) + str(refused.value)
     assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "field", "words"),
+    [
+        (SshBody, {"host": "root@10.0.0.1"}, "host", "a host name"),
+        (SshBody, {"host": "h", "username": "-x"}, "username", "no `-` first"),
+        (ObjectBody, {"name": "a", "thing": "a/b"}, "thing", "letters"),
+        (UserBody, {"login": "a b", "role": "viewer"}, "login", "without blanks"),
+    ],
+)
+def test_a_text_of_the_wrong_form_is_told_in_words(shape: Any, value: Any, field: str, words: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        validated(TypeAdapter(shape), value)
+
+    [error] = caught.value.errors
+    assert error.field == field
+    assert words in error.message
+    assert "^" not in error.message

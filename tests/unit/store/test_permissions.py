@@ -19,7 +19,7 @@ def data(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     directory.mkdir()
     directory.chmod(0o755)
-    for name in ("iotjobs.db", "iotjobs.db-wal", "iotjobs.db-shm", "secret.key"):
+    for name in ("iotjobs.db", "iotjobs.db-wal", "iotjobs.db-shm", "secret.key", "worker"):
         (directory / name).touch()
         (directory / name).chmod(0o644)
     return directory

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -293,3 +294,22 @@ async def test_a_connect_packet_has_its_length_in_as_many_bytes_as_it_needs() ->
     assert (long[1] & 0x7F | long[2] << 7) == len(long) - 3
     with pytest.raises(BadRequest):
         connect_packet("u", "p" * 65_536)
+
+
+@pytest.mark.parametrize(
+    ("bind", "name", "host"),
+    [
+        ("127.0.0.1", "site.example", "127.0.0.1"),
+        ("10.0.0.9", "site.example", "10.0.0.9"),
+        ("0.0.0.0", "site.example", "site.example"),
+        ("::", "fd00::1", "[fd00::1]"),
+        ("0.0.0.0", "127.0.0.1", socket.gethostname()),
+        ("0.0.0.0", "localhost", socket.gethostname()),
+        ("0.0.0.0", "a b\n", socket.gethostname()),
+        ("::", None, socket.gethostname()),
+    ],
+)
+def test_devices_are_told_an_address_that_they_can_use(
+    tmp_path: Path, bind: str, name: str | None, host: str
+) -> None:
+    assert process(tmp_path, bind=bind, port=1884).found_by(name) == f"mqtt://{host}:1884"

@@ -35,6 +35,11 @@ async def test_death_by_a_signal_is_told() -> None:
     assert (await run("kill -KILL $$"))[0] == CommandEnd(137, "KILL")
 
 
+async def test_death_by_a_signal_without_a_name_is_told() -> None:
+    async with asyncio.timeout(10):
+        assert (await run("kill -40 $$"))[0] == CommandEnd(168, "40")
+
+
 async def test_raw_text_is_run_as_it_is() -> None:
     end, told = await run("echo raw; exit 4", interpreter="raw")
     assert (end.exit_code, bytes(told.out), told.run) == (4, b"raw\n", [])

@@ -120,7 +120,7 @@ def test_the_header_of_another_run_is_noise() -> None:
     assert (header.run, header.said()) == (None, "iotjobs n2 1 1 out")
 
 
-@pytest.mark.parametrize("numbers", [b"", b"1", b"a b", b"1 2 3"])
+@pytest.mark.parametrize("numbers", [b"", b"1", b"a b", b"1 2 3", b"0 1", b"1 -1", b"1 9999999999"])
 def test_a_header_without_two_numbers_is_a_bad_answer(numbers: bytes) -> None:
     with pytest.raises(BadAnswer):
         shell.Header("n1").feed(Stream.STDOUT, b"iotjobs n1 " + numbers + b"\n")
