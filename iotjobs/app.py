@@ -196,20 +196,7 @@ class Site:
         intake = Intake(store, vault, dispatcher, allow_local=settings.allow_local)
         reactions = Reactions(FiringParts(intake, settler, dispatcher, worker))
         if publisher is not None and address is not None:
-            ingest = [IngestRule(rule.topic, rule.prefix) for rule in settings.ingest]
-            devices = DeviceMessages(
-                store,
-                settler,
-                reactions,
-                standing=place.ingest,
-                reports_per_s=settings.report_rate,
-                ingest=ingest,
-            )
-            filters = (*DEVICE_FILTERS, *(rule.filter for rule in ingest))
-            consumer = MqttConsumer(
-                address, client_id=await self._client_id(), filters=filters, handler=devices.receive
-            )
-            await self._start_mqtt(devices, publisher, consumer, place)
+            await self._start_mqtt(settler, reactions, publisher, address, place=place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings), place.leader)
         timers = Timers(store, reactions, place.leader)
@@ -267,13 +254,29 @@ class Site:
         self.mqtt_url = f"mqtt://{settings.mqtt_bind}:{settings.mqtt_port}"
         return broker, broker.address
 
-    async def _client_id(self) -> str:
-        assert self._store is not None
-        return await self._store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
-
     async def _start_mqtt(
-        self, devices: DeviceMessages, publisher: MqttPublisher, consumer: MqttConsumer, place: Place
+        self,
+        settler: Settler,
+        reactions: Reactions,
+        publisher: MqttPublisher,
+        address: BrokerAddress,
+        *,
+        place: Place,
     ) -> None:
+        store, settings = self._store, self.settings
+        assert store is not None
+        ingest = [IngestRule(rule.topic, rule.prefix) for rule in settings.ingest]
+        devices = DeviceMessages(
+            store,
+            settler,
+            reactions,
+            standing=place.ingest,
+            reports_per_s=settings.report_rate,
+            ingest=ingest,
+        )
+        client_id = await store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
+        filters = (*DEVICE_FILTERS, *(rule.filter for rule in ingest))
+        consumer = MqttConsumer(address, client_id=client_id, filters=filters, handler=devices.receive)
         for service in (Ingest(place.ingest, devices, consumer), publisher):
             await self._run(service)
         self.readiness.watch(

@@ -7,7 +7,7 @@ from datetime import time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, RootModel, StringConstraints
 
 from iotjobs.clock import rfc3339
 from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
@@ -159,6 +159,10 @@ class EntityStateOut(BaseModel):
     heard_at: str | None = Field(description="of the last report; of a link, of either end")
     reports: int
     superseded: int = Field(description="reports that came quicker than allowed and lived on in a later one")
+
+
+class PropertiesOut(RootModel[dict[str, Any]]):
+    """All properties of an entity by name: its own, and below them those that its class gives."""
 
 
 class PropertyOut(BaseModel):

@@ -33,7 +33,7 @@ from iotjobs.inputs.rest import (
 from iotjobs.inputs.rest.answers import PREFIX, json_response
 from iotjobs.inputs.rest.body import Body
 from iotjobs.inputs.rest.operations import operations_of
-from iotjobs.inputs.rest.properties import properties_of
+from iotjobs.inputs.rest.properties import history_of, properties_of
 from iotjobs.inputs.rest.services import ApiServices, authenticated
 from iotjobs.inputs.rest.states import conditions_of, state_of
 from iotjobs.inputs.rest.triggers import triggers_of
@@ -81,7 +81,7 @@ def build_api(services: ApiServices) -> FastAPI:
             for make in (conditions_of, triggers_of)
             for kind in (Kind.CLASS, Kind.OBJECT, Kind.LINK)
         ),
-        *(make(kind) for make in (state_of, properties_of) for kind in (Kind.OBJECT, Kind.LINK)),
+        *(make(kind) for make in (state_of, properties_of, history_of) for kind in (Kind.OBJECT, Kind.LINK)),
         _description(app),
     ):
         # Nothing here is public, whatever a route itself says.

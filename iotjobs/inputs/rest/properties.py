@@ -25,7 +25,7 @@ from iotjobs.inputs.rest.services import (
     operator_for,
 )
 from iotjobs.inputs.shapes import Listed
-from iotjobs.inputs.state_shapes import PropertyOut
+from iotjobs.inputs.state_shapes import PropertiesOut, PropertyOut
 from iotjobs.store import definitions, standings
 from iotjobs.store.definitions import Kind
 from iotjobs.store.writer import Transaction
@@ -33,9 +33,7 @@ from iotjobs.store.writer import Transaction
 _FOLDERS = {Kind.OBJECT: "objects", Kind.LINK: "links"}
 _OWNERS = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
 _Values = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
-_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {"type": "object"}}}}
-}
+_ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": PropertiesOut}}
 
 
 def properties_of(kind: Kind) -> APIRouter:
@@ -76,6 +74,13 @@ def properties_of(kind: Kind) -> APIRouter:
     async def read_properties(services: Services, entity_id: Id) -> Response:
         """The effective properties: the class's under the entity's own."""
         return json_response(await services.store.read(lambda conn: _properties(conn, kind, entity_id)))
+
+    return router
+
+
+def history_of(kind: Kind) -> APIRouter:
+    """The route of a property's history below objects or links."""
+    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
 
     @router.get(
         "/properties/{name}/history",

@@ -1,0 +1,95 @@
+"""Rules that are kept between transactions are used only while they are still so, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from iotjobs.domain.entities import Entity, OwnerType
+from iotjobs.store import definitions, known, rules
+from iotjobs.store.definitions import Kind
+from iotjobs.store.known import Known, KnownRules
+from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
+from tests.services.rows import Engine
+
+
+@pytest.fixture
+async def engine(store: Store) -> AsyncIterator[Engine]:
+    made = Engine(store)
+    yield made
+    await made.stop()
+
+
+def asked(kept: KnownRules, entity: Entity) -> Callable[[Transaction], tuple[Known, list[str]]]:
+    def item(tx: Transaction) -> tuple[Known, list[str]]:
+        found = kept.at(tx.conn)
+        return found, [one.state for one in found.conditions_of(tx.conn, entity)]
+
+    return item
+
+
+async def test_what_was_read_is_kept_until_somebody_changes_a_rule(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, {"state": "alarm", "when": "a == 1"})
+    kept, entity = KnownRules(), Entity(owner_id, OwnerType.OBJECT, "x")
+
+    first, states = await engine.store.write(asked(kept, entity))
+    again, _ = await engine.store.write(asked(kept, entity))
+    assert (states, again is first) == (["alarm"], True)
+
+    await engine.report(owner_id, a=1)  # a report is no change of rules
+    assert (await engine.store.write(asked(kept, entity)))[0] is first
+    await engine.conditions(owner_id, {"state": "overloaded", "when": "a == 1"})
+    assert (await engine.store.write(asked(kept, entity)))[1] == ["overloaded"]
+
+
+@pytest.mark.parametrize("what", ["triggers", "breaker", "object", "link", "class", "gone"])
+async def test_everything_that_decides_counts_as_a_rule(engine: Engine, what: str) -> None:
+    owner_id, operation_id = await engine.script("true")
+    other, spare = await engine.thing(), await engine.thing()
+    [trigger_id] = await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    before = await engine.store.read(rules.version)
+    match what:
+        case "triggers":
+            await engine.triggers(owner_id)
+        case "breaker":
+            await engine.store.write(lambda tx: rules.set_breaker(tx, trigger_id, 1))
+        case "object":
+            values: dict[str, Any] = {"properties": {"a": 1}}
+            await engine.store.write(
+                lambda tx: definitions.change(tx, Kind.OBJECT, owner_id, lambda _: values)
+            )
+        case "link":
+            await engine.link(owner_id, other)
+        case "class":
+            await engine.class_()
+        case "gone":
+            await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, spare))
+    assert await engine.store.read(rules.version) != before
+
+
+async def test_a_change_that_failed_leaves_nothing_behind(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, {"state": "alarm", "when": "a == 1"})
+    kept, entity = KnownRules(), Entity(owner_id, OwnerType.OBJECT, "x")
+
+    def fails(tx: Transaction) -> None:
+        rules.put_conditions(tx, "object", owner_id, None)
+        assert asked(kept, entity)(tx)[1] == []
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await engine.store.write(fails)
+    assert (await engine.store.write(asked(kept, entity)))[1] == ["alarm"]
+
+
+async def test_it_does_not_grow_without_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "_MOST", 2)
+    kept = KnownRules()
+    for number in range(3):
+        entity = Entity(f"{number}", OwnerType.OBJECT, "x")
+        first, _ = await engine.store.write(asked(kept, entity))
+    assert len(first._conditions) == 1
