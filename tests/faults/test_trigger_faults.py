@@ -227,3 +227,30 @@ async def test_a_broker_that_forgets_everything_costs_no_change_that_was_taken(
                 flood_after.round()
             await eventually(lambda: heard(rest, things, 8), 20, 0.2)
         assert await fired(rest, things) == flood.hot + flood_after.hot
+
+
+@pytest.mark.check(17)
+async def test_a_broker_that_is_restarted_again_and_again_loses_no_change(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], full: bool
+) -> None:
+    restarts, objects = (20, 200) if full else (3, 20)
+    broker = start_mosquitto()
+    serve: Serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}", report_rate="0")
+    await serve.start()
+    async with Rest(serve) as rest:
+        things = await hot_things(rest, objects)
+        rounds = 0
+        with ExitStack() as reporters:
+            made = [reporters.enter_context(Reporter(broker.port, f"r{n}")) for n in range(PUBLISHERS)]
+            flood = Flood(made, list(things), ids=True)
+            for _ in range(restarts):
+                for _ in range(4):
+                    await asyncio.to_thread(flood.round)
+                    rounds += 1
+                    await pause(0.2)
+                await asyncio.to_thread(broker.stop)
+                await asyncio.to_thread(broker.start)
+                await eventually(lambda: all(one.all_taken for one in made), 60)
+            await eventually(lambda: heard(rest, things, rounds), 60, 0.5)
+        assert await fired(rest, things) == flood.hot
+    assert "Traceback" not in serve.log
