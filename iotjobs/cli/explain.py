@@ -27,7 +27,10 @@ def explain(
     token: Token = None,
     ca_file: CaFile = None,
 ) -> None:
-    """Tell why an operation did or did not run by itself: states, their reasons, and every trigger's decision."""
+    """Tell why an operation did or did not run by itself.
+
+    Shows the state and its reason, and what each trigger decided at the latest changes.
+    """
     try:
         with Client(url, token, ca_file=ca_file) as client:
             for line in _told(client, running.find_owner(client, target), changes):
