@@ -140,7 +140,8 @@ class SiteSwitch(LoopService):
     async def _end_drains(self) -> None:
         drains, running = await self._store.read(lambda conn: (queues.drains(conn), queues.under_way(conn)))
         for drain in drains:
-            if running == 0 and clock.now_ms() - drain.timestamp >= SETTLED_AFTER_MS:
+            # Before its beginning: the clock was set back since.
+            if running == 0 and not 0 <= clock.now_ms() - drain.timestamp < SETTLED_AFTER_MS:
                 await self._end(drain)
 
     async def _end(self, drain: Job) -> None:

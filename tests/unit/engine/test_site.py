@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from iotjobs import clock
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.jobs import JobType, PendingReason
 from iotjobs.domain.statuses import Outcome, Status
@@ -68,6 +69,21 @@ async def test_a_drain_outlives_the_process(sqlite_store: Store, make_engine: Ma
     assert not await after.feed.wait_for_end(job_id, 0.2)
     await after.switch.switch(is_open=True, caller=ADMIN)
     assert (await after.ended(job_id)).outcome is Outcome.SUCCEEDED
+
+
+async def test_a_drain_ends_also_when_the_clock_was_set_back_meanwhile(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "SETTLED_AFTER_MS", 2_000)
+    engine = make_engine()
+    drain = await engine.switch.switch(is_open=False, caller=ADMIN)
+    await engine.switch.look()
+    assert (await job_of(sqlite_store, drain)).status is Status.RUNNING
+
+    monkeypatch.setattr(clock, "_ahead_ns", clock._ahead_ns - 86_400 * 10**9)
+    await engine.switch.look()
+
+    assert (await job_of(sqlite_store, drain)).outcome is Outcome.SUCCEEDED
 
 
 async def test_opening_ends_the_job_of_a_drain_that_was_not_over(
