@@ -6,12 +6,14 @@ same run, bare PgQueuer and procrastinate carry the same number of tickets and r
 
 - Latency: one enqueue (its own transaction) after the other at a fixed rate, by the process that also
   runs the jobs; from the call to the start of the work. Rates that a contender cannot keep are told as such.
-- Drain: a backlog is made first, then one or two worker processes take it.
-- Beside a stuck lane: the same latency while thousands of jobs wait for one lane that is held.
+- Drain: a backlog is made first, then one or two worker processes take it. The embedded side is one process.
+- Drain of work that waits: each attempt waits half a second, as for a device, two hundred at once in a
+  process: what a second process brings when the processors are not what is short.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import statistics
@@ -20,140 +22,63 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.harness.figures import QUICK, finish, median, percentile, table
-from benchmarks.harness.no_op import NoOpSite
+from benchmarks.harness.figures import QUICK, finish, median, percentile, ratio, table
+from benchmarks.harness.no_op import no_op_site
 from benchmarks.harness.peer import ROOT
-from benchmarks.harness.postgres import postgres
+from benchmarks.harness.postgres import postgres, postgres_cpu_s
+from benchmarks.harness.queue_peers import bare_pgqueuer, procrastinate
+from benchmarks.harness.server import cpu_s
+from iotjobs.serving import loop_factory
 
-RATES = (20, 500) if QUICK else (20, 500, 1000)
-SECONDS = 2.0 if QUICK else 5.0
-BACKLOG = 1_000 if QUICK else 10_000
-RUNS = 1 if QUICK else 3
 WITHIN_S = 180.0
+WAITS_S = 0.5
+SQLITE, POSTGRES = "iotjobs, SQLite", "iotjobs, PostgreSQL"
+PGQUEUER, PROCRASTINATE = "bare PgQueuer", "procrastinate"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    jobs: int
+    rates: tuple[int, ...]
+    seconds: float
+    runs: int
 
 
 class Contender(Protocol):
     """Something that carries work from `enqueue` to a start that it notes."""
 
     starts: dict[str, float]
+    worker_command: list[str]
 
     async def enqueue(self) -> str:
         """Enqueue one piece of work durably; its id."""
 
+    async def fill(self, count: int) -> None:
+        """Make a backlog."""
 
-class Ours:
-    """iotjobs on one database."""
+    async def take(self) -> None:
+        """Begin to take, in this process."""
 
-    def __init__(self, site: NoOpSite) -> None:
-        self.site, self.starts = site, site.starts.at
+    async def left(self) -> int:
+        """What has not ended."""
 
-    async def enqueue(self) -> str:
-        """See `Contender`."""
-        return await self.site.submit()
-
-
-@asynccontextmanager
-async def ours(url: str) -> AsyncIterator[Ours]:
-    site = NoOpSite(url)
-    await site.start()
-    try:
-        yield Ours(site)
-    finally:
-        await site.stop()
+    async def any_left(self) -> bool:
+        """Whether there is anything that has not ended."""
 
 
-class BarePgQueuer:
-    """PgQueuer 1.6 with the settings of ours, its own enqueue, and a handler that does nothing."""
-
-    def __init__(self) -> None:
-        self.starts: dict[str, float] = {}
-        self._queries: Any = None
-        self._count = 0
-
-    async def enqueue(self) -> str:
-        """See `Contender`."""
-        self._count += 1
-        name = str(self._count)
-        await self._queries.enqueue("work", name.encode())
-        return name
-
-    @asynccontextmanager
-    async def running(self, dsn: str) -> AsyncIterator[BarePgQueuer]:
-        """Install its tables and take what comes."""
-        import asyncpg
-        from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver
-        from pgqueuer.core.qm import QueueManager
-        from pgqueuer.queries import Queries
-
-        pool = await asyncpg.create_pool(dsn, min_size=4, max_size=20)
-        driver = AsyncpgPoolDriver(pool)
-        self._queries = Queries(driver)
-        await self._queries.install()
-        manager = QueueManager(self._queries)
-
-        @manager.entrypoint("work")
-        async def work(job: Any) -> None:
-            self.starts[job.payload.decode()] = time.perf_counter()
-
-        from datetime import timedelta
-
-        running = asyncio.create_task(
-            manager.run(batch_size=100, max_concurrent_tasks=400, dequeue_timeout=timedelta(seconds=2))
-        )
-        try:
-            yield self
-        finally:
-            manager.shutdown.set()
-            await running
-            await pool.close()
+# Opens one on a database of its own; it takes from the beginning, or not.
+Open = Callable[[bool], AbstractAsyncContextManager[Contender]]
 
 
-class Procrastinate:
-    """procrastinate 3 with one worker, woken by NOTIFY."""
-
-    def __init__(self) -> None:
-        self.starts: dict[str, float] = {}
-        self._task: Any = None
-        self._count = 0
-
-    async def enqueue(self) -> str:
-        """See `Contender`."""
-        self._count += 1
-        name = str(self._count)
-        await self._task.defer_async(name=name)
-        return name
-
-    @asynccontextmanager
-    async def running(self, dsn: str) -> AsyncIterator[Procrastinate]:
-        """Install its tables and take what comes."""
-        import procrastinate
-
-        app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, max_size=20))
-        async with app.open_async():
-            await app.schema_manager.apply_schema_async()
-
-            @app.task(name="work")
-            async def work(name: str) -> None:
-                self.starts[name] = time.perf_counter()
-
-            self._task = work
-            running = asyncio.create_task(
-                app.run_worker_async(concurrency=50, install_signal_handlers=False, delete_jobs="successful")
-            )
-            try:
-                yield self
-            finally:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
-
-
-async def latencies(contender: Contender, rate: int) -> list[float] | None:
+async def latencies(contender: Contender, rate: int, seconds: float) -> list[float] | None:
     """Milliseconds from enqueue to start, one a piece of work; None when the rate could not be kept."""
-    count = int(rate * SECONDS)
     asked: dict[str, float] = {}
     began = time.perf_counter()
 
@@ -162,7 +87,7 @@ async def latencies(contender: Contender, rate: int) -> list[float] | None:
         asked[await contender.enqueue()] = at
 
     pending = set()
-    for number in range(count):
+    for number in range(int(rate * seconds)):
         due = began + number / rate
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
@@ -170,7 +95,7 @@ async def latencies(contender: Contender, rate: int) -> list[float] | None:
         pending.add(task)
         task.add_done_callback(pending.discard)
     await asyncio.gather(*pending)
-    late = time.perf_counter() - began > 1.2 * SECONDS
+    late = time.perf_counter() - began > 1.2 * seconds
     until = time.perf_counter() + 60
     while not asked.keys() <= contender.starts.keys():
         if time.perf_counter() > until:
@@ -179,86 +104,170 @@ async def latencies(contender: Contender, rate: int) -> list[float] | None:
     return None if late else [1000 * (contender.starts[name] - at) for name, at in asked.items()]
 
 
-async def drain(url: str, workers: int) -> float:
-    """Jobs a second out of a backlog, by so many worker processes."""
-    site = NoOpSite(url)
-    await site.start(takes=False)
-    await site.fill(BACKLOG)
-    command = ["-m", "benchmarks.harness.no_op", url]
+@asynccontextmanager
+async def worker_processes(command: list[str], count: int) -> AsyncIterator[list[int]]:
+    """So many of them, which have just begun to take; their process ids."""
     pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe, cwd=ROOT)
-        for _ in range(workers)
+        for _ in range(count)
     ]
     try:
         for process in processes:
             assert process.stdout is not None
-            await process.stdout.readline()  # it takes from now on, so what it took before is left out
-        count, began = await site.left(), time.perf_counter()
-        await all_ended(site)
-        return count / (time.perf_counter() - began)
+            await process.stdout.readline()
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+        yield [process.pid for process in processes]
     finally:
         for process in processes:
             assert process.stdin is not None
             process.stdin.close()
             await process.wait()
-        await site.stop()
 
 
-async def all_ended(site: NoOpSite) -> None:
-    """Wait until no job is left."""
-    async with asyncio.timeout(WITHIN_S):
-        while await site.left():  # noqa: ASYNC110 - another process ends them
-            await asyncio.sleep(0.05)
+@dataclass(slots=True)
+class Drained:
+    """The runs of one contender: jobs a second, and processor milliseconds a job of its processes and the server."""
 
+    rate: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    server_ms: list[float] = field(default_factory=list)
 
-async def drain_embedded(url: str) -> float:
-    """The same in one process, as `iotjobs serve` is."""
-    site = NoOpSite(url)
-    await site.start(takes=False)
-    try:
-        await site.fill(BACKLOG)
+    async def measure(
+        self, contender: Contender, count: int, pids: list[int], server_s: Callable[[], float]
+    ) -> None:
+        """From now on until nothing of so many is left."""
         began = time.perf_counter()
-        await site.worker.start()
-        await all_ended(site)
-        return BACKLOG / (time.perf_counter() - began)
-    finally:
-        await site.stop()
+        cpu, server = sum(map(cpu_s, pids)), server_s()
+        async with asyncio.timeout(WITHIN_S):
+            while await contender.any_left():  # noqa: ASYNC110 - another process ends them
+                await asyncio.sleep(0.05)
+        self.rate.append(count / (time.perf_counter() - began))
+        self.cpu_ms.append(1000 * (sum(map(cpu_s, pids)) - cpu) / count)
+        self.server_ms.append(1000 * (server_s() - server) / count)
+
+    @property
+    def row(self) -> list[Any]:
+        """For the table."""
+        return [median(self.rate), median(self.cpu_ms), median(self.server_ms) or None]
 
 
-async def measure_latency(make: dict[str, Callable[[], Any]]) -> dict[str, dict[int, list[list[float]]]]:
+async def drain(
+    into: Drained, open_: Open, jobs: int, workers: int, server_s: Callable[[], float], *waits: str
+) -> None:
+    """A backlog, then so many worker processes; none: this process."""
+    async with open_(False) as contender:
+        await contender.fill(jobs)
+        if not workers:
+            await contender.take()
+            await into.measure(contender, jobs, [os.getpid()], lambda: 0.0)
+            return
+        async with worker_processes([*contender.worker_command, *waits], workers) as pids:
+            await into.measure(contender, jobs, pids, server_s)
+
+
+async def measure_latency(make: dict[str, Open], size: Size) -> dict[str, dict[int, list[list[float]]]]:
     """All contenders by turns: name → rate → the runs' samples."""
-    found: dict[str, dict[int, list[list[float]]]] = {name: {rate: [] for rate in RATES} for name in make}
-    names = list(make)
-    for run in range(RUNS):
-        for name in names[run % len(names) :] + names[: run % len(names)]:
-            async with make[name]() as contender:
-                await latencies(contender, 20)  # connections, caches
-                for rate in RATES:
-                    samples = await latencies(contender, rate)
+    found: dict[str, dict[int, list[list[float]]]] = {
+        name: {rate: [] for rate in size.rates} for name in make
+    }
+    for run in range(size.runs):
+        for name in turned(list(make), run):
+            async with make[name](True) as contender:
+                await latencies(contender, 20, 1.0)  # connections, caches
+                for rate in size.rates:
+                    samples = await latencies(contender, rate, size.seconds)
                     if samples is not None:
                         found[name][rate].append(samples)
-            print(f"  run {run + 1}: {name}", file=sys.stderr, flush=True)
+            told(run, name)
     return found
 
 
-def report(found: dict[str, dict[int, list[list[float]]]]) -> dict[str, Any]:
+async def measure_drain(
+    make: dict[str, Open], size: Size, server_s: Callable[[], float]
+) -> dict[str, Drained]:
+    """All contenders by turns, with one worker process and with two."""
+    plans: dict[str, tuple[str, int, int, tuple[str, ...]]] = {SQLITE: (SQLITE, size.jobs, 0, ())}
+    for workers, with_ in ((1, "1 worker"), (2, "2 workers")):
+        for name in (POSTGRES, PGQUEUER, PROCRASTINATE):
+            plans[f"{name}, {with_}"] = (name, size.jobs, workers, ())
+        plans[f"{POSTGRES}, work that waits, {with_}"] = (POSTGRES, size.jobs // 2, workers, (str(WAITS_S),))
+    found = {key: Drained() for key in plans}
+    for run in range(size.runs):
+        for key in turned(list(plans), run):
+            name, jobs, workers, waits = plans[key]
+            await drain(found[key], make[name], jobs, workers, server_s, *waits)
+            told(run, key)
+    return found
+
+
+def turned(names: list[str], run: int) -> list[str]:
+    """Another one begins each time."""
+    at = run % len(names)
+    return names[at:] + names[:at]
+
+
+def told(run: int, what: str) -> None:
+    """Say on stderr how far it is."""
+    print(f"  run {run + 1}: {what}", file=sys.stderr, flush=True)
+
+
+def report_latency(found: dict[str, dict[int, list[list[float]]]]) -> dict[str, Any]:
     """Print the table of latencies; the figures."""
     rows, figures = [], {}
-    for name, rates in found.items():
+    rates = list(next(iter(found.values())))
+    for name, by_rate in found.items():
         row: list[Any] = [name]
-        for rate, runs in rates.items():
+        for rate, runs in by_rate.items():
             p50 = median([statistics.median(samples) for samples in runs]) if runs else None
             p99 = median([percentile(samples, 0.99) for samples in runs]) if runs else None
             row += [p50, p99]
             figures[f"{name} at {rate}/s"] = {"p50_ms": p50, "p99_ms": p99, "runs": len(runs)}
         rows.append(row)
-    head = [""] + [f"{what} at {rate}/s" for rate in RATES for what in ("p50 ms", "p99")]
-    table(head, rows)
+    table(
+        ["enqueue to start"] + [f"{what} at {rate}/s" for rate in rates for what in ("p50 ms", "p99")], rows
+    )
     return figures
 
 
-async def main() -> None:
+def report_drain(found: dict[str, Drained], size: Size) -> dict[str, Any]:
+    """Print the table of drains and the ratios; the figures."""
+    head = [f"a backlog of {size.jobs}", "jobs/s", "CPU ms a job", "PostgreSQL's"]
+    table(head, [[key, *drained.row] for key, drained in found.items()])
+    rates = {key: median(drained.rate) for key, drained in found.items()}
+    ours = rates[f"{POSTGRES}, 1 worker"]
+    waits = f"{POSTGRES}, work that waits"
+    ratios = {
+        "÷ bare PgQueuer, 1 worker": ratio(ours, rates[f"{PGQUEUER}, 1 worker"]),
+        "÷ procrastinate, 1 worker": ratio(ours, rates[f"{PROCRASTINATE}, 1 worker"]),
+        "2 workers ÷ 1": ratio(rates[f"{POSTGRES}, 2 workers"], ours),
+        "2 workers ÷ 1, work that waits": ratio(rates[f"{waits}, 2 workers"], rates[f"{waits}, 1 worker"]),
+        "2 workers ÷ 1, bare PgQueuer": ratio(
+            rates[f"{PGQUEUER}, 2 workers"], rates[f"{PGQUEUER}, 1 worker"]
+        ),
+    }
+    table(["iotjobs on PostgreSQL", "ratio"], [[name, value] for name, value in ratios.items()])
+    runs = {
+        key: {"jobs_s": drained.rate, "cpu_ms": drained.cpu_ms, "server_ms": drained.server_ms}
+        for key, drained in found.items()
+    }
+    return {"runs": runs, "ratios": ratios}
+
+
+def asked_size() -> Size:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description="Enqueue to start, and a backlog drained.")
+    parser.add_argument("--jobs", type=int, default=1_000 if QUICK else 10_000, help="in the backlog")
+    parser.add_argument("--rates", default="20,500" if QUICK else "20,500,1000", help="enqueues a second")
+    parser.add_argument("--seconds", type=float, default=2.0 if QUICK else 5.0, help="at each rate")
+    parser.add_argument("--runs", type=int, default=1 if QUICK else 3, help="of which the median counts")
+    given = parser.parse_args()
+    return Size(given.jobs, tuple(map(int, given.rates.split(","))), given.seconds, given.runs)
+
+
+async def main(size: Size) -> None:
     numbers = iter(range(1000))
     async with AsyncExitStack() as stack:
         folder = Path(
@@ -274,27 +283,19 @@ async def main() -> None:
             )
             return f"{server}/{name}"
 
-        def file() -> str:
-            return f"sqlite:///{folder}/bench{next(numbers)}.db"
-
-        found = await measure_latency(
-            {
-                "iotjobs, SQLite": lambda: ours(file()),
-                "iotjobs, PostgreSQL": lambda: ours(database()),
-                "bare PgQueuer": lambda: BarePgQueuer().running(database()),
-                "procrastinate": lambda: Procrastinate().running(database()),
-            }
-        )
-        figures = report(found)
-        drained: dict[str, list[float]] = {}
-        for _ in range(RUNS):
-            drained.setdefault("SQLite, 1 process", []).append(await drain_embedded(file()))
-            for workers in (1, 2):
-                key = f"PostgreSQL, {workers} worker{'s' if workers > 1 else ''}"
-                drained.setdefault(key, []).append(await drain(database(), workers))
-        table([f"a backlog of {BACKLOG}", "jobs/s"], [[key, median(runs)] for key, runs in drained.items()])
-        finish("queue", {"latency": figures, "drain": drained})
+        make: dict[str, Open] = {
+            SQLITE: lambda takes: no_op_site(f"sqlite:///{folder}/bench{next(numbers)}.db", takes=takes),
+            POSTGRES: lambda takes: no_op_site(database(), takes=takes),
+            PGQUEUER: lambda takes: bare_pgqueuer(database(), takes=takes),
+            PROCRASTINATE: lambda takes: procrastinate(database(), takes=takes),
+        }
+        latency = report_latency(await measure_latency(make, size))
+        server_s = lambda: postgres_cpu_s(folder / "postgres")  # noqa: E731
+        drained = report_drain(await measure_drain(make, size, server_s), size)
+        finish("queue", {"latency": latency, "drain": drained})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asked = asked_size()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main(asked))

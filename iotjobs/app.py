@@ -188,6 +188,8 @@ class Site:
         await deadlines.timekeeper.begin()
         leftovers = Leftovers(store, settler, reach)
         control = Control(store, settler, dispatcher, leftovers=leftovers, worker=worker)
+        if self._events is not None:
+            place.connect(feed, self._events, control)
         dead_workers = await place.rescue(store, settler, leftovers)
         switch = SiteSwitch(store, limits, settler, deadlines.sweep)
         await switch.look()

@@ -1,6 +1,7 @@
 """The engine around attempts that succeed at once: what is measured is the queue and the record.
 
-`python -m benchmarks.harness.no_op URL` is one more worker on a database, until its stdin closes.
+`python -m benchmarks.harness.no_op URL [SECONDS]` is one more worker on a database; its attempts wait for
+so long, as for a device, and do nothing. See `work_when_told`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+from sqlalchemy import select
 
 from iotjobs import clock
 from iotjobs.domain.jobs import Ending, Job
@@ -21,46 +26,58 @@ from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
-from iotjobs.store import jobs, queue, reads
+from iotjobs.serving import loop_factory
+from iotjobs.store import jobs, queue, reads, tables
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
 from iotjobs.store.writer import Transaction
 
 AT_ONCE = 200
+_ANY_LEFT = select(tables.jobs.c.seq).where(tables.jobs.c.status.in_(["PENDING", "RUNNING"])).limit(1)
 PLAN = Plan(OperationType.SCRIPT, 60.0, script="true")
 
 
 class _Starts:
     """Stands for the executor; notes when each attempt began."""
 
-    def __init__(self, settler: Settler) -> None:
-        self._settler = settler
+    def __init__(self, settler: Settler, wait_s: float) -> None:
+        self._settler, self._wait_s = settler, wait_s
         self.at: dict[str, float] = {}
 
     def ready_to_send(self, _job: Job) -> bool:
         return True
 
+    def forget(self, _job_id: str) -> None:
+        """Nothing is kept for a job."""
+
     async def run(self, begun: Begun) -> None:
         self.at[begun.job.id] = time.perf_counter()
+        if self._wait_s:
+            await asyncio.sleep(self._wait_s)
         await self._settler.end_attempt(begun.job, begun.plan, Ending(Outcome.SUCCEEDED, exit_code=0))
 
 
 class NoOpSite:
-    """One node's store, dispatcher and worker."""
+    """One node's store, dispatcher and worker. `starts` has the moment at which each job's attempt began.
 
-    def __init__(self, url: str) -> None:
+    On PostgreSQL, `worker_command` starts another process that takes from the same database.
+    """
+
+    def __init__(self, url: str, *, wait_s: float = 0.0) -> None:
         self.url = url
         self.store: Store = open_store(url)
         self.dispatcher = _dispatcher(self.store, url)
         self.limits = Limits()
         self.settler = Settler(self.store, self.dispatcher, Feed(self.store), self.limits)
-        self.starts = _Starts(self.settler)
+        executor = _Starts(self.settler, wait_s)
+        self.starts = executor.at
+        self.worker_command = ["-m", "benchmarks.harness.no_op", url]
         self.worker = Worker(
             self.store,
             Secrets(b"k" * 32),
             self.dispatcher,
-            self.starts,  # type: ignore[arg-type]
+            executor,  # type: ignore[arg-type]
             limits=self.limits,
             presence=Alone(clock.new_id()),
             at_once=AT_ONCE,
@@ -70,9 +87,8 @@ class NoOpSite:
         """Migrate, open, and begin to take unless told otherwise."""
         await asyncio.to_thread(migrate, self.url)
         await self.store.start()
-        await self.dispatcher.start()
         if takes:
-            await self.worker.start()
+            await self.take()
 
     async def stop(self) -> None:
         """End everything."""
@@ -80,7 +96,7 @@ class NoOpSite:
         await self.dispatcher.stop()
         await self.store.stop()
 
-    async def submit(self) -> str:
+    async def enqueue(self) -> str:
         """Insert a job and offer it, as intake does; its id, once it is on disk."""
         row = self._row()
 
@@ -89,7 +105,7 @@ class NoOpSite:
             ticket = queue.ticket_of(tx.conn, jobs.inserted(row, seq))
             queue.offer_if_free(tx, None, ticket, row["timestamp"], self.dispatcher)
 
-        await self.store.write(item)
+        await self.store.write(item, locks=())
         return str(row["id"])
 
     async def fill(self, count: int) -> None:
@@ -105,10 +121,19 @@ class NoOpSite:
         for _ in range(max(1, count // 1000)):
             await self.store.write(item)
 
+    async def take(self) -> None:
+        """Begin to take, in this process."""
+        await self.dispatcher.start()
+        await self.worker.start()
+
     async def left(self) -> int:
         """Jobs that have not ended."""
         counts = await self.store.read(reads.counts)
         return int(counts.get("PENDING", 0) + counts.get("RUNNING", 0))
+
+    async def any_left(self) -> bool:
+        """The same, and cheaper."""
+        return await self.store.read(lambda conn: conn.execute(_ANY_LEFT).first() is not None)
 
     @staticmethod
     def _row() -> dict[str, Any]:
@@ -139,14 +164,33 @@ def _dispatcher(store: Store, url: str) -> Dispatcher:
     return PgQueuerDispatcher(store, url, at_once=AT_ONCE)
 
 
-async def _work(url: str) -> None:
-    site = NoOpSite(url)
-    await site.start()
+@asynccontextmanager
+async def no_op_site(url: str, *, takes: bool, wait_s: float = 0.0) -> AsyncIterator[NoOpSite]:
+    """One that is up."""
+    site = NoOpSite(url, wait_s=wait_s)
+    await site.start(takes=takes)
+    try:
+        yield site
+    finally:
+        await site.stop()
+
+
+async def work_when_told(site: Any) -> None:
+    """Say that it is ready, take from the first line on stdin on, until stdin closes."""
+    loop = asyncio.get_running_loop()
+    await site.left()  # connections are open
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await site.stop()
+    if await loop.run_in_executor(None, sys.stdin.readline):
+        await site.take()
+        await loop.run_in_executor(None, sys.stdin.read)
+
+
+async def _work(url: str, wait_s: float) -> None:
+    async with no_op_site(url, takes=False, wait_s=wait_s) as site:
+        await work_when_told(site)
 
 
 if __name__ == "__main__":
-    asyncio.run(_work(sys.argv[1]))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_work(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))

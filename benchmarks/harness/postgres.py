@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.harness.server import free_port
+from benchmarks.harness.server import cpu_s, free_port
 
 START_WITHIN_S = 30.0
 USER = "postgres"
@@ -47,6 +47,17 @@ def postgres(folder: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)
+
+
+def postgres_cpu_s(folder: Path) -> float:
+    """Seconds of processor time that the server's living processes used so far."""
+    server = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    used = 0.0
+    for pid in (server, *map(int, children)):
+        with suppress(FileNotFoundError):
+            used += cpu_s(pid)
+    return used
 
 
 def _program(name: str) -> str:

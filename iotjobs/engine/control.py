@@ -1,12 +1,14 @@
 """Carries out what people ask of jobs: cancel, stop, resume, another priority, another run.
 
 The row says it first, and the caller is answered then. Who runs the attempt is told after the commit
-if it is this process; every process also looks each second for what it holds and is to end, so that
-a lost word, or a word to another node, costs a second and not the job.
+if it is this process, and gets a hint if it is another; every process also looks each second for what
+it holds and is to end, so that a lost word costs a second and not the job.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -54,6 +56,9 @@ class Control(LoopService):
 
     Every request takes a job's id or seq, and who asks; each raises NotFound where that caller may
     not see the job, and Conflict where the job's status does not admit it.
+
+    Attributes:
+        tell: called with the id of another node's worker that is to end something.
     """
 
     name = "control"
@@ -64,6 +69,8 @@ class Control(LoopService):
         super().__init__()
         self._store, self._settler, self._offers = store, settler, offers
         self._leftovers, self._worker = leftovers, worker
+        self._hint = asyncio.Event()
+        self.tell: Callable[[str], object] = lambda _: None
 
     async def cancel(self, reference: str, caller: Caller, reason: str | None) -> Status:
         """Cancel a job; CANCELED when nothing of it is under way, else CANCELING until that is gone."""
@@ -152,13 +159,24 @@ class Control(LoopService):
         raise Conflict("the job is changing all the time: try again")
 
     def _tell(self, tx: Transaction, job: Job) -> None:
-        if job.worker_id == self._worker.worker_id:
+        worker_id = job.worker_id
+        if worker_id == self._worker.worker_id:
             tx.after_commit(lambda: self._worker.end(job.id, job.attempt))
+        elif worker_id is not None:
+            tx.after_commit(lambda: self.tell(worker_id))
+
+    def wake(self, worker_id: str) -> None:
+        """Another node has asked a worker to end something."""
+        if worker_id == self._worker.worker_id:
+            self._hint.set()
 
     async def _loop(self) -> None:
         while True:
+            self._hint.clear()
             await self.look()
-            await clock.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._hint.wait()
 
     async def look(self) -> None:
         """Tell our worker what it holds and is to end, and have looked after what we were to prove."""

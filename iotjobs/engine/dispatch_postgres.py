@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S, LOOK_S = 8.0, 2.0
 BATCH = 100
 # A ticket that no worker of this node takes is another node's chance after this long.
-HOLD_S = 5.0
+HOLD_S, HOLD_LOOK_S = 5.0, 0.5
 BACK_FOR = timedelta(seconds=1)
 AGAIN_AFTER_S = 1.0
 END_WITHIN_S = 3.0
@@ -104,6 +104,7 @@ class _Held:
     ticket: Ticket
     settled: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     taken: bool = False
+    since: float = field(default_factory=clock.monotonic)
 
     def settle(self, done: bool) -> None:
         if not self.settled.done():
@@ -141,17 +142,17 @@ class PgQueuerDispatcher(LoopService):
 
     def offer(self, tx: Transaction, ticket: Ticket) -> None:
         """See `Dispatcher`."""
-        tickets.offer(tx.conn, (ticket,))
+        tx.gather(tickets.offering, ticket)
 
     async def offer_again(self, offered: list[Ticket]) -> int:
         """See `Dispatcher`."""
         if not offered:
             return 0
-        return await self._store.write(lambda tx: tickets.offer(tx.conn, offered))
+        return await self._store.write(lambda tx: tickets.offer(tx, offered))
 
     def withdraw(self, tx: Transaction, ticket: Ticket) -> None:
         """See `Dispatcher`."""
-        tickets.withdraw(tx.conn, ticket)
+        tickets.withdraw(tx, ticket)
 
     async def take(self) -> Ticket:
         """See `Dispatcher`."""
@@ -203,6 +204,7 @@ class PgQueuerDispatcher(LoopService):
     async def _loop(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_carrying(), name="tickets")
+            group.create_task(self._keep_letting_go(), name="tickets that nobody takes")
             group.create_task(self._keep_pruning(), name="tickets' log")
 
     async def _keep_carrying(self) -> None:
@@ -220,6 +222,14 @@ class PgQueuerDispatcher(LoopService):
             carrier.end()
         if not self._giving_back:
             log.warning("the way to the tickets was cut: making another one")
+
+    async def _keep_letting_go(self) -> None:
+        while True:
+            await clock.sleep(HOLD_LOOK_S)
+            before = clock.monotonic() - HOLD_S
+            for held in [held for held in self._held.values() if not held.taken and held.since < before]:
+                self._unwanted = True
+                self._let_go(held)
 
     def _names(self) -> tuple[str, ...]:
         """Of what is picked here now: nothing while nobody here would take it."""
@@ -246,12 +256,7 @@ class PgQueuerDispatcher(LoopService):
             self._arrived.set()
         if self._giving_back:
             self._let_go(held)
-        while not held.settled.done():
-            await asyncio.wait({held.settled}, timeout=None if held.taken else HOLD_S)
-            if not held.taken and not held.settled.done():
-                self._unwanted = True
-                self._let_go(held)
-        if not held.settled.result():
+        if not await asyncio.shield(held.settled):  # an old manager may still wait for it too
             raise RetryRequested(delay=timedelta(0) if self._giving_back else BACK_FOR, reason="not taken")
 
     def _forget(self, held: _Held) -> None:

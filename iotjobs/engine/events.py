@@ -24,7 +24,7 @@ from iotjobs.store.session import Store
 log = logging.getLogger(__name__)
 
 PAGE = 100
-# Events of other nodes come without a hint.
+# Hints of other nodes may be lost.
 POLL_S = 1.0
 # Hints come with every commit: so many of them are answered by one look.
 GATHER_S = 0.02

@@ -1,13 +1,14 @@
 """Tells who waits for a job that it ended.
 
-A wake-up is a hint, given in this process after the commit; whoever waits also looks into the
-store now and then, so that a lost hint costs a second and nothing else.
+A wake-up is a hint, given in this process after the commit, and to the other nodes; whoever waits
+also looks into the store now and then, so that a lost hint costs a second and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from iotjobs import clock
 from iotjobs.store import jobs
@@ -18,24 +19,35 @@ POLL_S = 1.0
 
 
 class Feed:
-    """The ends of jobs, as they are committed."""
+    """The ends of jobs, as they are committed.
+
+    Attributes:
+        tell: called with the id of each job that ended here.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiters: dict[str, set[asyncio.Event]] = {}
         self._over = False
+        self.tell: Callable[[str], object] = lambda _: None
 
     def let_go(self) -> None:
         """The site stops: whoever waits, now or later, is told at once how things stand."""
         self._over = True
         for job_id in self._waiters:
-            self._wake(job_id)
+            self.wake(job_id)
 
     def ended(self, tx: Transaction, job_id: str) -> None:
         """The job ends with this transaction."""
-        tx.after_commit(lambda: self._wake(job_id))
 
-    def _wake(self, job_id: str) -> None:
+        def tell() -> None:
+            self.wake(job_id)
+            self.tell(job_id)
+
+        tx.after_commit(tell)
+
+    def wake(self, job_id: str) -> None:
+        """The job has ended, maybe on another node."""
         for waiter in self._waiters.get(job_id, ()):
             waiter.set()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -146,7 +146,9 @@ class Intake:
             if isinstance(seen, str):
                 return Submitted(seen)
             rendered = self._render(request, job_id, seen)
-            submitted = await self._store.write(self._item(request, rendered))
+            lane = rendered.row["lane"]
+            locks = [] if lane is None else [lane]
+            submitted = await self._store.write(self._item(request, rendered), locks=locks)
             if submitted is not None:
                 return submitted
         raise Conflict("the operation is being changed: try again")
@@ -214,12 +216,12 @@ class Intake:
                 earlier = idempotency.take(tx, _key_scope(request), request.body_digest, row["id"], now)
                 if earlier is not None:
                     return Submitted(earlier)
-            seq = jobs.insert_job(tx, row, rendered.plan, rendered.secret)
-            if row["start_at"] is None:
-                ticket = queue.ticket_of(tx.conn, jobs.inserted(row, seq))
-                if not queue.offer_if_free(tx, row["lane"], ticket, now, self._offers):
-                    row["pending_reason"] = PendingReason.LANE
-            return Submitted(row["id"], jobs.inserted(row, seq))
+            job = jobs.inserted(row, jobs.insert_job(tx, row, rendered.plan, rendered.secret))
+            if job.start_at is None:
+                ticket = queue.ticket_of(tx.conn, job)
+                if not queue.offer_if_free(tx, job.lane, ticket, now, self._offers):
+                    job = replace(job, pending_reason=PendingReason.LANE)
+            return Submitted(job.id, job)
 
         return item
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from iotjobs import clock
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.store import queue, queues
-from iotjobs.store.queue import Offers
+from iotjobs.store.queue import Offers, Ticket
 from iotjobs.store.writer import Transaction
 
 
@@ -28,6 +28,11 @@ class Limits:
         """How many attempts of a queue may be under way; None: no limit."""
         return self.concurrency.get(name)
 
+    def locks_of(self, ticket: Ticket) -> list[str]:
+        """What the begin of a ticket's job stands in line for."""
+        limited = [] if self.of(ticket.queue) is None else [queues.lock_of(ticket.queue)]
+        return limited if ticket.lane is None else [ticket.lane, *limited]
+
     def may_begin(self, tx: Transaction, job: Job, offers: Offers) -> bool:
         """Whether the site and the job's queue let it begin now.
 
@@ -36,7 +41,7 @@ class Limits:
         limit = self.of(job.queue)
         if not self.opened.is_set() and not queues.dispatching(tx.conn):
             queues.hold_back(tx, job, PendingReason.DRAINED)
-        elif limit is None or queues.has_place(tx.conn, job.queue, limit):
+        elif limit is None or queues.has_place(tx, job.queue, limit):
             return True
         else:
             queues.hold_back(tx, job, PendingReason.QUEUE)

@@ -10,10 +10,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iotjobs import clock
 from iotjobs.domain.errors import ConfigurationError
+from iotjobs.engine.control import Control
 from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
+from iotjobs.engine.events import EventFeed
+from iotjobs.engine.feed import Feed
 from iotjobs.engine.leases import Always, Lease, Standing
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.presence import INGEST, LEADER, Alone, Presence
@@ -22,6 +26,9 @@ from iotjobs.engine.services import Service
 from iotjobs.engine.settle import Settler
 from iotjobs.store.nodes import Node
 from iotjobs.store.session import PostgresStore, Store, postgres_url
+
+if TYPE_CHECKING:
+    from iotjobs.engine.hints import Hints
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ class Place:
     Attributes:
         services: to be started in this order, before anything that uses them, and stopped after it.
         leader, ingest: whether it does what one process alone does.
+        hints: between the nodes, where there are several.
     """
 
     presence: Alone | Presence
@@ -42,10 +50,18 @@ class Place:
     leader: Standing
     ingest: Standing
     services: tuple[Service, ...]
+    hints: Hints | None = None
 
     def tell_running(self, running: Callable[[], int]) -> None:
         """Say from now on how many attempts are under way here."""
         self.presence.running = running
+
+    def connect(self, feed: Feed, events: EventFeed, control: Control) -> None:
+        """Let those who wait here hear what happens on other nodes, and the others what happens here."""
+        if self.hints is not None:
+            feed.tell, control.tell = self.hints.ended, self.hints.asked
+            self.hints.on_events, self.hints.on_ended = events.wake, feed.wake
+            self.hints.on_asked = control.wake
 
     async def rescue(self, store: Store, settler: Settler, leftovers: Leftovers) -> Service | None:
         """End what dead workers held: at once when alone, else by the service that this returns."""
@@ -80,6 +96,7 @@ async def among_others(store: Store, url: str, node: Node, file: Path) -> Place:
     """
     try:
         from iotjobs.engine.dispatch_postgres import PgQueuerDispatcher
+        from iotjobs.engine.hints import Hints
     except ImportError as error:
         raise ConfigurationError("PostgreSQL needs pgqueuer: pip install 'iotjobs[postgres]'") from error
     # Beats and leases must not stand in line behind five hundred jobs, nor wait for a dead connection.
@@ -91,7 +108,10 @@ async def among_others(store: Store, url: str, node: Node, file: Path) -> Place:
     leases = (
         (leader, ingest) if node.mqtt else (leader,)
     )  # without a broker nobody can consume what devices send
-    return Place(presence, dispatcher, leader, ingest, (vital, presence, *leases, dispatcher))
+    hints = Hints(url)
+    store.after_writes.append(hints.written)
+    services = (vital, presence, *leases, dispatcher, hints)
+    return Place(presence, dispatcher, leader, ingest, services, hints)
 
 
 def _read(file: Path) -> str | None:

@@ -99,7 +99,7 @@ class Recorder:
 
         while True:
             try:
-                await self._store.write(item, size=size)
+                await self._store.write(item, size=size, locks=())
             except StoreUnavailable:
                 await clock.sleep(STORE_RETRY_S)  # the device waits: that is the back-pressure
                 continue

@@ -113,7 +113,7 @@ class Sending:
         # The moment before the write counts: we may be frozen between its commit and the next line.
         since, now = clock.monotonic(), clock.now_ms()
         facts = {"sent_at": now, "nonce": self._job.nonce, "process_group": None}
-        await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, **facts))
+        await self._store.write(lambda tx: jobs.note(tx, self._job.id, self._job.attempt, **facts), locks=())
         self.sent_at, self._ours_at = now, since
         self.on_device = self._own_mark()
 

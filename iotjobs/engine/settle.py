@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from iotjobs.domain import control, retries
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import Plan
-from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.domain.statuses import ACTIVE, Outcome, Status
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.limits import Limits
 from iotjobs.store import jobs, output, queue
@@ -47,15 +48,19 @@ def _keep_output(tx: Transaction, job: Job, end: OutputEnd | None) -> dict[str, 
     return {"output_bytes": end.total_bytes, "output_truncated": end.truncated}
 
 
-async def until_taken(store: Store, item: Item[None], job_id: str, *, size: int = 0) -> None:
+async def until_taken(
+    store: Store, item: Item[None], job_id: str, *, size: int = 0, locks: Sequence[str] | None = None
+) -> None:
     """Write what must not be lost: an end that nobody wrote down leaves its job running for ever.
+
+    See `Store.write` for the arguments.
 
     Raises:
         Whatever the item raises; a store that is away or full is waited for.
     """
     while True:
         try:
-            return await store.write(item, size=size)
+            return await store.write(item, size=size, locks=locks)
         except (StoreUnavailable, StorageFull) as error:
             log.warning("the store cannot take this yet", extra={"job_id": job_id, "why": str(error)})
             await clock.sleep(STORE_RETRY_S)
@@ -117,9 +122,10 @@ class Settler:
             self.end_asked(tx, job_now, ending, clock.now_ms(), **{**facts, **_keep_output(tx, job, end)})
 
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
+        locks = [] if job.lane is None else [job.lane]
         while True:
             try:
-                await until_taken(self._store, item, job.id, size=size)
+                await until_taken(self._store, item, job.id, size=size, locks=locks)
             except TransitionRefused as error:
                 if error.actual in control.ASKED:
                     item = asked  # also when a stop became a cancel between the look and the write
@@ -160,10 +166,19 @@ class Settler:
         Raises:
             TransitionRefused, LeaseLost: somebody else was first.
         """
-        jobs.settle(tx, job, ending, now, **facts)
-        queue.offer_next(tx, job.lane, now, self._offers)
-        self._limits.left(tx, job, self._offers)
+        follows = self._limits.of(job.queue) is not None or not self._is_last(tx, job, now)
+        jobs.settle(tx, job, ending, now, last=not follows, **facts)
+        if follows:
+            queue.offer_next(tx, job.lane, now, self._offers)
+            self._limits.left(tx, job, self._offers)
         self._feed.ended(tx, job.id)
+
+    @staticmethod
+    def _is_last(tx: Transaction, job: Job, now: int) -> bool:
+        """Whether nobody waits behind an attempt under way: its lane is ours until we commit."""
+        if job.lane is not None:
+            tx.lock(job.lane)
+        return job.status in ACTIVE and queue.nobody_waits(tx.conn, job.lane, now)
 
     def set_aside(self, tx: Transaction, job: Job, now: int, **facts: Any) -> None:
         """Stop a job inside a transaction: it waits for its resume, and what it kept waiting goes on.

@@ -180,7 +180,11 @@ class Worker(LoopService):
         try:
             await self._presence.be_fresh()
             since = clock.monotonic()
-            begun = await self._store.write(lambda tx: self._begin(tx, ticket))
+            begun = await self._store.write(
+                lambda tx: self._begin(tx, ticket),
+                locks=self._limits.locks_of(ticket),
+                ahead=(queue.candidates, ticket.job_id),
+            )
             if begun is not None:
                 await self._executor.run(replace(begun, since=since))
         except StoreUnavailable as error:
@@ -200,22 +204,19 @@ class Worker(LoopService):
         One that leads to nothing is withdrawn under the lane's lock: what makes the job ready a moment
         later has to offer it anew, and not to find this one still there.
         """
-        job_id = ticket.job_id
-        job = jobs.find(tx.conn, job_id)
-        if job is not None and job.lane is not None and queue.lock_lane(tx.conn, job.lane):
-            job = jobs.get(tx.conn, job_id)  # again: whoever held the lock may have moved it
-        now = clock.now_ms()
+        tx.lock(*self._limits.locks_of(ticket))
+        found, now = queue.candidate(tx, ticket.job_id), clock.now_ms()
         if (
-            job is None
-            or not _ready(job, now)
-            or (job.lane is not None and queue.lane_active(tx.conn, job.lane))
-            or not self._limits.may_begin(tx, job, self._dispatcher)
+            found is None
+            or found.lane_taken
+            or not _ready(found.job, now)
+            or not self._limits.may_begin(tx, found.job, self._dispatcher)
         ):
             self._dispatcher.withdraw(tx, ticket)
             return None
-        stored, secret = jobs.plan_of(tx.conn, job_id)
-        if secret is not None:
-            stored = msgspec.json.decode(self._secrets.open(secret, f"plan:{job_id}"))
+        job, stored = found.job, found.plan
+        if found.secret is not None:
+            stored = msgspec.json.decode(self._secrets.open(found.secret, f"plan:{job.id}"))
         plan = Plan.from_json(stored)
         earlier = RunMark.left_by(job, plan)
         sent = earlier is None and self._executor.ready_to_send(job)

@@ -7,13 +7,20 @@ attempt, its number: a worker that lost its attempt writes nothing), and appends
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
-from iotjobs.domain.errors import BadRequest, Conflict, LeaseLost, NotFound, TransitionRefused
+from iotjobs.domain.errors import (
+    BadRequest,
+    Conflict,
+    EngineError,
+    LeaseLost,
+    NotFound,
+    TransitionRefused,
+)
 from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
@@ -94,22 +101,16 @@ def _event(tx: Transaction, kind: str, at: int, job_id: str, entity_id: str, **d
 _by_id = Prepared(select(*job_columns).where(J.id == bindparam("job_id")))
 
 
-def find(conn: Connection, job_id: str) -> Job | None:
-    """The job of an id, whoever asks: for the engine's own use."""
-    row = _by_id.first(conn, {"job_id": job_id})
-    return None if row is None else job_of(row)
-
-
 def get(conn: Connection, job_id: str) -> Job:
-    """The job of an id.
+    """The job of an id, whoever asks: for the engine's own use.
 
     Raises:
         NotFound: there is none.
     """
-    job = find(conn, job_id)
-    if job is None:
+    row = _by_id.first(conn, {"job_id": job_id})
+    if row is None:
         raise NotFound(f"there is no job {job_id}")
-    return job
+    return job_of(row)
 
 
 def locked(tx: Transaction, job_id: str) -> Job:
@@ -158,6 +159,16 @@ def _update(names: tuple[str, ...], fenced: bool) -> Prepared:
     return Prepared(statement.values({name: bindparam(name) for name in names}))
 
 
+@cache
+def _update_all(names: tuple[str, ...], fenced: bool) -> Callable[[Connection, list[Any]], None]:
+    def update_all(conn: Connection, expected: list[Any]) -> None:
+        if _update(names, fenced).run_all(conn, expected) != len(expected):
+            # Whose it was is seen when the group is tried again in parts.
+            raise EngineError("one of the jobs of a group is not as it was read")
+
+    return update_all
+
+
 def _change(
     tx: Transaction,
     job: Job,
@@ -165,6 +176,7 @@ def _change(
     at: int,
     *,
     fenced: bool = True,
+    last: bool = False,
     **values: Any,
 ) -> None:
     """Write a status: the only place that does.
@@ -175,6 +187,7 @@ def _change(
         to: the new status.
         at: the moment, milliseconds.
         fenced: also expect the attempt's number.
+        last: nothing in this item reads the row, or counts it, any more.
         values: further columns.
 
     Raises:
@@ -187,7 +200,9 @@ def _change(
     expected = {"is_id": job.id, "is_status": job.status, "status": to, **values}
     if fenced:
         expected["is_attempt"] = job.attempt
-    if _update(names, fenced).run(tx.conn, expected) != 1:
+    if last and tx.defers:
+        tx.gather(_update_all(names, fenced), expected)
+    elif _update(names, fenced).run(tx.conn, expected) != 1:
         actual = get(tx.conn, job.id)
         if actual.attempt != job.attempt:
             raise LeaseLost(f"job {job.id} is at attempt {actual.attempt}, not {job.attempt}")
@@ -220,6 +235,7 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
         started_at=job.started_at or at,
         begun_at=at,
         deadline_at=None,
+        last=True,
         pending_reason=None,
         delivery=Delivery.QUEUED if job.transport is Transport.MQTT else None,
         start_at=None,
@@ -253,7 +269,14 @@ def note(tx: Transaction, job_id: str, attempt: int, **values: Any) -> None:
 
 
 def settle(
-    tx: Transaction, job: Job, ending: Ending, at: int, *, worker_id: str | None = None, **facts: Any
+    tx: Transaction,
+    job: Job,
+    ending: Ending,
+    at: int,
+    *,
+    last: bool = False,
+    worker_id: str | None = None,
+    **facts: Any,
 ) -> None:
     """End the job by its newest attempt, or by something that came first.
 
@@ -264,6 +287,7 @@ def settle(
         job: the row that the decision was made on.
         ending: how.
         at: the moment, milliseconds.
+        last: nothing waits behind it, so that nothing in this item reads the row any more.
         worker_id: of a canceled job, who finds out whether anything is left on its device (`confirm_cancel`).
         facts: further columns.
 
@@ -277,6 +301,7 @@ def settle(
         job,
         Status.CANCELED if ending.outcome is Outcome.CANCELED else Status.FINISHED,
         at,
+        last=last,
         outcome=ending.outcome,
         exit_code=ending.exit_code,
         error_code=ending.error_code,

@@ -12,8 +12,10 @@ from functools import cache
 from typing import Any, Protocol
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
+    String,
     and_,
     bindparam,
     case,
@@ -23,7 +25,6 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    text,
     update,
 )
 
@@ -48,6 +49,7 @@ class Ticket:
             let everybody else's next job pass.
         attempt: how many attempts the job had when it became ready; a job has one live ticket for each.
         mqtt: its message goes by a broker: not every node may have one.
+        lane, queue: of the job, so that who takes the ticket knows what to lock before it reads the row.
     """
 
     rank: int
@@ -56,12 +58,14 @@ class Ticket:
     job_id: str
     attempt: int = 0
     mqtt: bool = field(default=False, compare=False)
+    lane: str | None = field(default=None, compare=False)
+    queue: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, job: Job, turn: int = 0) -> Ticket:
         """The ticket of a job, without a parent unless `turn` says otherwise."""
         rank, mqtt = rank_of(job.priority, job.low_priority), job.transport is Transport.MQTT
-        return cls(rank, turn, job.seq, job.id, job.attempt, mqtt)
+        return cls(rank, turn, job.seq, job.id, job.attempt, mqtt, job.lane, job.queue)
 
     @property
     def key(self) -> str:
@@ -100,14 +104,6 @@ class Tickets(Offers, Protocol):
 
     def withdraw(self, tx: Transaction, ticket: Ticket) -> None:
         """The job's ticket is live no more, with the commit of this transaction."""
-
-
-def lock_lane(conn: Connection, lane: str) -> bool:
-    """Serialise submits into and exits from a lane; False on SQLite, whose single writer does it already."""
-    if conn.dialect.name != "postgresql":
-        return False
-    conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:lane, 0))"), {"lane": lane})
-    return True
 
 
 # A job's start has come (parameter `now`).
@@ -157,6 +153,50 @@ _wait_for = Prepared(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A job that may be about to begin.
+
+    Attributes:
+        lane_taken: an attempt is under way in its lane.
+        plan, secret: as `jobs.plan_of` gives them.
+    """
+
+    job: Job
+    lane_taken: bool
+    plan: dict[str, Any]
+    secret: bytes | None
+
+
+_in_lane = tables.jobs.alias("in_lane")
+_candidates = select(
+    *job_columns,
+    and_(
+        J.lane.is_not(None),
+        exists().where(_in_lane.c.lane == J.lane, under_way(_in_lane.c)),
+    ),
+    tables.plans.c.plan,
+    tables.plans.c.secret,
+).select_from(tables.jobs.outerjoin(tables.plans, tables.plans.c.job_id == J.id))
+_candidate = Prepared(_candidates.where(J.id == bindparam("is_id")))
+_candidates_of = Prepared(_candidates.where(J.id == func.any(bindparam("ids", type_=ARRAY(String)))))
+
+
+def candidate(tx: Transaction, job_id: str) -> Candidate | None:
+    """What a ticket leads to, in one look; None: the job is gone."""
+    ahead: Candidate | None = tx.ahead.pop(job_id, None)
+    if ahead is not None:
+        return ahead
+    row = _candidate.first(tx.conn, {"is_id": job_id})
+    return None if row is None else Candidate(job_of(row[:-3]), *row[-3:])
+
+
+def candidates(conn: Connection, job_ids: list[str]) -> dict[str, Candidate]:
+    """The same for several, read ahead on PostgreSQL."""
+    rows = _candidates_of.all(conn, {"ids": job_ids})
+    return {row.id: Candidate(job_of(row[:-3]), *row[-3:]) for row in rows}
+
+
 def lane_busy(conn: Connection, lane: str, now: int, *, but: str = "") -> bool:
     """Whether another job of the lane runs or stands ready before a new one."""
     return _lane_busy.first(conn, {"lane": lane, "now": now, "but": but}) is not None
@@ -165,6 +205,11 @@ def lane_busy(conn: Connection, lane: str, now: int, *, but: str = "") -> bool:
 def lane_active(conn: Connection, lane: str) -> bool:
     """Whether an attempt is under way in the lane."""
     return _lane_active.first(conn, {"lane": lane}) is not None
+
+
+def nobody_waits(conn: Connection, lane: str | None, now: int) -> bool:
+    """Whether nothing stands ready in a lane, or there is none: then whoever leaves it offers nothing."""
+    return lane is None or _next_in_lane.first(conn, {"lane": lane, "now": now}) is None
 
 
 def offer_next(
@@ -176,7 +221,7 @@ def offer_next(
     """
     if lane is None:
         return
-    lock_lane(tx.conn, lane)
+    tx.lock(lane)
     following = _next_in_lane if held_back else _next_free_in_lane
     row = following.first(tx.conn, {"lane": lane, "now": now})
     if row is not None and not lane_active(tx.conn, lane):
@@ -189,7 +234,7 @@ def offer_next(
 def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> bool:
     """A job became ready: offer it, or note that it waits for its lane; whether it was offered."""
     if lane is not None:
-        lock_lane(tx.conn, lane)
+        tx.lock(lane)
         if lane_busy(tx.conn, lane, now, but=ticket.job_id):
             _wait_for.run(tx.conn, {"is_id": ticket.job_id, "reason": PendingReason.LANE})
             return False
@@ -216,18 +261,18 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
         ),
     )
     query = (
-        select(J.priority, J.low_priority, J.seq, J.id, J.attempt, J.parent_id, J.transport)
+        select(J.priority, J.low_priority, J.parent_id, J.transport, J.seq, J.id, J.attempt, J.lane, J.queue)
         .where(READY, or_(J.lane.is_(None), ~ahead), _FREE)
         .order_by(J.low_priority, J.priority.desc(), J.seq)
         .limit(limit)
     )
     turns: Counter[str] = Counter()
     tickets = []
-    for priority, low, seq, job_id, attempt, parent_id, transport in conn.execute(query, {"now": now}):
+    for priority, low, parent_id, transport, seq, job_id, attempt, *rest in conn.execute(query, {"now": now}):
         turn = turns[parent_id] if parent_id is not None else 0
         turns[parent_id] += 1
         mqtt = transport == Transport.MQTT
-        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt, mqtt))
+        tickets.append(Ticket(rank_of(priority, low), turn, seq, job_id, attempt, mqtt, *rest))
     return tickets
 
 
@@ -316,7 +361,7 @@ def asked(conn: Connection, worker_id: str) -> list[Job]:
 def rank_again(tx: Transaction, job: Job, low: bool, now: int, offers: Tickets) -> None:
     """Put a job behind everything else, or back: also among what waits."""
     if job.lane is not None:
-        lock_lane(tx.conn, job.lane)
+        tx.lock(job.lane)
     was_next = job.lane is None or _is_next(tx.conn, job, now)
     set_low_priority(tx, job, low, now)
     if job.status is not Status.PENDING or (job.start_at is not None and job.start_at > now):

@@ -28,7 +28,7 @@ from iotjobs.domain.jobs import Job, JobType, PendingReason
 from iotjobs.domain.statuses import ACTIVE, Status
 from iotjobs.store import facts, tables
 from iotjobs.store.jobs import J, job_columns, job_of
-from iotjobs.store.queue import READY, UNDER_WAY, Offers, lock_lane, ticket_of
+from iotjobs.store.queue import READY, UNDER_WAY, Offers, ticket_of
 from iotjobs.store.queue import under_way as is_under_way
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
@@ -136,10 +136,15 @@ def known_name(conn: Connection, name: str) -> str:
 # -- holding back and going on ------------------------------------------------------------------
 
 
-def has_place(conn: Connection, name: str, limit: int) -> bool:
+def lock_of(name: str) -> str:
+    """What whoever begins an attempt in a limited queue locks."""
+    return f"queue:{name}"
+
+
+def has_place(tx: Transaction, name: str, limit: int) -> bool:
     """Whether another attempt may begin in a queue; nobody else begins one in it meanwhile."""
-    lock_lane(conn, f"queue:{name}")
-    return _running_in(conn, name) < limit
+    tx.lock(lock_of(name))
+    return _running_in(tx.conn, name) < limit
 
 
 def _running_in(conn: Connection, name: str) -> int:

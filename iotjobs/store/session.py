@@ -8,19 +8,20 @@ Decision record 0005 has the measurement behind the threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
 from iotjobs.domain.errors import ConfigurationError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
-from iotjobs.store.writer import GroupWriter, Item, Transaction, insert_rows, map_store_error
+from iotjobs.store.groups import Groups, ReadAhead, Share, run_shares
+from iotjobs.store.writer import GroupWriter, Item, call_back, map_store_error
 
 T = TypeVar("T")
 
@@ -66,8 +67,24 @@ class Store(Protocol):
     async def stop(self) -> None:
         """Finish what was submitted, close every connection."""
 
-    async def write(self, item: Item[T], *, size: int = 0) -> T:
+    async def write(
+        self,
+        item: Item[T],
+        *,
+        size: int = 0,
+        locks: Sequence[str] | None = None,
+        ahead: tuple[ReadAhead, str] | None = None,
+    ) -> T:
         """Run `item` in a transaction; return its result once it is committed.
+
+        Args:
+            item: short, and only its last run counts: on PostgreSQL it is run again when its
+                transaction lost a race, or when another item of it failed.
+            size: bytes that it carries.
+            locks: the names that it locks (`Transaction.lock`) and that are known before it runs. Given,
+                also none of them, it may share its transaction with others; then it locks no other names.
+            ahead: a function that reads for many keys, and the item's own key. What it found for that
+                one may be in `Transaction.ahead` when the item runs.
 
         Raises:
             StorageFull, StoreUnavailable: nothing of it is on disk.
@@ -200,7 +217,14 @@ class SqliteStore:
         self._read_engine.dispose()
         self._write_engine.dispose()
 
-    async def write(self, item: Item[T], *, size: int = 0) -> T:
+    async def write(
+        self,
+        item: Item[T],
+        *,
+        size: int = 0,
+        locks: Sequence[str] | None = None,  # noqa: ARG002 - its single writer needs none
+        ahead: tuple[ReadAhead, str] | None = None,  # noqa: ARG002 - no way there that could be saved
+    ) -> T:
         """See `Store`."""
         try:
             result = await self._writer.write(item, size=size)
@@ -257,7 +281,6 @@ class PostgresStore:
             json_deserializer=_decode,
             pool_size=connections,
             max_overflow=connections,
-            pool_pre_ping=True,
             connect_args={
                 "timeout": CONNECT_S,
                 "command_timeout": answer_s,
@@ -271,21 +294,39 @@ class PostgresStore:
                 },
             },
         )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+        self._looking = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._groups = Groups(self._commit)
 
     async def start(self) -> None:
         """See `Store`; connections are opened when they are needed."""
 
     async def stop(self) -> None:
         """See `Store`."""
+        await self._groups.stop()
         await self._engine.dispose()
 
-    async def write(self, item: Item[T], *, size: int = 0) -> T:  # noqa: ARG002 - no batches here
+    async def write(
+        self,
+        item: Item[T],
+        *,
+        size: int = 0,
+        locks: Sequence[str] | None = None,
+        ahead: tuple[ReadAhead, str] | None = None,
+    ) -> T:
         """See `Store`."""
+        if locks is None:
+            result: T = (await self._commit([Share(item)]))[0]
+        else:
+            result = await self._groups.write(Share(item, locks, ahead), size)
+        return result
+
+    async def _commit(self, shares: Sequence[Share]) -> list[Any]:
+        """One transaction, repeated while it loses races; the items' results."""
         for tried in range(1, RACES + 1):
-            callbacks: list[Callable[[], object]] = []
             try:
                 async with self._engine.begin() as conn:
-                    result = await conn.run_sync(_run_item, item, callbacks)
+                    results, tx = await conn.run_sync(run_shares, shares)
             except DBAPIError as error:
                 if tried < RACES and getattr(error.orig, "sqlstate", None) in _LOST_RACE:
                     continue
@@ -294,9 +335,9 @@ class PostgresStore:
                 refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
                 raise self._refusal(refusal) from error
             self.up, self.full = True, False
-            for callback in [*callbacks, *self.after_writes]:
-                callback()
-            return result
+            for callback in [*tx.callbacks, *self.after_writes]:
+                call_back(callback)
+            return results
         raise AssertionError("the last try returns or raises")
 
     async def look(self, query: Callable[[Connection], T]) -> T:
@@ -306,7 +347,7 @@ class PostgresStore:
     async def read(self, query: Callable[[Connection], T]) -> T:
         """See `Store`."""
         try:
-            async with self._engine.connect() as conn:
+            async with self._looking.connect() as conn:
                 result = await conn.run_sync(query)
             self.up = True
             return result
@@ -321,8 +362,7 @@ class PostgresStore:
         return refusal
 
 
-def _run_item(conn: Connection, item: Item[T], callbacks: list[Callable[[], object]]) -> T:
-    tx = Transaction(conn, callbacks)
-    result = item(tx)
-    insert_rows(conn, tx.rows)
-    return result
+def _refuse_closed(raw: Any, _record: Any, _proxy: Any) -> None:
+    """Before a connection is used: one that the server has closed is noticed by itself, without asking."""
+    if raw._connection.is_closed():
+        raise DisconnectionError("it was closed by the server")

@@ -1,16 +1,17 @@
-"""Statements of the way that every job takes: compiled once, and on SQLite run by the driver itself.
+"""Statements of the way that every job takes: compiled once, and run by the driver itself.
 
 SQLAlchemy's part of an execution costs twenty times what SQLite needs for a row by its key (37 µs to
 1.6 µs), and a job takes two dozen of them. So these are written in Core, compiled on their first use,
-and then handed to the connection of `sqlite3`; on PostgreSQL Core runs them as ever. Values pass
+and then handed to the DBAPI connection: `sqlite3`'s, or SQLAlchemy's adapter of asyncpg's. Values pass
 through the same type processors, and errors are SQLAlchemy's.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import re
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import Connection, Dialect, Insert, Table
@@ -22,6 +23,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 Parameters = Mapping[str, Any]
 _Processor = Callable[[Any], Any]
 _NOTHING: Parameters = {}
+_PLACE = re.compile(r"\$(\d+)")
 
 
 class Prepared:
@@ -38,23 +40,19 @@ class Prepared:
         """
         self._statement = statement
         self._columns = columns
-        self._compiled: _Compiled | None = None
+        self._compiled: dict[str, _Compiled] = {}
 
     def all(self, conn: Connection, parameters: Parameters = _NOTHING) -> Sequence[Any]:
         """All rows, as named tuples."""
-        if conn.dialect.name != "sqlite":
-            return conn.execute(self._statement, parameters).all()
         compiled = self._of(conn.dialect)
         return [compiled.row(values) for values in self._run(conn, compiled, parameters).fetchall()]
 
     def first(self, conn: Connection, parameters: Parameters = _NOTHING) -> Any:
         """The first row as a named tuple, or None."""
-        if conn.dialect.name != "sqlite":
-            return conn.execute(self._statement, parameters).first()
         compiled = self._of(conn.dialect)
         cursor = self._run(conn, compiled, parameters)
         values = cursor.fetchone()
-        cursor.close()  # a statement that is not read to its end keeps its snapshot open
+        cursor.close()  # a statement that is not read to its end keeps SQLite's snapshot open
         return None if values is None else compiled.row(values)
 
     def scalar(self, conn: Connection, parameters: Parameters = _NOTHING) -> Any:
@@ -64,48 +62,54 @@ class Prepared:
 
     def run(self, conn: Connection, parameters: Parameters = _NOTHING) -> int:
         """Execute an UPDATE, DELETE or INSERT; how many rows it was."""
-        if conn.dialect.name != "sqlite":
-            return conn.execute(self._statement, parameters).rowcount
-        return self._run(conn, self._of(conn.dialect), parameters).rowcount
+        return int(self._run(conn, self._of(conn.dialect), parameters).rowcount)
 
     def insert(self, conn: Connection, row: Parameters) -> int:
         """Insert a row whose key the database counts; the key."""
-        if conn.dialect.name != "sqlite":
-            key = conn.execute(self._statement, row).inserted_primary_key
-            assert key is not None
-            return int(key[0])
-        number = self._run(conn, self._of(conn.dialect), row).lastrowid
-        assert number is not None
-        return number
+        cursor = self._run(conn, self._of(conn.dialect), row)
+        return int(cursor.lastrowid if conn.dialect.name == "sqlite" else cursor.fetchone()[0])
 
     def insert_all(self, conn: Connection, rows: Sequence[Parameters]) -> None:
         """Insert rows in their order."""
-        if conn.dialect.name != "sqlite":
-            conn.execute(self._statement, list(rows))
-            return
         compiled = self._of(conn.dialect)
-        values = [compiled.values(row) for row in rows]
+        run(conn, compiled.sql, [compiled.values(row) for row in rows], many=True)
+
+    def written(self, conn: Connection, parameters: Parameters) -> tuple[str, Sequence[Any]]:
+        """The statement in the driver's words, and what is bound."""
+        compiled = self._of(conn.dialect)
+        return compiled.sql, compiled.values(parameters)
+
+    def run_all(self, conn: Connection, rows: Sequence[Parameters]) -> int:
+        """Execute an UPDATE again and again on one way there and back; how many rows it was in all.
+
+        PostgreSQL only, and not as the first of a transaction, which Core has not begun then.
+        """
+        import asyncpg  # the embedded mode does without
+
+        compiled = self._of(conn.dialect)
+        sql, values = f"{compiled.sql} RETURNING 1", [compiled.values(row) for row in rows]
+
+        async def fetch(driver: Any) -> int:
+            assert driver.is_in_transaction()
+            return len(await driver.fetchmany(sql, values))
+
         try:
-            _driver(conn).executemany(compiled.sql, values)
-        except sqlite3.Error as error:
-            raise _wrapped(error, conn, compiled.sql, values) from error
+            return int(cast(Any, conn.connection.dbapi_connection).run_async(fetch))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise DBAPIError(sql, None, error) from error
 
     def _of(self, dialect: Dialect) -> _Compiled:
-        if self._compiled is None:
-            self._compiled = _Compiled(self._statement, dialect, self._columns)
-        return self._compiled
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect, self._columns)
+        return compiled
 
-    @staticmethod
-    def _run(conn: Connection, compiled: _Compiled, parameters: Parameters) -> sqlite3.Cursor:
-        values = compiled.values(parameters)
-        try:
-            return _driver(conn).execute(compiled.sql, values)
-        except sqlite3.Error as error:
-            raise _wrapped(error, conn, compiled.sql, values) from error
+    def _run(self, conn: Connection, compiled: _Compiled, parameters: Parameters) -> Any:
+        return run(conn, compiled.sql, compiled.values(parameters))
 
 
 class _Compiled:
-    """A statement in SQLite's words, with what its values go through on their way in and out."""
+    """A statement in a database's words, with what its values go through on their way in and out."""
 
     __slots__ = ("_binds", "_fixed", "_results", "_row", "sql")
 
@@ -157,19 +161,43 @@ def insert_if_new(conn: Connection, table: Table, row: Parameters) -> bool:
     return conn.execute(made(table).on_conflict_do_nothing(), row).rowcount == 1
 
 
-def command(conn: Connection, sql: str) -> None:
-    """Run a statement of SQLite that has neither parameters nor rows, such as SAVEPOINT."""
-    try:
-        _driver(conn).execute(sql)
-    except sqlite3.Error as error:
-        raise _wrapped(error, conn, sql, ()) from error
+@cache
+def in_one(statements: tuple[str, ...]) -> str:
+    """Statements of PostgreSQL that return nothing and do not see each other, as one; values in their order."""
+    *others, last = _numbered_through(statements)
+    if not others:
+        return last
+    return "WITH " + ", ".join(f"part{at} AS ({sql})" for at, sql in enumerate(others)) + " " + last
 
 
-def _driver(conn: Connection) -> sqlite3.Connection:
+def _numbered_through(statements: Sequence[str]) -> Iterator[str]:
+    before = 0
+    for sql in statements:
+        yield _PLACE.sub(lambda found, shift=before: f"${int(found[1]) + shift}", sql)  # type: ignore[misc]
+        before += max((int(number) for number in _PLACE.findall(sql)), default=0)
+
+
+def run(conn: Connection, sql: str, values: Sequence[Any] = (), *, many: bool = False) -> Any:
+    """Hand a statement to the driver, in the connection's transaction; its cursor.
+
+    Args:
+        conn: a connection.
+        sql: in the driver's words.
+        values: bound in order; with `many`, such a sequence for each time that it is to run.
+        many: run it again and again.
+    """
     if not conn.in_transaction():
         conn.begin()  # as Core does: BEGIN, or nothing with AUTOCOMMIT
-    return cast(sqlite3.Connection, conn.connection.dbapi_connection)
+    driver = conn.connection.dbapi_connection
+    assert driver is not None
+    cursor = driver.cursor()
+    try:
+        (cursor.executemany if many else cursor.execute)(sql, values)
+    except Exception as error:
+        raise _wrapped(error, conn, sql, values) from error
+    return cursor
 
 
-def _wrapped(error: sqlite3.Error, conn: Connection, sql: str, values: Any) -> BaseException:
-    return DBAPIError.instance(sql, values, error, sqlite3.Error, dialect=conn.dialect)
+def _wrapped(error: Exception, conn: Connection, sql: str, values: Any) -> BaseException:
+    kind = conn.dialect.loaded_dbapi.Error
+    return DBAPIError.instance(sql, values, error, kind, dialect=conn.dialect)

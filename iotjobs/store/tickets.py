@@ -8,12 +8,14 @@ it gives a ticket an id that sorts by the job's age, since PgQueuer takes equal 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import postgres_url
+from iotjobs.store.statements import run
+from iotjobs.store.writer import Transaction
 
 if TYPE_CHECKING:
     import asyncpg
@@ -37,10 +39,14 @@ _OFFER = f"""
 INSERT INTO {_QUEUE} (id, execute_after, priority, entrypoint, payload, dedupe_key, status)
 SELECT (seq << {_SERIAL_BITS}) | (nextval('{_QUEUE}_id_seq') & {(1 << _SERIAL_BITS) - 1}),
        to_timestamp(0),  -- now() would hide it for as long as somebody sets the clock back
-       priority, name, convert_to(key, 'UTF8'), key, 'queued'
-FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[]) AS offered (seq, priority, key, name)
+       priority, name, convert_to(payload, 'UTF8'), key, 'queued'
+FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[])
+    AS offered (seq, priority, key, name, payload)
+ORDER BY key  -- of two that offer the same, one waits for the other, and not each for each
 ON CONFLICT (dedupe_key) WHERE status IN ('queued', 'picked') AND dedupe_key IS NOT NULL DO NOTHING
 """
+
+_WITHDRAW = f"DELETE FROM {_QUEUE} WHERE dedupe_key = $1 AND status IN ('queued', 'picked')"
 
 
 def priority_of(ticket: Ticket) -> int:
@@ -48,29 +54,40 @@ def priority_of(ticket: Ticket) -> int:
     return -((ticket.rank << _TURN_BITS) + min(ticket.turn, (1 << _TURN_BITS) - 1))
 
 
+def payload_of(ticket: Ticket) -> str:
+    """What a ticket's row says beside its number and its priority."""
+    return f"{ticket.key}:{ticket.lane or ''}:{ticket.queue}"
+
+
 def ticket_of_row(number: int, priority: int, payload: bytes | None) -> Ticket:
     """The ticket that a row of the queue was made of."""
-    job_id, _, attempt = (payload or b"").decode().partition(":")
+    job_id, attempt, lane, name = (payload or b"").decode().split(":", 3)
     rank, turn = divmod(-priority, 1 << _TURN_BITS)
-    return Ticket(rank, turn, number >> _SERIAL_BITS, job_id, int(attempt))
+    seq = number >> _SERIAL_BITS
+    return Ticket(rank, turn, seq, job_id, int(attempt), lane=lane or None, queue=name)
 
 
-def offer(conn: Connection, tickets: Sequence[Ticket]) -> int:
-    """Add tickets to the queue, without those that are there; how many were new."""
-    columns = (
+def offering(_conn: Connection, tickets: Sequence[Ticket]) -> tuple[str, Sequence[Any]]:
+    """The statement, with its values, that adds tickets to the queue without those that are there."""
+    return _OFFER, (
         [ticket.seq for ticket in tickets],
         [priority_of(ticket) for ticket in tickets],
         [ticket.key for ticket in tickets],
         [PUBLISH if ticket.mqtt else RUN for ticket in tickets],
+        [payload_of(ticket) for ticket in tickets],
     )
-    return conn.exec_driver_sql(_OFFER, columns).rowcount
 
 
-def withdraw(conn: Connection, ticket: Ticket) -> None:
+def offer(tx: Transaction, tickets: Sequence[Ticket]) -> int:
+    """Add tickets at once; how many were new."""
+    return int(run(tx.conn, *offering(tx.conn, tickets)).rowcount)
+
+
+def withdraw(tx: Transaction, ticket: Ticket) -> None:
     """Take a ticket out of the queue, whoever has picked it."""
-    conn.exec_driver_sql(
-        f"DELETE FROM {_QUEUE} WHERE dedupe_key = $1 AND status IN ('queued', 'picked')", (ticket.key,)
-    )
+    offered = tx.gathered.get(offering, [])
+    offered[:] = [other for other in offered if other.key != ticket.key]
+    run(tx.conn, _WITHDRAW, [ticket.key])
 
 
 def shift(conn: Connection, by_ms: int) -> None:
@@ -104,5 +121,10 @@ async def open_pool(url: str) -> asyncpg.Pool:
         max_size=_POOL_SIZE,
         timeout=_STATEMENT_S,
         command_timeout=_STATEMENT_S,  # a half-open connection answers nothing
+        reset=_as_it_is,
         server_settings={"application_name": "iotjobs tickets"},
     )
+
+
+async def _as_it_is(_conn: asyncpg.Connection) -> None:
+    """PgQueuer leaves nothing behind in a session: do not spend a way there and back on each statement."""

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, RootTransaction, Table, insert
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from iotjobs.domain.errors import EngineError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
-from iotjobs.store.statements import Prepared, command
+from iotjobs.store.statements import Prepared, in_one, run
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,51 @@ BUSY_S = 5.0
 BUSY_POLL_S = 0.02
 
 
+# In one order, whoever locks several: else two would wait for each other.
+_LOCK = """
+SELECT pg_advisory_xact_lock(key) FROM (
+    SELECT DISTINCT hashtextextended(name, 0) AS key FROM unnest($1::text[]) AS given (name) ORDER BY key
+) AS sorted
+"""
+
+# Writes what was gathered for it, or returns the statement that does, with its values.
+Action = Callable[[Connection, list[Any]], tuple[str, Sequence[Any]] | None]
+Gathered = dict[Action, list[Any]]
+
+
 @dataclass(slots=True)
 class Transaction:
-    """What an item gets: the connection, and a place for what must happen only after COMMIT."""
+    """What an item gets: the connection, and a place for what must happen only after COMMIT.
+
+    Attributes:
+        ahead: what was read for items before they ran, by their keys; see `Store.write`.
+        defers: what the item writes last may be gathered, since no other item here asks for it.
+    """
 
     conn: Connection
     callbacks: list[Callable[[], object]] = field(default_factory=list)
     rows: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
+    gathered: Gathered = field(default_factory=dict)
+    locked: set[str] = field(default_factory=set)
+    ahead: dict[str, Any] = field(default_factory=dict)
+    defers: bool = False
+
+    def lock(self, *names: str) -> bool:
+        """Stand in line with every transaction that locks one of these names, until this one ends.
+
+        False when there was nothing to wait for, so that what was read before is still true: they are
+        locked already, or this is SQLite, whose single writer stands in line anyway.
+        """
+        missing = [name for name in names if name not in self.locked]
+        if not missing or self.conn.dialect.name != "postgresql":
+            return False
+        run(self.conn, _LOCK, [missing])
+        self.locked.update(missing)
+        return True
+
+    def gather(self, action: Action, value: Any) -> None:
+        """Call `action` at the end of the transaction, once, with all that was gathered for it."""
+        self.gathered.setdefault(action, []).append(value)
 
     def append(self, table: Table, row: dict[str, Any]) -> None:
         """Insert a row that cannot clash and that nothing in this transaction reads.
@@ -68,8 +106,7 @@ class _Pending:
     item: Item[Any]
     future: asyncio.Future[Any]
     size: int
-    callbacks: list[Callable[[], object]] = field(default_factory=list)
-    rows: list[tuple[Table, dict[str, Any]]] = field(default_factory=list)
+    tx: Transaction | None = None
     result: Any = None
     error: BaseException | None = None
 
@@ -99,13 +136,29 @@ def map_store_error(error: DBAPIError) -> IotJobsError:
     return StoreUnavailable(f"the store does not answer: {error.orig}")
 
 
-def insert_rows(conn: Connection, rows: list[tuple[Table, dict[str, Any]]]) -> None:
-    """Insert what items appended, one statement a table, each table's rows in their order."""
+def complete(conn: Connection, parts: Sequence[Transaction]) -> None:
+    """Write what items appended and gathered: one statement a table, each table's rows in their order.
+
+    On PostgreSQL, where each statement is a way there and back, those of one row are one.
+    """
     by_table: dict[Table, list[dict[str, Any]]] = {}
-    for table, row in rows:
-        by_table.setdefault(table, []).append(row)
+    gathered: Gathered = {}
+    for part in parts:
+        for table, row in part.rows:
+            by_table.setdefault(table, []).append(row)
+        for action, values in part.gathered.items():
+            gathered.setdefault(action, []).extend(values)
+    together: list[tuple[str, Sequence[Any]]] = []
     for table, members in by_table.items():
-        _insert(table, tuple(members[0])).insert_all(conn, members)
+        statement = _insert(table, tuple(members[0]))
+        if len(members) == 1 and conn.dialect.name == "postgresql":
+            together.append(statement.written(conn, members[0]))
+        else:
+            statement.insert_all(conn, members)
+    together += [written for action, values in gathered.items() if (written := action(conn, values))]
+    if together:
+        sql = in_one(tuple(text for text, _ in together))
+        run(conn, sql, [value for _, values in together for value in values])
 
 
 @cache
@@ -194,7 +247,7 @@ class GroupWriter:
             return
         try:
             await self._gather(conn, batch)
-            insert_rows(conn, [row for pending in batch for row in pending.rows])
+            complete(conn, [pending.tx for pending in batch if pending.tx is not None])
             # Waits for the disk, and gives the GIL away while it does.
             await asyncio.get_running_loop().run_in_executor(self._committing, transaction.commit)
         except Exception as error:  # noqa: BLE001 - the edge of one transaction: handed to its callers
@@ -236,18 +289,18 @@ class GroupWriter:
     @staticmethod
     def _apply(conn: Connection, pending: _Pending) -> None:
         tx = Transaction(conn)
-        command(conn, "SAVEPOINT item")
+        run(conn, "SAVEPOINT item")
         try:
             pending.result = pending.item(tx)
         except Exception as error:  # noqa: BLE001 - the edge of one item: handed to its caller
             pending.error = map_store_error(error) if isinstance(error, DBAPIError) else error
             try:
-                command(conn, "ROLLBACK TO item")
+                run(conn, "ROLLBACK TO item")
             except DBAPIError:
                 raise error from None  # SQLite has undone the whole transaction: the disk is full
         else:
-            pending.callbacks, pending.rows = tx.callbacks, tx.rows
-        command(conn, "RELEASE item")
+            pending.tx = tx
+        run(conn, "RELEASE item")
 
 
 def _roll_back(transaction: RootTransaction) -> None:
@@ -269,9 +322,9 @@ def _refuse(batch: list[_Pending], error: Exception) -> None:
 
 def _answer(batch: list[_Pending]) -> None:
     for pending in batch:
-        if pending.error is None:
-            for callback in pending.callbacks:
-                _call(callback)
+        if pending.error is None and pending.tx is not None:
+            for callback in pending.tx.callbacks:
+                call_back(callback)
         if pending.future.cancelled():
             continue
         if pending.error is not None:
@@ -280,7 +333,8 @@ def _answer(batch: list[_Pending]) -> None:
             pending.future.set_result(pending.result)
 
 
-def _call(callback: Callable[[], object]) -> None:
+def call_back(callback: Callable[[], object]) -> None:
+    """Call what follows a commit: whatever it does, the commit stands."""
     try:
         callback()
     except Exception:

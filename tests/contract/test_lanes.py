@@ -41,6 +41,9 @@ class NoOp:
     def interrupt(self) -> None:
         pass
 
+    def forget(self, _job_id: str) -> None:
+        pass
+
     async def run(self, begun: Begun) -> None:
         assert begun.job.id not in self.began, "begun twice"
         self.began[begun.job.id] = time.monotonic()
@@ -74,7 +77,7 @@ class Racing:
             ticket = queue.ticket_of(tx.conn, jobs.inserted(row, seq))
             queue.offer_if_free(tx, lane, ticket, clock.now_ms(), self.engine.dispatcher)
 
-        await self.store.write(item)
+        await self.store.write(item, locks=[] if lane is None else [lane])
         return str(row["id"])
 
     async def all_ended(self) -> bool:

@@ -77,9 +77,9 @@ async def test_names_are_known_or_refused(store: Store) -> None:
 
 async def test_places_are_given_out_up_to_the_limit(store: Store) -> None:
     await running_job(store, queue="heavy")
-    assert await store.write(lambda tx: queues.has_place(tx.conn, "heavy", 2))
+    assert await store.write(lambda tx: queues.has_place(tx, "heavy", 2))
     await running_job(store, queue="heavy")
-    assert not await store.write(lambda tx: queues.has_place(tx.conn, "heavy", 2))
+    assert not await store.write(lambda tx: queues.has_place(tx, "heavy", 2))
 
 
 async def held(store: Store, **columns: object) -> Job:

@@ -15,7 +15,7 @@ from iotjobs.domain.control import NOT_CONFIRMED
 from iotjobs.domain.errors import Conflict
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.statuses import ENDED, TRANSITIONS, Outcome, Status
-from iotjobs.store import tables
+from iotjobs.store import queue, tables
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from tests.services.rows import ADMIN, Engine, add_job, job_of, plan, running_job
@@ -64,6 +64,15 @@ async def after_turns(turns: int, ask: Callable[[], Awaitable[Any]]) -> Any:
     for _ in range(turns):
         await asyncio.sleep(0)
     return await ask()
+
+
+async def begin(engine: Engine, ticket: Ticket) -> None:
+    """As the worker does, among others."""
+    await engine.store.write(
+        lambda tx: engine.worker._begin(tx, ticket),
+        locks=engine.limits.locks_of(ticket),
+        ahead=(queue.candidates, ticket.job_id),
+    )
 
 
 async def race(engine: Engine, chance: random.Random) -> Job:
@@ -132,7 +141,7 @@ async def test_begin_expiry_and_requests_at_once_leave_one_life(store: Store) ->
         asks: list[Callable[[], Awaitable[Any]]] = [engine.deadlines.look, engine.deadlines.sweep]
         for job in jobs_:
             asks += [
-                lambda job=job: store.write(lambda tx: engine.worker._begin(tx, Ticket.of(job))),
+                lambda job=job: refused_or_done(begin(engine, Ticket.of(job))),
                 lambda job=job: refused_or_done(engine.control.cancel(job.id, ADMIN, None)),
                 lambda job=job: refused_or_done(engine.control.stop_job(job.id, ADMIN)),
                 lambda job=job: refused_or_done(engine.control.resume(job.id, ADMIN, confirmed=False)),

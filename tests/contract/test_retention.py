@@ -200,7 +200,7 @@ async def test_what_is_asked_uses_the_small_index(store: Store) -> None:
                 asked.append((statement, parameters))
 
         if conn.dialect.name == "postgresql":
-            conn.exec_driver_sql("SET LOCAL enable_seqscan = off")  # three rows are scanned otherwise
+            conn.exec_driver_sql("SET enable_seqscan = off")  # three rows are scanned otherwise
         event.listen(conn, "before_cursor_execute", note)
         retention.outputs(conn, limit=5, ended_before=9)
         retention.output_bytes(conn, 100)

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 from sqlalchemy import Connection, event, insert, select, text, update
@@ -24,6 +25,7 @@ from iotjobs.domain.jobs import Delivery, Ending, Job, PendingReason, Transport
 from iotjobs.domain.rights import EVERYTHING, Scope
 from iotjobs.domain.statuses import ENDED, Outcome, Status, may_become
 from iotjobs.store import facts, jobs, output, queue, reads, tables
+from iotjobs.store import statements as statements_of_store
 from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Ticket
 from iotjobs.store.reads import JobFilter
@@ -782,14 +784,21 @@ async def explained(store: Store, query: Any) -> str:
     def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         statements.append((statement, parameters))
 
+    hands_over = statements_of_store.run
+
+    def hand_over(conn: Connection, sql: str, values: Any = (), **how: Any) -> Any:
+        statements.append((sql, tuple(values)))
+        return hands_over(conn, sql, values, **how)
+
     def run(conn: Connection) -> str:
-        # `Prepared` goes past SQLAlchemy's events on SQLite, and SQLite itself tells the values too.
+        # `Prepared` goes past SQLAlchemy's events; SQLite itself tells the values too.
         sqlite = conn.connection.dbapi_connection if conn.dialect.name == "sqlite" else None
         if sqlite is not None:
             sqlite.set_trace_callback(lambda statement: statements.append((statement, ())))
         event.listen(conn, "before_cursor_execute", note)
         try:
-            query(conn)
+            with mock.patch.object(statements_of_store, "run", hand_over):
+                query(conn)
         finally:
             event.remove(conn, "before_cursor_execute", note)
             if sqlite is not None:

@@ -327,7 +327,7 @@ async def test_a_ticket_that_a_dead_node_picked_is_not_hidden_by_a_clock_set_bac
     store: Store, set_clock: SetClock
 ) -> None:
     keeper, job = await begun(store), await add_job(store)
-    await store.write(lambda tx: tickets.offer(tx.conn, [Ticket.of(job)]))
+    await store.write(lambda tx: tickets.offer(tx, [Ticket.of(job)]))
     set_clock(-DAY)
     query = "SELECT extract(epoch FROM now() - heartbeat) FROM iotjobs_q.iotjobs_pgqueuer"
 

@@ -172,10 +172,10 @@ class Failing:
     def __init__(self, store: Store, errors: list[Exception]) -> None:
         self._store, self.errors = store, errors
 
-    async def write(self, item: Any, *, size: int = 0) -> Any:
+    async def write(self, item: Any, **given: Any) -> Any:
         if self.errors:
             raise self.errors.pop(0)
-        return await self._store.write(item, size=size)
+        return await self._store.write(item, **given)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

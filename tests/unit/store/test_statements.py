@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from iotjobs.store import tables
 from iotjobs.store.session import sqlite_engine
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Prepared, in_one
 
 E = tables.events.c
 _insert = Prepared(insert(tables.events), ("kind", "at", "job_id", "entity_id", "data"))
@@ -70,3 +70,13 @@ def test_the_drivers_error_is_cores_error(conn: Connection) -> None:
 def test_a_statement_whose_text_changes_with_its_values_is_refused(conn: Connection) -> None:
     with pytest.raises(AssertionError, match="changes with its values"):
         Prepared(select(E.id).where(E.kind.in_(["a", "b"]))).all(conn)
+
+
+def test_statements_in_one_count_their_values_through() -> None:
+    parts = ("INSERT INTO a VALUES ($1, $2)", "INSERT INTO b VALUES ($2, $1)", "INSERT INTO c VALUES ($1)")
+
+    assert in_one(parts) == (
+        "WITH part0 AS (INSERT INTO a VALUES ($1, $2)), part1 AS (INSERT INTO b VALUES ($4, $3)) "
+        "INSERT INTO c VALUES ($5)"
+    )
+    assert in_one(parts[:1]) == parts[0]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iotjobs.store.queue import Ticket, rank_of
-from iotjobs.store.tickets import priority_of, ticket_of_row
+from iotjobs.store.tickets import payload_of, priority_of, ticket_of_row
 
 TICKETS = st.builds(
     Ticket,
@@ -13,6 +13,8 @@ TICKETS = st.builds(
     seq=st.integers(1, 1 << 42),
     job_id=st.uuids().map(lambda number: number.hex),
     attempt=st.integers(0, 1000),
+    lane=st.none() | st.uuids().map(lambda number: number.hex),
+    queue=st.text(min_size=1, max_size=20).map(lambda name: name.replace("\x00", ":")),
 )
 
 
@@ -21,7 +23,8 @@ def test_a_ticket_comes_back_out_of_its_row(ticket: Ticket, serial: int) -> None
     priority = priority_of(ticket)
 
     assert -(1 << 31) <= priority < 1 << 31
-    assert ticket_of_row(ticket.seq << 20 | serial, priority, ticket.key.encode()) == ticket
+    again = ticket_of_row(ticket.seq << 20 | serial, priority, payload_of(ticket).encode())
+    assert (again, again.lane, again.queue) == (ticket, ticket.lane, ticket.queue)
 
 
 @given(TICKETS, TICKETS)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from iotjobs.domain.errors import Conflict, EngineError, StoreUnavailable, TransitionRefused
+from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.sending import Begun
+from iotjobs.store import facts, groups, queue, statements
+from iotjobs.store.groups import GROUP_ITEMS
+from iotjobs.store.queue import Ticket
+from iotjobs.store.session import Store, open_store
+from iotjobs.store.statements import Prepared
+from iotjobs.store.writer import Item, Transaction
+from tests.services.rows import Engine, add_job, events_of, job_of, running_job
+
+
+@pytest.fixture
+async def store(fresh_database: Callable[[], str]) -> AsyncIterator[Store]:
+    opened = open_store(fresh_database())
+    await opened.start()
+    yield opened
+    await opened.stop()
+
+
+def note(name: str, runs: list[str] | None = None) -> Item[int]:
+    """Write a fact; the number of the transaction that it was written in."""
+
+    def item(tx: Transaction) -> int:
+        if runs is not None:
+            runs.append(name)
+        facts.put(tx, name, "x")
+        return int(tx.conn.execute(text("SELECT pg_current_xact_id()::text::bigint")).scalar_one())
+
+    return item
+
+
+def refuse(_tx: Transaction) -> None:
+    raise Conflict("not this one")
+
+
+def break_a_rule(tx: Transaction) -> None:
+    tx.conn.execute(text("INSERT INTO site (name, value) VALUES ('twice', 'x'), ('twice', 'x')"))
+
+
+async def written(store: Store) -> set[str]:
+    return set(await store.read(lambda conn: conn.execute(text("SELECT name FROM site")).scalars().all()))
+
+
+async def together(store: Store, *items: Item[Any]) -> list[Any]:
+    """What comes of items that wait at the same time; the first of them begins at once, and alone."""
+    writes = [store.write(item, locks=()) for item in items]
+    return await asyncio.gather(*writes, return_exceptions=True)
+
+
+async def test_what_waits_together_is_one_transaction_and_each_gets_its_own_answer(store: Store) -> None:
+    names = [f"fact {number}" for number in range(GROUP_ITEMS)]
+
+    numbers = await together(store, *(note(name) for name in names))
+
+    assert len(set(numbers)) <= 2
+    assert await written(store) >= set(names)
+
+
+async def test_an_item_that_fails_takes_no_other_along(store: Store) -> None:
+    runs: list[str] = []
+    names = [f"fact {number}" for number in range(20)]
+    items: list[Item[Any]] = [note(name, runs) for name in names]
+    items[7:7] = [refuse]
+    items[15:15] = [break_a_rule]
+
+    answers = await together(store, *items)
+
+    failed = {at: type(answer) for at, answer in enumerate(answers) if isinstance(answer, Exception)}
+    assert failed == {7: Conflict, 15: EngineError}
+    assert await written(store) >= set(names)
+    assert len(runs) > len(names)  # they were undone with it, and run again
+
+
+async def test_nothing_of_a_group_is_kept_when_the_store_is_away(store: Store) -> None:
+    def cut(tx: Transaction) -> None:
+        tx.conn.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    answers = await together(store, note("before"), note("before too"), cut, note("behind"))
+
+    assert isinstance(answers[2], StoreUnavailable)
+    kept = await written(store)
+    for at, name in ((0, "before"), (1, "before too"), (3, "behind")):
+        assert (name in kept) is not isinstance(answers[at], StoreUnavailable)
+
+
+async def test_a_caller_that_went_away_changes_nothing_for_the_others(store: Store) -> None:
+    writes = [asyncio.create_task(store.write(note(f"fact {at}"), locks=())) for at in range(5)]
+    await asyncio.sleep(0)
+    writes[2].cancel()
+
+    answers = await asyncio.gather(*writes, return_exceptions=True)
+
+    assert [isinstance(answer, int) for answer in answers] == [True, True, False, True, True]
+
+
+async def running(store: Store, count: int) -> tuple[Engine, list[Job]]:
+    engine = Engine(store)
+    return engine, [await running_job(store, lane=f"lane {number}") for number in range(count)]
+
+
+async def finish(engine: Engine, job: Job) -> None:
+    await engine.store.write(
+        lambda tx: engine.settler.finish(tx, job, Ending(Outcome.SUCCEEDED), 5), locks=(job.lane or "",)
+    )
+
+
+async def test_of_ends_that_share_a_transaction_the_one_that_came_too_late_is_refused_alone(
+    store: Store,
+) -> None:
+    engine, ended = await running(store, 9)
+    await finish(engine, ended[4])
+
+    answers = await asyncio.gather(*(finish(engine, job) for job in ended), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [type(None)] * 4 + [TransitionRefused] + [type(None)] * 4
+    for job in ended:
+        assert [kind for kind, _, outcome in await events_of(store, job.id) if outcome] == ["job.changed"]
+    await engine.stop()
+
+
+async def test_begins_and_ends_that_share_a_transaction_share_its_statements(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(store)
+    waiting = [await add_job(store, lane=f"lane {number}") for number in range(GROUP_ITEMS)]
+    ways: list[str] = []
+    hand_over, update_all = statements.run, Prepared.run_all
+    monkeypatch.setattr(
+        statements, "run", lambda *given, **how: ways.append(given[1]) or hand_over(*given, **how)
+    )
+    monkeypatch.setattr(Prepared, "run_all", lambda *given: ways.append("all") or update_all(*given))
+
+    async def begin(job: Job) -> Begun | None:
+        ticket = Ticket.of(job)
+        return await store.write(
+            lambda tx: engine.worker._begin(tx, ticket),
+            locks=engine.limits.locks_of(ticket),
+            ahead=(queue.candidates, job.id),
+        )
+
+    begun = await asyncio.gather(*(begin(job) for job in waiting))
+
+    assert all(each is not None for each in begun)
+    assert len(ways) <= 20  # of two transactions, one of which may be of one item
+    assert {(await job_of(store, job.id)).status for job in waiting} == {Status.RUNNING}
+    await engine.stop()
+
+
+async def test_an_item_that_comes_as_the_last_writer_leaves_does_not_wait_for_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "AT_ONCE", 1)
+
+    async with asyncio.timeout(10):
+        for number in range(20):
+            await store.write(note(f"fact {number}"), locks=())
+
+
+async def test_groups_that_lock_the_same_in_another_order_do_not_meet_in_a_deadlock(store: Store) -> None:
+    other = open_store(store._engine.url.render_as_string(hide_password=False))  # type: ignore[attr-defined]
+    runs: list[str] = []
+    lanes = [f"lane {number}" for number in range(12)]
+
+    def at(name: str) -> Item[None]:
+        def item(tx: Transaction) -> None:
+            runs.append(name)
+            assert not tx.lock(name)  # it is ours already
+
+        return item
+
+    writes = [
+        one.write(at(lane), locks=(lane,))
+        for one, order in ((store, lanes), (other, lanes[::-1]))
+        for lane in order * 5
+    ]
+    await asyncio.gather(*writes)
+
+    assert len(runs) == len(writes)  # none was the victim of a deadlock, and run again
+    await other.stop()
+
+
+async def test_a_connection_that_the_server_closed_is_not_used_again(store: Store) -> None:
+    await together(store, *(note(f"fact {at}") for at in range(20)))
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    await store.write(lambda tx: tx.conn.execute(text(f"{cut} AND datname = current_database()")))
+
+    answers = await together(store, *(note(f"again {at}") for at in range(20)))
+
+    assert all(isinstance(answer, int) for answer in answers)
