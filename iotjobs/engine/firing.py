@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from iotjobs.domain import triggers
+from iotjobs.domain.errors import NotFound
 from iotjobs.domain.jobs import Cause, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.rights import Caller
@@ -76,8 +77,13 @@ class Firing:
 
     def depth_behind(self, job_id: str | None) -> int:
         """How many triggers stand before a report that a job's message led to."""
-        job = None if job_id is None else jobs.find(self._tx.conn, job_id)
-        if job is None or job.cause is not Cause.TRIGGER or job.process_meta is None:
+        if job_id is None:
+            return 0
+        try:
+            job = jobs.get(self._tx.conn, job_id)
+        except NotFound:
+            return 0  # what a device says may be anything
+        if job.cause is not Cause.TRIGGER or job.process_meta is None:
             return 0
         depth = standings.depth_of(self._tx.conn, job.process_meta["state_change_id"])
         return 0 if depth is None else depth + 1

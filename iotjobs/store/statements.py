@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, Insert, Table
+from sqlalchemy import Connection, Dialect, Float, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import Executable
@@ -130,7 +130,10 @@ class _Compiled:
         self._fixed = {name: value for name, value in known.items() if value is not None}
         found = [] if isinstance(statement, Insert) else compiled._result_columns
         converters = [
-            column.type._unwrapped_dialect_impl(dialect).result_processor(dialect, None) for column in found
+            None  # both drivers give floats as they are; SQLAlchemy would ask for the column's number
+            if isinstance(column.type, Float)
+            else column.type._unwrapped_dialect_impl(dialect).result_processor(dialect, None)
+            for column in found
         ]
         self._results = tuple((at, how) for at, how in enumerate(converters) if how is not None)
         row: Any = namedtuple("Row", [column.keyname for column in found], rename=True)  # type: ignore[misc]
