@@ -16,7 +16,7 @@ from iotjobs.domain.statuses import ENDED, Outcome, Status
 from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
-from tests.services.lives import assert_one_life, told_of
+from tests.services.lives import assert_one_life, told_by_job
 from tests.services.rows import ADMIN, Engine, add_job, job_of, plan, running_job
 
 ROUNDS = 300
@@ -28,7 +28,7 @@ ENDED_BY_SIGNAL = Ending(Outcome.LOST, error_code=NOT_CONFIRMED, error_message="
 
 async def life_of(store: Store, job_id: str) -> Job:
     """The row of a job, which its events have to fold to."""
-    told, job = await store.read(lambda conn: (told_of(conn, job_id), jobs.get(conn, job_id)))
+    told, job = await store.read(lambda conn: (told_by_job(conn, job_id)[job_id], jobs.get(conn, job_id)))
     assert_one_life(told, job)
     assert [at for _, _, at in told] == sorted(at for _, _, at in told)
     return job

@@ -29,10 +29,12 @@ class Fleet:
         self.unanswered = 0
         self._ways: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    async def define(self, server: SshServer, *, takes_s: float = 0.3) -> None:
+    async def define(
+        self, server: SshServer, *, takes_s: float = 0.3, thing: dict[str, Any] | None = None
+    ) -> None:
         """Five SSH devices and a valve, each with operations that may be repeated and that may not."""
         count = f"echo $IOTJOBS_JOB_ID >> {self.runs}; sleep {takes_s}; echo done"
-        valve = await self.rest.thing(thing="valve")
+        valve = thing or await self.rest.thing(thing="valve")
         for idempotent in (False, True):
             for number in range(DEVICES):
                 owner = await self.rest.device(server)

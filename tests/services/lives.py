@@ -15,13 +15,15 @@ from iotjobs.store.session import open_store
 Told = list[tuple[Status, str | None, int]]
 
 
-def told_of(conn: Connection, job_id: str) -> Told:
-    """What the events say of changes of a job's status: status, outcome, moment."""
+def told_by_job(conn: Connection, job_id: str | None = None) -> dict[str, Told]:
+    """What the events say of changes of a status, of one job or of all: status, outcome, moment."""
     E = tables.events.c
-    rows = conn.execute(select(E.data, E.at).where(E.job_id == job_id, E.kind != "job.result").order_by(E.id))
-    return [
-        (Status(data["status"]), data.get("outcome"), at) for data, at in rows if "low_priority" not in data
-    ]
+    query = select(E.job_id, E.data, E.at).where(E.kind != "job.result").order_by(E.id)
+    told: dict[str, Told] = {}
+    for of, data, at in conn.execute(query if job_id is None else query.where(E.job_id == job_id)):
+        if "low_priority" not in data:
+            told.setdefault(of, []).append((Status(data["status"]), data.get("outcome"), at))
+    return told
 
 
 def assert_one_life(told: Told, job: Job) -> None:
@@ -42,12 +44,17 @@ def assert_one_life(told: Told, job: Job) -> None:
 
 async def assert_lives(url: str, job_ids: Iterable[str]) -> None:
     """Every one of these jobs in a site's database has one life, and has ended."""
+
+    def read(conn: Connection) -> tuple[dict[str, Told], dict[str, Job]]:
+        rows = (jobs.job_of(row) for row in conn.execute(select(*jobs.job_columns)))
+        return told_by_job(conn), {job.id: job for job in rows}
+
     store = open_store(url)
     await store.start()
     try:
-        for job_id in job_ids:
-            told, job = await store.read(lambda conn, of=job_id: (told_of(conn, of), jobs.get(conn, of)))
-            assert_one_life(told, job)
-            assert job.status in ENDED, job
+        told, found = await store.read(read)
     finally:
         await store.stop()
+    for job_id in job_ids:
+        assert_one_life(told[job_id], found[job_id])
+        assert found[job_id].status in ENDED, found[job_id]
