@@ -18,7 +18,6 @@ from tests.services.nodes import Nodes
 from tests.services.siege import nothing_waits, seeded, shown
 from tests.services.site import Rest, Serve, eventually, pause
 
-WORKERS = 4
 TAKEN_OVER_WITHIN_S = 20.0
 ASKERS = 20
 
@@ -38,10 +37,9 @@ async def valve(nodes: Nodes) -> AsyncIterator[PretendDevice]:
 async def test_a_node_that_was_frozen_runs_nothing_twice_and_its_late_writes_are_refused(
     nodes: Nodes, valve: PretendDevice, openssh: SshServer, tmp_path: Path, which: str, full: bool
 ) -> None:
-    count, frozen_s = (5_000, 60.0) if full else (250, 14.0)
+    count, frozen_s, others = (5_000, 60.0, 4) if full else (250, 14.0, 2)
     seed, chance = seeded()
-    other = await nodes.add("serve")
-    workers = await asyncio.gather(*(nodes.add() for _ in range(WORKERS)))
+    other, *workers = await asyncio.gather(nodes.add("serve"), *(nodes.add() for _ in range(others)))
     async with Rest(other) as rest:
         await eventually(lambda: nodes.leads(rest, nodes.serve.pid), 10)
         fleet = Fleet(rest, tmp_path, valve)

@@ -81,8 +81,7 @@ async def test_nodes_that_are_upgraded_in_turn_lose_nothing_and_leave_no_submit_
 ) -> None:
     rounds, per_s = (8, 30.0) if full else (1, 12.0)
     seed, chance = seeded()
-    other = await nodes.add("serve")
-    await nodes.add()
+    other, _ = await asyncio.gather(nodes.add("serve"), nodes.add())
     async with Rest(nodes.serve) as first, Rest(other) as second:
         fleet = Fleet(first, tmp_path, valve)
         await fleet.define(openssh)
