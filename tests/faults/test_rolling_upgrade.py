@@ -57,10 +57,12 @@ class Stream:
 
 
 async def asked(rest: Rest, path: str, number: int) -> Answer | None:
-    """The answer to a submit; None when nobody is there."""
+    """The answer to a submit; None when nobody is there, or is about to leave."""
     try:
         answer = await rest.call("POST", path, {}, Idempotency_Key=f"upgrade-{number}")
     except GONE:
+        return None
+    if answer.status == 503:
         return None
     assert answer.status in (200, 202), answer
     return answer
