@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,16 @@ async def test_one_of_many_running_is_canceled_within_seconds(
     assert await running() == before - 2  # one of them is not of these owners
 
     rest_of_them = [job for job in jobs if job not in (chosen[0][0], chosen[1][0])]
-    canceled = await asyncio.gather(*(ask(rest, job, "cancel") for job in rest_of_them))
-    assert {status for status, _ in canceled} <= {200, 202}
-    ends = [await rest.ended(job["id"], 60) for job in rest_of_them]
-    assert [job["error"] for job in ends if job["cancel"]["confirmed"] is False] == []
+    for some in batched(rest_of_them, 16):  # it is one machine that plays all the devices
+        canceled = await asyncio.gather(*(ask(rest, job, "cancel") for job in some))
+        assert {status for status, _ in canceled} <= {200, 202}
+        ends = [await rest.ended(job["id"], 60) for job in some]
+        assert [job["error"] for job in ends if job["cancel"]["confirmed"] is False] == []
+
+
+def batched(jobs: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    for at in range(0, len(jobs), size):
+        yield jobs[at : at + size]
 
 
 async def test_what_waits_is_canceled_at_once_and_what_has_ended_is_a_conflict(
