@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -88,12 +90,22 @@ class Namespace:
             raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 
 
+def _remove_left(ip: str) -> None:
+    """Remove what test processes left that were killed."""
+    listed = subprocess.run([ip, "netns", "list"], capture_output=True, text=True, timeout=10, check=False)
+    for name in re.findall(r"^iotjobs-\d+-\d+", listed.stdout, re.MULTILINE):
+        _, pid, number = name.split("-")
+        if not Path(f"/proc/{pid}").exists():
+            Namespace(ip, name, f"ij{pid}x{number}", "", "").remove()
+
+
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     """A namespace of the test's own; ask for it before whatever runs inside."""
     if os.geteuid() != 0:
         missing("a network namespace needs root")
     ip, number = require_program("ip", package="iproute2"), next(_numbers)
+    _remove_left(ip)
     pid = os.getpid()
     net = f"198.{18 + pid // 8192 % 2}.{pid // 32 % 256}"
     first = pid % 32 * 8 + number % 2 * 4
