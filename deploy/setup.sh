@@ -38,6 +38,7 @@ missing_packages() {
   have_postgres || echo postgresql
   have faketime || echo faketime
   have strace || echo strace
+  have ip || echo iproute2
   have chromium || echo chromium
 }
 

@@ -8,6 +8,8 @@ pytest_plugins = [
     "tests.services.postgres",
     "tests.services.api",
     "tests.services.site",
+    "tests.services.nodes",
+    "tests.services.network",
     "tests.services.rows",
     "tests.services.tls",
 ]

@@ -223,6 +223,14 @@ class Envelope:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            # The server stops and waits no longer. The task ends here anyway, so its caller is told.
+            if exchange.answering:
+                raise
+            response = problem(
+                scope, NotReady("the server stops; this may be done or not: look, or repeat it with its key")
+            )
+            await response(scope, exchange.receive, exchange.send)
         except Exception:
             log.exception("a request ended in an error of ours", extra={"request_id": exchange.request_id})
             if exchange.answering:

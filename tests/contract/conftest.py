@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,14 +29,24 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Makes migrated databases of a kind; each call gives another one."""
+
+    def make(kind: str) -> str:
+        if kind == "postgresql":
+            made: str = request.getfixturevalue("fresh_database")()
+            return made
+        path = tmp_path / f"iotjobs{len(list(tmp_path.glob('*.db')))}.db"
+        path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
+        return f"sqlite:///{path}"
+
+    return make
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        made: str = request.getfixturevalue("fresh_database")()
-        return made
-    path = tmp_path / "iotjobs.db"
-    path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
-    return f"sqlite:///{path}"
+def store_url(request: pytest.FixtureRequest, make_url: Callable[[str], str]) -> str:
+    return make_url(request.param)
 
 
 @pytest.fixture

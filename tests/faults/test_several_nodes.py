@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
 from iotjobs import clock
-from tests.services.mosquitto import Mosquitto
-from tests.services.site import Rest, Serve, StartServe, eventually
+from tests.services.nodes import Nodes
+from tests.services.site import Rest, StartServe, eventually
 
 TAKEN_OVER_WITHIN_S = 20.0
-
-
-class Nodes:
-    """One `serve` and its workers."""
-
-    def __init__(self, serve: Serve) -> None:
-        self.serve = serve
-        self.all = [serve]
-
-    async def add(self, command: str = "worker", **settings: str) -> Serve:
-        """Start another node."""
-        node = self.serve.beside(f"node{len(self.all)}", command, **settings)
-        self.all.append(node)
-        await node.start()
-        return node
-
-    async def workers(self, rest: Rest) -> dict[int, dict[str, Any]]:
-        """The living by their process ids."""
-        items = (await rest.get("/workers"))["items"]
-        return {worker["pid"]: worker for worker in items if worker["state"] == "alive"}
-
-    async def holder(self, rest: Rest, lease: str) -> int | None:
-        """The process that holds a lease."""
-        held = [pid for pid, worker in (await self.workers(rest)).items() if lease in worker["leases"]]
-        return held[0] if held else None
-
-
-@pytest.fixture
-async def nodes(make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]) -> AsyncIterator[Nodes]:
-    """A site on PostgreSQL that is up, alone."""
-    broker = start_mosquitto()
-    serve = make_serve("postgresql", mqtt_url=f"mqtt://127.0.0.1:{broker.port}", stop_grace_s="5")
-    await serve.start()
-    made = Nodes(serve)
-    yield made
-    for node in made.all:
-        node.end(signal.SIGKILL)
-
-
-def broker_port(nodes: Nodes) -> int:
-    return int(nodes.serve.settings["mqtt_url"].rpartition(":")[2])
 
 
 async def test_jobs_are_shared_and_who_waits_is_told_wherever_they_end(
@@ -90,7 +46,7 @@ async def test_a_dead_workers_jobs_end_and_its_devices_messages_go_on(
     worker = await nodes.add()
     runs = tmp_path / "runs"
     valve = PretendDevice(
-        "valve", "127.0.0.1", broker_port(nodes), behaviour=Behaviour.SLOW, answer_after_s=0.1
+        "valve", "127.0.0.1", nodes.broker_port, behaviour=Behaviour.SLOW, answer_after_s=0.1
     )
     await valve.start()
     try:
@@ -133,7 +89,7 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
     leader = nodes.serve
     other = await nodes.add("serve")
     async with Rest(other) as rest:
-        await eventually(lambda: leads(nodes, rest, leader.pid), 10)
+        await eventually(lambda: nodes.leads(rest, leader.pid), 10)
         owner = await rest.device(openssh)
         script = await rest.script(owner, "true")
         began = time.monotonic()
@@ -141,7 +97,7 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
         due = await rest.execute(owner, script, start_at=in_ms(3000))
 
         for lease in ("leader", "ingest"):
-            await eventually(lambda: leads(nodes, rest, other.pid, lease), TAKEN_OVER_WITHIN_S + 5)  # noqa: B023
+            await eventually(lambda: nodes.leads(rest, other.pid, lease), TAKEN_OVER_WITHIN_S + 5)  # noqa: B023
         took = time.monotonic() - began
         assert (await rest.ended(due["id"], 10))["outcome"] == "succeeded"
         print(f"{way}: taken over after {took:.1f} s")  # noqa: T201 - a figure
@@ -151,64 +107,21 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
             leader.thaw()
             await eventually(lambda: "leads no more" in leader.log, 10)
             await eventually(lambda: "was declared dead" in leader.log, 10)
-            await eventually(lambda: both_alive(nodes, rest), 10)
+            await eventually(lambda: nodes.all_alive(rest), 10)
             assert await nodes.holder(rest, "leader") == other.pid
             again = await rest.run(owner, script, wait=20)
             assert again["outcome"] == "succeeded"
     assert took < TAKEN_OVER_WITHIN_S
 
 
-async def leads(nodes: Nodes, rest: Rest, pid: int, lease: str = "leader") -> bool:
-    return await nodes.holder(rest, lease) == pid
-
-
 async def is_dead(nodes: Nodes, rest: Rest, pid: int) -> bool:
     return pid not in await nodes.workers(rest)
-
-
-async def both_alive(nodes: Nodes, rest: Rest) -> bool:
-    return len(await nodes.workers(rest)) == 2
 
 
 def in_ms(ms: int) -> str:
     moment = clock.rfc3339(clock.now_ms() + ms)
     assert moment is not None
     return moment
-
-
-async def test_a_frozen_worker_runs_nothing_twice_and_its_late_writes_are_refused(
-    nodes: Nodes, openssh: SshServer, tmp_path: Path
-) -> None:
-    worker = await nodes.add(jobs_at_once="20")
-    runs = tmp_path / "runs"
-    async with Rest(nodes.serve) as rest:
-        owner = await rest.device(openssh)
-        text = f"echo $IOTJOBS_JOB_ID >> {runs}; sleep 1.5; echo done"
-        script = await rest.script(owner, text, concurrent=True)
-        jobs = [await rest.execute(owner, script) for _ in range(60)]
-
-        async def busy() -> bool:
-            return (await nodes.workers(rest))[worker.pid]["running"] > 0
-
-        await eventually(busy, 15)
-        worker.freeze()
-        ends = [await rest.ended(job["id"], 40) for job in jobs]
-        worker.thaw()
-        await eventually(lambda: "was declared dead" in worker.log, 10)
-        await eventually(lambda: both_alive(nodes, rest), 10)
-        lost = [job for job in ends if job["outcome"] == "lost"]
-        if lost:
-            await eventually(lambda: "a late end was refused" in worker.log, 15)
-        after = [await rest.job(job["id"]) for job in jobs]
-
-    counts = Counter(runs.read_text().split())
-    outcomes = Counter(job["outcome"] for job in after)
-    print(f"outcomes {dict(outcomes)}, runs {counts.total()}")  # noqa: T201 - shown when it fails
-    assert max(counts.values()) == 1
-    assert [job["outcome"] for job in after] == [job["outcome"] for job in ends]
-    assert all(counts[job["id"]] == 1 for job in after if job["outcome"] == "succeeded")
-    assert set(outcomes) <= {"succeeded", "lost"}
-    assert "Traceback" not in worker.log
 
 
 async def test_a_node_without_a_broker_leaves_messages_to_those_that_have_one(nodes: Nodes) -> None:
@@ -225,14 +138,14 @@ async def test_a_node_without_a_broker_leaves_messages_to_those_that_have_one(no
         assert Counter(job["outcome"] for job in jobs) == {"succeeded": 60}
         assert "this worker runs without MQTT" in without.log
 
-        await eventually(lambda: leads(nodes, rest, nodes.serve.pid), 10)
+        await eventually(lambda: nodes.leads(rest, nodes.serve.pid), 10)
         waits = await rest.execute(thing, tell, start_at=in_ms(2000))
         await nodes.serve.kill()
     await eventually(lambda: "this process leads now" in without.log, TAKEN_OVER_WITHIN_S + 5)
     await nodes.serve.start()
     async with Rest(nodes.serve) as rest:
         assert (await rest.ended(waits["id"], 20))["outcome"] == "succeeded"
-        await eventually(lambda: leads(nodes, rest, nodes.serve.pid, "ingest"), 10)
+        await eventually(lambda: nodes.leads(rest, nodes.serve.pid, "ingest"), 10)
 
 
 async def test_a_worker_refuses_sqlite_and_says_what_to_do(make_serve: StartServe) -> None:

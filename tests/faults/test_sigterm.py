@@ -12,10 +12,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import httpx2
 import pytest
 from iotjobs_sim.sshd import SshServer
 
+from tests.services.postgres import PostgresServer
 from tests.services.programs import free_port
 from tests.services.site import Rest, Serve, StartServe, eventually
 from tests.services.ssh import processes_of
@@ -49,6 +51,34 @@ async def test_it_ends_within_five_seconds_when_nothing_runs(serve: Serve) -> No
     assert code == 0
     assert "Traceback" not in serve.log
     assert "stopping" in serve.log
+
+
+@pytest.mark.check(13)
+async def test_a_request_that_is_not_done_at_the_end_is_told_to_come_again(
+    make_serve: StartServe, postgres_server: PostgresServer
+) -> None:
+    made = make_serve("postgresql")
+    await made.start()
+    assert made.database_url is not None
+    locking = await asyncpg.connect(made.database_url.replace("+asyncpg", ""))
+    try:
+        async with Rest(made) as rest:
+            owner = await rest.thing()
+            operation = await rest.operation(owner, "mqtt", topic="line/1", message="on")
+            await locking.execute("BEGIN; LOCK TABLE idempotency IN ACCESS EXCLUSIVE MODE")
+            path = f"/objects/{owner['id']}/operations/{operation['id']}/execute"
+            asking = asyncio.create_task(rest.call("POST", path, {}, Idempotency_Key="later"))
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            await eventually(lambda: locking.fetchval(waits))
+
+            code = await made.stop()
+
+            answer = await asking
+    finally:
+        await locking.close()
+    assert (answer.status, answer.body["code"], answer.headers["retry-after"]) == (503, "notReady", "2")
+    assert code == 0
+    assert "Traceback" not in made.log
 
 
 @pytest.mark.check(13)

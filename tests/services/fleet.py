@@ -16,17 +16,25 @@ DEVICES = 5
 
 
 class Fleet:
-    """What is asked of the site, and what came to pass on the devices."""
+    """What is asked of the site, and what came to pass on the devices.
+
+    Attributes:
+        accepted: operations by the ids of the jobs that were promised.
+        unanswered: how often a job was asked for and no answer came; it may have been recorded.
+    """
 
     def __init__(self, rest: Rest, folder: Path, valve: PretendDevice) -> None:
         self.rest, self.runs, self.valve = rest, folder / "runs", valve
         self.accepted: dict[str, dict[str, Any]] = {}
+        self.unanswered = 0
         self._ways: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    async def define(self, server: SshServer, *, takes_s: float = 0.3) -> None:
+    async def define(
+        self, server: SshServer, *, takes_s: float = 0.3, thing: dict[str, Any] | None = None
+    ) -> None:
         """Five SSH devices and a valve, each with operations that may be repeated and that may not."""
         count = f"echo $IOTJOBS_JOB_ID >> {self.runs}; sleep {takes_s}; echo done"
-        valve = await self.rest.thing(thing="valve")
+        valve = thing or await self.rest.thing(thing="valve")
         for idempotent in (False, True):
             for number in range(DEVICES):
                 owner = await self.rest.device(server)
@@ -42,9 +50,13 @@ class Fleet:
                     )
                     self._ways.append((valve, operation))
 
+    def choose(self, chance: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+        """An owner and one of its operations."""
+        return chance.choice(self._ways)
+
     async def submit(self, chance: random.Random, by: Rest | None = None) -> None:
         """Ask for one job; only one that was accepted counts."""
-        owner, operation = chance.choice(self._ways)
+        owner, operation = self.choose(chance)
         job = await (by or self.rest).execute(owner, operation)
         self.accepted[job["id"]] = operation
 
@@ -57,10 +69,12 @@ class Fleet:
         return Counter(self.ran()) + (self.valve.received - self.valve.redelivered)
 
     def check(self, jobs: dict[str, dict[str, Any]]) -> Counter[str]:
-        """Every job has a definite end that fits what the devices counted; the outcomes."""
-        counts = self.counted()
-        for job_id, operation in self.accepted.items():
-            job = jobs[job_id]
+        """None is gone, and every job has a definite end that fits what the devices counted; the outcomes."""
+        assert set(self.accepted) <= set(jobs), "accepted jobs are not in the list"
+        assert len(jobs) <= len(self.accepted) + self.unanswered
+        counts, operations = self.counted(), {operation["id"]: operation for _, operation in self._ways}
+        for job_id, job in jobs.items():
+            operation = operations[job["operation_id"]]
             assert ended(job), job
             if not operation["idempotent"]:
                 assert counts[job_id] <= 1, job

@@ -30,7 +30,7 @@ SETTINGS = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "shared_buffers": "32MB",
-    "max_connections": "100",
+    "max_connections": "300",
     "autovacuum": "off",
     "log_min_messages": "warning",
 }

@@ -24,7 +24,7 @@ from iotjobs.domain.rights import Caller, Role
 from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
-from iotjobs.engine.dispatch import InProcessDispatcher
+from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.firing import FiringParts
@@ -189,12 +189,14 @@ class Engine:
         store: Store,
         *,
         publisher: MqttPublisher | None = None,
+        dispatcher: Dispatcher | None = None,
         worker_id: str = "w1",
         at_once: int = 10,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
     ) -> None:
         self.store, self.secrets = store, Secrets(b"k" * 32)
-        self.dispatcher, self.feed, self.limits = InProcessDispatcher(), Feed(store), Limits()
+        self.dispatcher = dispatcher or InProcessDispatcher()
+        self.feed, self.limits = Feed(store), Limits()
         self.settler = Settler(store, self.dispatcher, self.feed, self.limits)
         self.ssh = SshTransport()
         self.reach = Reach(store, self.secrets, self.ssh, LocalTransport())

@@ -10,12 +10,16 @@ from types import TracebackType
 class Wire:
     """Forwards connections to a port; `async with` it.
 
+    Args:
+        to_port: on 127.0.0.1.
+        address: of this machine, where it takes connections.
+
     Attributes:
         port: where to connect instead.
     """
 
-    def __init__(self, to_port: int) -> None:
-        self.port = 0
+    def __init__(self, to_port: int, address: str = "127.0.0.1") -> None:
+        self.port, self._address = 0, address
         self._to_port = to_port
         self._passing = asyncio.Event()
         self._passing.set()
@@ -25,7 +29,7 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Wire:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, self._address, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
