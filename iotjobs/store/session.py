@@ -156,6 +156,7 @@ def sqlite_engine(path: str, *, read_only: bool, busy_ms: int = 5000) -> Engine:
     """
     engine = create_engine(
         f"sqlite:///{path}",
+        hide_parameters=True,  # a statement that fails is logged, and its values are not for logs
         json_serializer=_encode,
         json_deserializer=_decode,
         poolclass=QueuePool if read_only else NullPool,
@@ -277,6 +278,7 @@ class PostgresStore:
         self.after_writes: list[Callable[[], object]] = []
         self._engine: AsyncEngine = create_async_engine(
             url,
+            hide_parameters=True,  # a statement that fails is logged, and its values are not for logs
             json_serializer=_encode,
             json_deserializer=_decode,
             pool_size=connections,

@@ -203,4 +203,4 @@ def run(conn: Connection, sql: str, values: Sequence[Any] = (), *, many: bool = 
 
 def _wrapped(error: Exception, conn: Connection, sql: str, values: Any) -> BaseException:
     kind = conn.dialect.loaded_dbapi.Error
-    return DBAPIError.instance(sql, values, error, kind, dialect=conn.dialect)
+    return DBAPIError.instance(sql, values, error, kind, hide_parameters=True, dialect=conn.dialect)

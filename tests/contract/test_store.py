@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 from sqlalchemy import Connection, event, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from iotjobs import clock
 from iotjobs.domain.errors import (
@@ -30,6 +31,7 @@ from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Ticket
 from iotjobs.store.reads import JobFilter
 from iotjobs.store.session import SqliteStore, Store
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 from tests.services.rows import (
     ADMIN,
@@ -860,3 +862,22 @@ async def test_a_store_may_be_started_and_stopped_twice(store_url: str) -> None:
     await store.start()
     assert (await job_of(store, job.id)).status is Status.PENDING
     await store.stop()
+
+
+async def test_the_values_of_a_statement_that_fails_are_in_no_error(store: Store) -> None:
+    def by_core(tx: Transaction) -> None:
+        tx.conn.execute(text("INSERT INTO nowhere (a) VALUES (:a)"), {"a": "canary-4711"})
+
+    def by_driver(tx: Transaction) -> None:
+        row = {"name": "canary-4711", "value": "canary-4711"}
+        for _ in range(2):
+            Prepared(insert(tables.site), ("name", "value")).insert_all(tx.conn, [row])
+
+    for item in (by_core, by_driver):
+        with pytest.raises(Exception) as refused:
+            await store.write(item)
+        told: BaseException | None = refused.value
+        while told is not None:
+            if isinstance(told, DBAPIError):
+                assert "canary-4711" not in str(told).partition("DETAIL")[0]
+            told = told.__cause__
