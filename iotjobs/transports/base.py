@@ -99,10 +99,12 @@ class KillProof:
     Attributes:
         verdict: what is proven.
         detail: one sentence for the record (pids left, or why nobody could be asked).
+        found: processes of the run were there, so this is the device that it ran on.
     """
 
     verdict: Gone
     detail: str
+    found: bool = False
 
 
 Target = TypeVar("Target", contravariant=True)

@@ -262,9 +262,9 @@ class SshTransport:
         """Use the pooled connection of this object no more; what runs on it goes on."""
         self._pool.forget(key)
 
-    def is_warm(self, key: str) -> bool:
-        """Whether this object has an open connection, so that a run needs no handshake."""
-        return self._pool.is_warm(key)
+    def open_way(self, key: str) -> str | None:
+        """The place of this object's open connection, on which a run needs no handshake; None without."""
+        return self._pool.open_way(key)
 
     async def close(self) -> None:
         """Close all connections; runs still going end with LinkLost. Calling it twice is safe."""

@@ -211,12 +211,12 @@ class SshPool:
             loop = asyncio.get_running_loop()
             link.idle = loop.call_later(self._limits.idle_s, self._drop, link)
 
-    def is_warm(self, key: str) -> bool:
-        """Whether this key's connection is open now and has a channel to spare."""
+    def open_way(self, key: str) -> str | None:
+        """The place of this key's connection, if it is open now and has a channel to spare."""
         link = self._links.get(key)
-        return (
-            link is not None and link.connection is not None and not link.dead and not link.channels.locked()
-        )
+        if link is None or link.connection is None or link.dead or link.channels.locked():
+            return None
+        return link.target.place
 
     def forget(self, key: str) -> None:
         """Use this connection no more; what runs on it goes on."""
