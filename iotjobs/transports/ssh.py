@@ -194,18 +194,25 @@ class SshTransport:
     async def _shown(
         self, host: str, port: int, through: asyncssh.SSHClientConnection | None, algs: tuple[str, ...]
     ) -> HostKey:
+        sock = None
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
+                if through is None:
+                    sock = await dial(await resolve(host, port), self._limits.connect_timeout_s)
                 key = await asyncssh.get_server_host_key(
                     host,
                     port,
                     tunnel=through or (),
+                    sock=sock,
                     kex_algs=KEX_ALGS,
                     server_host_key_algs=algs,
                     config=None,
                 )
         except (asyncssh.Error, OSError, ValueError) as error:
             raise delivery_error(error, f"{host}:{port}", sent=False) from error
+        finally:
+            if sock is not None:
+                sock.close()
         if key is None:
             raise BadAnswer(f"{host}:{port} showed no host key", maybe_executed=False)
         return host_key(key)
