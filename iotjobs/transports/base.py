@@ -94,7 +94,7 @@ class Gone(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KillProof:
-    """The answer to a kill or a probe.
+    """The answer to a kill.
 
     Attributes:
         verdict: what is proven.
@@ -131,6 +131,3 @@ class CommandTransport(Protocol[Target]):
 
         Never raises a `DeliveryError`: a device that cannot be asked is `UNCONFIRMED`.
         """
-
-    async def probe(self, target: Target, nonce: str, group: int) -> KillProof:
-        """Look whether anything of the run is left, without a signal."""

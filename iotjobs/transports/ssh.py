@@ -164,10 +164,6 @@ class SshTransport:
         command, answer_s = shell.kill_command(nonce, group, kill_after_s), self._limits.answer_s
         return await self._prove(target, command, kill_after_s + answer_s, first_word_s=answer_s)
 
-    async def probe(self, target: SshTarget, nonce: str, group: int) -> KillProof:
-        """See `CommandTransport.probe`; takes at most `answer_s`."""
-        return await self._prove(target, shell.kill_command(nonce, group, None), self._limits.answer_s)
-
     async def scan_host_key(self, host: str, port: int = 22, jump: SshTarget | None = None) -> list[HostKey]:
         """The host keys that a host shows now, one of each kind, to be compared and then trusted.
 

@@ -45,7 +45,7 @@ class SshLimits:
     Attributes:
         connect_timeout_s: for name, TCP, key exchange and login together, and for a channel.
         answer_s: for the device to tell that a command started, beyond the time for a channel, and
-            for a kill or a probe to be answered.
+            for a kill to be answered.
         first_word_s: for the first word of that answer on an open connection, and for the first byte of
             a host that has to be connected to for it: a device that hangs is not waited for.
         idle_s: an unused connection is closed after this time.
