@@ -2,8 +2,8 @@
 
     IotJobsError
       RequestError            the caller's doing; has a stable `code` and an HTTP status
-        BadRequest · NotAuthenticated · NotAllowed · NotFound · TimedOutWaiting · Conflict
-        TransitionRefused · PreconditionFailed · TooLarge · IdempotencyMismatch · TooMany
+        BadRequest · NotAuthenticated · NotAllowed · NotFound · Conflict
+        TransitionRefused · PreconditionFailed · TooLarge · IdempotencyMismatch
         NotReady · StorageFull
       DeliveryError           between us and the device; `retryable`, `maybe_executed`
         DeviceUnreachable · CredentialsRefused · HostKeyUnknown · HostKeyChanged · LinkLost
@@ -84,14 +84,6 @@ class NotFound(RequestError):
     title = "Not found"
 
 
-class TimedOutWaiting(RequestError):
-    """The caller's own wait ended before the awaited thing happened; the job goes on."""
-
-    code = "timeOut"
-    status = 408
-    title = "Timed out waiting"
-
-
 class Conflict(RequestError):
     """The present state of things does not admit it."""
 
@@ -136,14 +128,6 @@ class IdempotencyMismatch(RequestError):
     code = "idempotencyMismatch"
     status = 422
     title = "Idempotency-Key used with another body"
-
-
-class TooMany(RequestError):
-    """A limit on number or rate is reached."""
-
-    code = "tooMany"
-    status = 429
-    title = "Too many"
 
 
 class NotReady(RequestError):

@@ -76,8 +76,9 @@ class Job:
         deadline_at: when a parked attempt times out; None for attached ones.
         start_at: not before this moment (asked for, or the back-off of a retry).
         ttl_ms: how long it may wait in all, before it expires.
-        nonce, process_group: of the newest attempt that was sent, to find its processes on the device;
-            None in a PENDING job when no process of an earlier attempt can be left there.
+        nonce, process_group, sent_to: of the newest attempt that was sent, to find its processes on the
+            device, and to know it again: the addresses on the way, None where they are not on record. The
+            nonce of a PENDING job is None when no process of an earlier attempt can be left there.
         lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
         worker_id: who holds the newest attempt.
         output_pruned_at: when what it wrote was deleted, because it had been kept long enough.
@@ -125,6 +126,7 @@ class Job:
     worker_id: str | None
     nonce: str | None
     process_group: int | None
+    sent_to: str | None
     exit_code: int | None
     lane: str | None
     queue: str

@@ -101,8 +101,7 @@ class CommandRun:
 
     async def _end_earlier(self, earlier: RunMark) -> Ending | None:
         """End what an earlier attempt left on the device; the end of this one where that cannot be proven."""
-        job = replace(self._job, nonce=earlier.nonce)
-        proof = await self._reach.kill_first(job, earlier.group, self._plan.kill_after_s)
+        proof = await self._reach.kill_first(self._job, earlier, self._plan.kill_after_s)
         if proof.verdict is not Gone.GONE:
             return _beside_earlier(proof)
         self._sending.on_device = None
@@ -115,12 +114,12 @@ class CommandRun:
         return None
 
     async def _before_send(self) -> None:
-        await self._sending.before_send()
+        await self._sending.before_send(self._reach.went_to(self._job.nonce))
         self.watch.heard()
 
     async def _started(self, _pid: int, group: int) -> None:
         self._group = group
-        self._sending.on_device = RunMark(self._job.nonce or "", group)
+        self._sending.started(group)
         self._note_group = asyncio.get_running_loop().call_later(NOTE_GROUP_AFTER_S, self._begin_noting)
 
     def _begin_noting(self) -> None:

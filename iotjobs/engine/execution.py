@@ -70,7 +70,11 @@ class Executor:
         """Whether the way to the device is open, so that sending follows the begin at once."""
         if job.transport is Transport.MQTT:
             return self._publishing.ready_for(job.id)
-        return job.transport is Transport.SSH and self.reach.is_warm(job.target_id)
+        return job.transport is Transport.SSH and self.open_way(job) is not None
+
+    def open_way(self, job: Job) -> str | None:
+        """Where the open connection to an ssh job's device leads; None without one."""
+        return self.reach.open_way(job.target_id)
 
     async def run(self, begun: Begun) -> None:
         """Run one attempt; everything that can go wrong ends in its record."""

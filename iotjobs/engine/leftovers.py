@@ -126,7 +126,7 @@ class Leftovers:
         mark = RunMark.left_by(job, plan)
         if mark is None:
             return job, RAW_LEFT
-        proof = await self._reach.kill_first(job, mark.group, plan.kill_after_s)
+        proof = await self._reach.kill_first(job, mark, plan.kill_after_s)
         if proof.verdict is Gone.GONE:
             job = replace(job, nonce=None, process_group=None)
         return job, words_of(proof)

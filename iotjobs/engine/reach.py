@@ -20,6 +20,7 @@ from iotjobs.domain.errors import (
     StoreUnavailable,
 )
 from iotjobs.domain.jobs import Job, Transport
+from iotjobs.engine.sending import RunMark
 from iotjobs.store import entities
 from iotjobs.store.entities import SshAccess
 from iotjobs.store.secrets import Secrets
@@ -52,9 +53,9 @@ class Reach:
         """A definition changed: look everything up again."""
         self._kept.clear()
 
-    def is_warm(self, object_id: str | None) -> bool:
-        """Whether a connection to the object's device is open."""
-        return object_id is not None and self._ssh.is_warm(object_id)
+    def open_way(self, object_id: str | None) -> str | None:
+        """Where the open connection to the object's device leads (`SshTarget.place`); None without one."""
+        return None if object_id is None else self._ssh.open_way(object_id)
 
     async def run(self, job: Job, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
         """Run a command where the job executes; errors as `CommandTransport.run`.
@@ -65,6 +66,11 @@ class Reach:
             return await self._local.run(None, request, hooks)
         target = self._went[request.nonce] = await self._target(job)
         return await self._ssh.run(target, request, hooks)
+
+    def went_to(self, nonce: str | None) -> str | None:
+        """Where the run under way goes (`SshTarget.place`); None on this host."""
+        went = self._went.get(nonce or "")
+        return None if went is None else went.place
 
     def ended(self, nonce: str) -> None:
         """Nobody will kill this run any more."""
@@ -90,15 +96,25 @@ class Reach:
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
 
-    async def kill_first(self, job: Job, group: int, kill_after_s: float) -> KillProof:
-        """`kill` what has to be gone before more is sent: waits for the device as long as a run does."""
-        if job.transport is not Transport.SSH:
-            return await self.kill(job, group, kill_after_s)
-        assert job.nonce is not None
+    async def kill_first(self, job: Job, mark: RunMark, kill_after_s: float) -> KillProof:
+        """End what an earlier attempt, or a dead worker's, left; waits for the device as long as a run does.
+
+        It is looked for where the object is now. Is that not where it was sent, then only processes
+        that were found there, and are gone, prove anything: another device has none of them anyway.
+        """
+        if job.transport is Transport.LOCAL:
+            return await self._local.kill(None, mark.nonce, mark.group, kill_after_s)
         try:
-            return await self._ssh.kill_first(await self._target(job), job.nonce, group, kill_after_s)
+            target = await self._target(job)
+            proof = await self._ssh.kill_first(target, mark.nonce, mark.group, kill_after_s)
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
+        if target.place == mark.sent_to or (proof.verdict is Gone.GONE and proof.found):
+            return proof
+        sent_to = mark.sent_to or "an address that is not on record"
+        return KillProof(
+            Gone.UNCONFIRMED, f"it was sent to {sent_to}, and its object is at {target.place} now"
+        )
 
     async def check(self, object_id: str) -> Sequence[CheckStep]:
         """Test the way step by step: DNS, TCP, host key, login, exec.

@@ -19,7 +19,7 @@ from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.engine.intake import IDEMPOTENCY_KEPT_MS
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.services import LoopService
-from iotjobs.store import retention
+from iotjobs.store import idempotency, retention
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Item, Transaction
 
@@ -113,7 +113,7 @@ class Retention(LoopService):
         ):
             async for count in self._rows(drop):
                 pruned[what] += count
-        await self._write(lambda tx: retention.drop_keys(tx, now - IDEMPOTENCY_KEPT_MS))
+        await self._write(lambda tx: idempotency.forget(tx, before=now - IDEMPOTENCY_KEPT_MS))
         for what, count in pruned.items():
             log.info("pruned", extra={"what": what, "count": count})
         return pruned

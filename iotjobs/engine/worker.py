@@ -224,13 +224,17 @@ class Worker(LoopService):
 
     def _begin_attempt(self, tx: Transaction, job: Job, plan: Plan, *, sent: bool) -> Begun:
         now, nonce = clock.now_ms(), new_nonce()
-        number = jobs.begin_attempt(tx, job, worker_id=self.worker_id, nonce=nonce, at=now, sent=sent)
+        sent_to = self._executor.open_way(job) if sent and job.transport is Transport.SSH else None
+        number = jobs.begin_attempt(
+            tx, job, worker_id=self.worker_id, nonce=nonce, at=now, sent=sent, sent_to=sent_to
+        )
         job = replace(
             job,
             status=Status.RUNNING,
             attempt=number,
             nonce=nonce,
             process_group=None,
+            sent_to=sent_to,
             worker_id=self.worker_id,
             started_at=job.started_at or now,
             begun_at=now,

@@ -211,7 +211,9 @@ def _change(
     _event(tx, "job.changed", at, job.id, job.owner_id, status=to, outcome=outcome)
 
 
-def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: int, sent: bool) -> int:
+def begin_attempt(
+    tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: int, sent: bool, sent_to: str | None = None
+) -> int:
     """PENDING → RUNNING as the next attempt; returns its number.
 
     Args:
@@ -222,9 +224,10 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
             the row has the mark of an earlier attempt that may still run.
         at: the moment, milliseconds.
         sent: the way is open, so that sending follows at once: also write `sent_at`.
+        sent_to: where that way leads.
     """
     number = job.attempt + 1
-    sending = {"sent_at": at, "nonce": nonce, "process_group": None} if sent else {"sent_at": None}
+    mark: dict[str, Any] = {"nonce": nonce, "process_group": None, "sent_to": sent_to} if sent else {}
     _change(
         tx,
         job,
@@ -239,7 +242,8 @@ def begin_attempt(tx: Transaction, job: Job, *, worker_id: str, nonce: str, at: 
         pending_reason=None,
         delivery=Delivery.QUEUED if job.transport is Transport.MQTT else None,
         start_at=None,
-        **sending,
+        sent_at=at if sent else None,
+        **mark,
     )
     return number
 
@@ -323,7 +327,7 @@ _erase_secret = update(tables.plans).where(tables.plans.c.job_id == bindparam("i
 def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int) -> None:
     """RUNNING → PENDING until `start_at`, when the next attempt may begin.
 
-    Keeps the `nonce` and `process_group` that the given job has: what may still run on the device has
+    Keeps the `nonce`, `process_group` and `sent_to` that the given job has: what may still run on the device has
     to be found there, and ended, before the next attempt is sent.
     """
     _close_attempt(tx, job, ending, at)
@@ -337,6 +341,7 @@ def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int)
         sent_at=None,
         nonce=job.nonce,
         process_group=job.process_group,
+        sent_to=job.sent_to,
         deadline_at=None,
         worker_id=None,
     )
@@ -373,6 +378,7 @@ def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
         sent_at=job.sent_at,
         nonce=job.nonce,
         process_group=job.process_group,
+        sent_to=job.sent_to,
         worker_id=None,
         deadline_at=None,
         **facts,

@@ -198,11 +198,6 @@ def _results(conn: Connection, ids: list[str], limited: bool) -> dict[str, list[
 R = tables.results.c
 
 
-def counts(conn: Connection) -> dict[str, int]:
-    """How many jobs have each status."""
-    return dict(conn.execute(select(J.status, func.count()).group_by(J.status)).all())
-
-
 def _write_cursor(job: Job) -> str:
     return base64.urlsafe_b64encode(f"{job.timestamp}:{job.seq}".encode()).decode().rstrip("=")
 

@@ -81,11 +81,6 @@ def drop_log_entries(tx: Transaction, *, behind: int, limit: int, before: int) -
     return len(old), page[-1].id if old and len(page) == limit else None
 
 
-def drop_keys(tx: Transaction, before: int) -> int:
-    """Delete idempotency keys from before a moment; how many."""
-    return tx.conn.execute(delete(tables.idempotency).where(tables.idempotency.c.at < before)).rowcount
-
-
 def drop_history(tx: Transaction, *, limit: int, before: int) -> int:
     """Delete values of properties from before a moment; how many."""
     return _drop(tx, property_history.c, limit, before)

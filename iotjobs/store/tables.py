@@ -218,6 +218,7 @@ class JobRow(SQLModel, table=True):
     worker_id: str | None = None
     nonce: str | None = None
     process_group: int | None = None
+    sent_to: str | None = None
     exit_code: int | None = None
     lane: str | None = None
     queue: str = "mix"

@@ -94,15 +94,17 @@ class Gone(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KillProof:
-    """The answer to a kill or a probe.
+    """The answer to a kill.
 
     Attributes:
         verdict: what is proven.
         detail: one sentence for the record (pids left, or why nobody could be asked).
+        found: processes of the run were there, so this is the device that it ran on.
     """
 
     verdict: Gone
     detail: str
+    found: bool = False
 
 
 Target = TypeVar("Target", contravariant=True)
@@ -129,6 +131,3 @@ class CommandTransport(Protocol[Target]):
 
         Never raises a `DeliveryError`: a device that cannot be asked is `UNCONFIRMED`.
         """
-
-    async def probe(self, target: Target, nonce: str, group: int) -> KillProof:
-        """Look whether anything of the run is left, without a signal."""

@@ -123,13 +123,6 @@ class BrokerProcess:
         """The broker's process id, None while there is none."""
         return self._child.pid if self._child is not None else None
 
-    async def wait_running(self, timeout_s: float) -> bool:
-        """Wait until the broker is up; False when it was not in time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._up.wait()
-        return self._up.is_set()
-
     async def start(self) -> None:
         """Start it and return once it lets us in; from then on it is restarted when it dies.
 

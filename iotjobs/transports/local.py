@@ -52,11 +52,6 @@ class LocalTransport:
         del target
         return await self._ask(shell.kill_command(nonce, group, kill_after_s), kill_after_s + _KILL_EXTRA_S)
 
-    async def probe(self, target: object, nonce: str, group: int) -> KillProof:
-        """See `CommandTransport.probe`."""
-        del target
-        return await self._ask(shell.kill_command(nonce, group, None), _KILL_EXTRA_S)
-
     async def _ask(self, command: str, within_s: float) -> KillProof:
         try:
             process = await asyncio.create_subprocess_exec(

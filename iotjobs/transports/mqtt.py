@@ -42,7 +42,10 @@ _QUOTA_EXCEEDED = 0x97
 
 
 class Link:
-    """Keeps one connection up: connects, waits for its end, connects again with jittered back-off."""
+    """Keeps one connection up: connects, waits for its end, connects again with jittered back-off.
+
+    It is usable, and counts as connected, when `on_up` (the subscriptions, say) has succeeded too.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Link:
             self._task = asyncio.create_task(self._run(), name=f"mqtt {self._name}")
 
     async def stop(self) -> None:
-        """Disconnect; safe before `start` and twice."""
+        """Disconnect; what waits for a PUBACK ends as `LinkLost`. Safe before `start` and twice."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -85,7 +88,7 @@ class Link:
 
     @property
     def free_places(self) -> int:
-        """Places in the window of the usable connection; 0 without one."""
+        """How many messages would leave at once; 0 without a usable connection."""
         connection = self._usable()
         return 0 if connection is None else connection.window.free
 
@@ -171,7 +174,7 @@ class PublishEnd:
         return self.reason_code == _NO_SUBSCRIBER
 
 
-class MqttPublisher:
+class MqttPublisher(Link):
     """Publishes on a connection of its own; safe for concurrent use within one loop.
 
     Args:
@@ -182,32 +185,10 @@ class MqttPublisher:
 
     def __init__(self, address: BrokerAddress, *, connect_wait_s: float = 5.0, window: int = 256) -> None:
         self._address, self._connect_wait_s, self._window = address, connect_wait_s, window
-        self._link = Link("publisher", self._make_connection)
+        super().__init__("publisher", self._make_connection)
 
     def __repr__(self) -> str:
         return f"MqttPublisher({self._address})"
-
-    async def start(self) -> None:
-        """Begin to connect, without waiting for it. Starting twice is starting once."""
-        await self._link.start()
-
-    async def stop(self) -> None:
-        """Disconnect; what waits for a PUBACK ends as `LinkLost`. Safe before `start` and twice."""
-        await self._link.stop()
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection now."""
-        return self._link.connected
-
-    async def wait_connected(self, timeout_s: float) -> bool:
-        """Wait for a connection; False when none came in time."""
-        return await self._link.wait_connected(timeout_s)
-
-    @property
-    def free_places(self) -> int:
-        """How many messages would leave at once; 0 while there is no connection."""
-        return self._link.free_places
 
     async def publish(self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]) -> PublishEnd:
         """Send one message, once.
@@ -246,7 +227,7 @@ class MqttPublisher:
     async def _place(self, message: MqttMessage, size: int) -> Connection:
         """A connection that takes this message, with a place in its window for QoS 1."""
         while True:
-            connection = await self._link.connection(self._connect_wait_s)
+            connection = await self.connection(self._connect_wait_s)
             _check_limits(connection, message, size)
             if not message.qos:
                 return connection
@@ -280,7 +261,7 @@ def refused(reason: ReasonCode) -> DeliveryError | OperationFailed:
     return OperationFailed("brokerRefused", f"the broker refused the message: {name}")
 
 
-class MqttConsumer:
+class MqttConsumer(Link):
     """Receives with QoS 1 in a session that outlives the connection; messages are acknowledged by the caller.
 
     What is not acknowledged when the connection ends comes again on the next, with `duplicate`.
@@ -315,29 +296,12 @@ class MqttConsumer:
             receive_maximum=min(receive_maximum, 256),
         )
         self._subscribed = False
-        self._link = Link("consumer", self._make_connection, self._subscribe)
+        super().__init__("consumer", self._make_connection, self._subscribe)
         self.poisoned = 0  # messages acknowledged without effect: unreadable, or the handler raised
         self.refused: dict[str, str] = {}  # filters that the broker did not grant, with its reason
 
     def __repr__(self) -> str:
         return f"MqttConsumer({self._address})"
-
-    async def start(self) -> None:
-        """Begin to connect, without waiting for it. Starting twice is starting once."""
-        await self._link.start()
-
-    async def stop(self) -> None:
-        """Disconnect; the broker keeps the session. Safe before `start` and twice."""
-        await self._link.stop()
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection and its subscriptions stand."""
-        return self._link.connected
-
-    async def wait_connected(self, timeout_s: float) -> bool:
-        """Wait for connection and subscriptions; False when they did not come in time."""
-        return await self._link.wait_connected(timeout_s)
 
     def _make_connection(self) -> Connection:
         return Connection(

@@ -320,8 +320,9 @@ def proof(answer: bytes) -> KillProof:
     lines = answer.decode(errors="replace").split("\n")
     for line in reversed(lines):
         match line.split():
-            case ["gone", *_]:
-                return KillProof(Gone.GONE, "no process of the run is left")
+            case ["gone", *looks]:  # which signal was the last, and how many looks ago
+                found = looks not in ([], ["TERM", "0"])
+                return KillProof(Gone.GONE, "no process of the run is left", found=found)
             case ["left", *pids]:
                 numbers = sorted({int(pid) for pid in pids if pid.isdigit()})
                 return KillProof(Gone.LEFT, f"left: {' '.join(map(str, numbers[:20]))}")

@@ -164,10 +164,6 @@ class SshTransport:
         command, answer_s = shell.kill_command(nonce, group, kill_after_s), self._limits.answer_s
         return await self._prove(target, command, kill_after_s + answer_s, first_word_s=answer_s)
 
-    async def probe(self, target: SshTarget, nonce: str, group: int) -> KillProof:
-        """See `CommandTransport.probe`; takes at most `answer_s`."""
-        return await self._prove(target, shell.kill_command(nonce, group, None), self._limits.answer_s)
-
     async def scan_host_key(self, host: str, port: int = 22, jump: SshTarget | None = None) -> list[HostKey]:
         """The host keys that a host shows now, one of each kind, to be compared and then trusted.
 
@@ -194,18 +190,25 @@ class SshTransport:
     async def _shown(
         self, host: str, port: int, through: asyncssh.SSHClientConnection | None, algs: tuple[str, ...]
     ) -> HostKey:
+        sock = None
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
+                if through is None:
+                    sock = await dial(await resolve(host, port), self._limits.connect_timeout_s)
                 key = await asyncssh.get_server_host_key(
                     host,
                     port,
                     tunnel=through or (),
+                    sock=sock,
                     kex_algs=KEX_ALGS,
                     server_host_key_algs=algs,
                     config=None,
                 )
         except (asyncssh.Error, OSError, ValueError) as error:
             raise delivery_error(error, f"{host}:{port}", sent=False) from error
+        finally:
+            if sock is not None:
+                sock.close()
         if key is None:
             raise BadAnswer(f"{host}:{port} showed no host key", maybe_executed=False)
         return host_key(key)
@@ -262,9 +265,9 @@ class SshTransport:
         """Use the pooled connection of this object no more; what runs on it goes on."""
         self._pool.forget(key)
 
-    def is_warm(self, key: str) -> bool:
-        """Whether this object has an open connection, so that a run needs no handshake."""
-        return self._pool.is_warm(key)
+    def open_way(self, key: str) -> str | None:
+        """The place of this object's open connection, on which a run needs no handshake; None without."""
+        return self._pool.open_way(key)
 
     async def close(self) -> None:
         """Close all connections; runs still going end with LinkLost. Calling it twice is safe."""

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 
@@ -37,6 +38,10 @@ class Budget:
 
 Address = tuple[int, tuple[object, ...]]
 
+# A name server that hangs holds a thread for many seconds, whoever stopped waiting. So names have threads of
+# their own: the loop's are needed by those who log in and by the broker's connection.
+_RESOLVERS = ThreadPoolExecutor(8, thread_name_prefix="resolve")
+
 
 async def resolve(host: str, port: int) -> list[Address]:
     """Family and socket address of each address of a host.
@@ -45,10 +50,14 @@ async def resolve(host: str, port: int) -> list[Address]:
         OSError: the name is not known (socket.gaierror).
     """
     with suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        if address.version == 4:
+        if ipaddress.ip_address(host).version == 4:
             return [(socket.AF_INET, (host, port))]
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return _look_up(host, port)  # nobody is asked for an IPv6 address either
+    return await asyncio.get_running_loop().run_in_executor(_RESOLVERS, _look_up, host, port)
+
+
+def _look_up(host: str, port: int) -> list[Address]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(int(family), address) for family, _, _, _, address in found]
 
 

@@ -45,7 +45,7 @@ class SshLimits:
     Attributes:
         connect_timeout_s: for name, TCP, key exchange and login together, and for a channel.
         answer_s: for the device to tell that a command started, beyond the time for a channel, and
-            for a kill or a probe to be answered.
+            for a kill to be answered.
         first_word_s: for the first word of that answer on an open connection, and for the first byte of
             a host that has to be connected to for it: a device that hangs is not waited for.
         idle_s: an unused connection is closed after this time.
@@ -211,12 +211,12 @@ class SshPool:
             loop = asyncio.get_running_loop()
             link.idle = loop.call_later(self._limits.idle_s, self._drop, link)
 
-    def is_warm(self, key: str) -> bool:
-        """Whether this key's connection is open now and has a channel to spare."""
+    def open_way(self, key: str) -> str | None:
+        """The place of this key's connection, if it is open now and has a channel to spare."""
         link = self._links.get(key)
-        return (
-            link is not None and link.connection is not None and not link.dead and not link.channels.locked()
-        )
+        if link is None or link.connection is None or link.dead or link.channels.locked():
+            return None
+        return link.target.place
 
     def forget(self, key: str) -> None:
         """Use this connection no more; what runs on it goes on."""

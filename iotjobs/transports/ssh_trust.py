@@ -124,9 +124,9 @@ class SshTarget:
         return f"{host}:{self.port}"
 
     @property
-    def place(self) -> tuple[str, ...]:
+    def place(self) -> str:
         """Addresses on the way: two targets with the same are the same device."""
-        return (self.address, *(self.jump.place if self.jump is not None else ()))
+        return self.address if self.jump is None else f"{self.address} via {self.jump.place}"
 
 
 @dataclass(frozen=True, slots=True)

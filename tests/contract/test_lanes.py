@@ -22,10 +22,10 @@ from iotjobs.engine.execution import Begun
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
-from iotjobs.store import jobs, queue, reads
+from iotjobs.store import jobs, queue
 from iotjobs.store.session import Store, open_store
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Engine, job_row
+from tests.services.rows import Engine, counts, job_row
 from tests.services.site import eventually
 
 LANES = 50
@@ -104,8 +104,8 @@ class Racing:
         await asyncio.gather(*(producer() for _ in range(PRODUCERS)))
 
     async def all_ended(self) -> bool:
-        counts = await self.store.read(reads.counts)
-        return not counts.get(Status.PENDING) and not counts.get(Status.RUNNING)
+        found = await counts(self.store)
+        return not found.get(Status.PENDING) and not found.get(Status.RUNNING)
 
     def longest_wait_s(self) -> float:
         """The longest time that a lane was free while a job of it waited."""

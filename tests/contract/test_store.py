@@ -40,6 +40,7 @@ from tests.services.rows import (
     Offered,
     add_job,
     begin,
+    counts,
     events_of,
     insert_job,
     job_of,
@@ -240,7 +241,7 @@ async def test_an_item_that_fails_in_us_hurts_nobody_else(store: Store) -> None:
 
     assert isinstance(results[1], ZeroDivisionError)
     assert [type(results[0]), type(results[2])] == [str, str]
-    assert sum((await store.read(reads.counts)).values()) == 2
+    assert sum((await counts(store)).values()) == 2
 
 
 async def test_what_must_follow_a_commit_follows_it_and_only_then(store: Store) -> None:
@@ -555,7 +556,7 @@ async def test_fifty_equal_submits_at_once_make_one_job(store: Store) -> None:
     ids = await asyncio.gather(*(engine.execute(owner, operation, **same) for _ in range(50)))
 
     assert len(set(ids)) == 1
-    assert await store.read(reads.counts) == {"PENDING": 1}
+    assert await counts(store) == {"PENDING": 1}
     with pytest.raises(IdempotencyMismatch):
         await engine.execute(owner, operation, key="POST /x key-1", body_digest=digest('{"priority":9}'))
     assert await engine.execute(owner, operation, **{**same, "key": "POST /x key-2"}) != ids[0]
@@ -635,7 +636,7 @@ async def test_an_operation_that_changes_meanwhile_is_rendered_again(store: Stor
     job = await job_of(store, await engine.execute(owner, operation, key=key, body_digest=digest("{}")))
 
     assert job.operation_version == 3
-    assert await store.read(reads.counts) == {"PENDING": 1}
+    assert await counts(store) == {"PENDING": 1}
 
 
 async def test_an_operation_that_never_stands_still_is_a_conflict_and_leaves_nothing(store: Store) -> None:
@@ -646,7 +647,7 @@ async def test_an_operation_that_never_stands_still_is_a_conflict_and_leaves_not
     with pytest.raises(Conflict):
         await engine.execute(owner, operation, key="POST /x k", body_digest=digest("{}"))
 
-    assert await store.read(reads.counts) == {}
+    assert await counts(store) == {}
     engine.intake._store = store
     assert await job_of(
         store, await engine.execute(owner, operation, key="POST /x k", body_digest=digest("{}"))

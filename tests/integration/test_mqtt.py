@@ -431,7 +431,7 @@ async def test_a_killed_broker_ends_every_publish_and_none_arrives_twice(
 
 async def publisher_flushed(publisher: MqttPublisher) -> None:
     """Everything is in the kernel's hands."""
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
     await until(lambda: not connection._client.want_write())
 
@@ -505,7 +505,7 @@ async def test_a_cancelled_publish_leaves_the_window_as_it_was(start_mosquitto: 
     )
 
     assert len(ends) == 50
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
     assert (connection._acks, connection.window._free) == ({}, 10)
 

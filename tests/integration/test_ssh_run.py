@@ -17,6 +17,7 @@ from tests.services.ssh import (
     Device,
     Told,
     arguments_of_all,
+    look,
     marked,
     nonce,
     resident_bytes,
@@ -287,7 +288,7 @@ async def test_an_ordinary_login_runs_as_another_user_through_sudo(
     assert os.stat(f"/proc/{pid}").st_uid == 65534
     assert b"the-secret" not in arguments_of_all()
     # Other users' environments are closed to the login: it looks and kills as that user.
-    assert (await ssh.probe(target, mark, group)).verdict is Gone.LEFT
+    assert (await look(ssh, target, mark, group)).verdict is Gone.LEFT
     assert (await ssh.kill(target, mark, group, 1)).verdict is Gone.GONE
     assert (await task).exit_code in {143, 137}
     assert not marked(mark)
@@ -325,12 +326,12 @@ async def test_a_stubborn_tree_is_proven_gone(ssh: SshTransport, device: Device)
     script = STUBBORN if device.name != "bare_busybox" else STUBBORN.replace("setsid ", "")
     task = asyncio.create_task(ssh.run(device.target, CommandRequest(nonce=mark, script=script), told.hooks))
     await until(lambda: told.run and len(marked(mark)) >= 4)
-    left = await ssh.probe(device.target, mark, told.group)
+    left = await look(ssh, device.target, mark, told.group)
     assert left.verdict is Gone.LEFT
     assert str(told.run[0][0]) in left.detail
     assert (await ssh.kill(device.target, mark, told.group, 0.5)).verdict is Gone.GONE
     assert not marked(mark)
-    assert (await ssh.probe(device.target, mark, told.group)).verdict is Gone.GONE
+    assert (await look(ssh, device.target, mark, told.group)).verdict is Gone.GONE
     assert (await task).signal == "KILL"
 
 

@@ -52,7 +52,7 @@ def test_a_thousand_strings_arrive_byte_by_byte_in_every_context(openssh: SshSer
 
         try:
             arrive()
-            assert transport.is_warm(target_of(openssh).key)
+            assert transport.open_way(target_of(openssh).key)
         finally:
             runner.run(transport.close())
     assert sent >= STRINGS

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -123,6 +123,12 @@ async def begin(store: Store, job: Job, *, sent: bool = False, worker_id: str = 
 async def job_of(store: Store, job_id: str) -> Job:
     """A job's row now."""
     return await store.read(lambda conn: jobs.get(conn, job_id))
+
+
+async def counts(store: Store) -> dict[str, int]:
+    """How many jobs have each status."""
+    query = select(tables.jobs.c.status, func.count()).group_by(tables.jobs.c.status)
+    return await store.read(lambda conn: dict(conn.execute(query).all()))
 
 
 async def events_of(store: Store, job_id: str) -> list[tuple[str, str | None, str | None]]:

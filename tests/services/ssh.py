@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from iotjobs_sim.sshd import CannotStartError, SshServer, start_busybox, start_dropbear, start_openssh
 
-from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Stream
+from iotjobs.transports import shell
+from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, KillProof, Stream
 from iotjobs.transports.ssh import SshCredential, SshLimits, SshTarget, SshTransport
 from tests.services.programs import missing
 
@@ -94,6 +95,11 @@ async def run(
     told = Told()
     request = CommandRequest(**{"nonce": nonce(), "script": script, **fields})  # type: ignore[arg-type]
     return await transport.run(target, request, told.hooks), told
+
+
+async def look(transport: SshTransport, target: SshTarget, mark: str, group: int) -> KillProof:
+    """What is left of a run on its device, without a signal."""
+    return await transport._prove(target, shell.kill_command(mark, group, None), 10.0)
 
 
 async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:

@@ -15,7 +15,7 @@ from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.commands import command_request, ending_of_exit
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.rescue import rescue
-from iotjobs.engine.sending import SEND_WITHIN_S, Begun, Sending, new_nonce
+from iotjobs.engine.sending import SEND_WITHIN_S, Begun, RunMark, Sending, new_nonce
 from iotjobs.store import jobs, reads, tables
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
@@ -199,11 +199,11 @@ async def test_nothing_is_sent_beside_what_may_still_run(
     await rescue(sqlite_store, engine.settler, "alive")
     asked: list[str | None] = []
 
-    async def kill(of: Job, *_: object) -> KillProof:
-        asked.append(of.nonce)
+    async def kill_first(_: Job, mark: RunMark, *__: object) -> KillProof:
+        asked.append(mark.nonce)
         return KillProof(verdict, "why")
 
-    monkeypatch.setattr(engine.reach, "kill", kill)
+    monkeypatch.setattr(engine.reach, "kill_first", kill_first)
     for _ in range(2):
         waits = await job_of(sqlite_store, job.id)
         assert (waits.status, waits.nonce) == (Status.PENDING, job.nonce)
@@ -271,11 +271,11 @@ async def test_a_stop_while_the_earlier_is_ended_sends_nothing_and_hands_over(
     job = await running_job(sqlite_store, of=plan(idempotent=True), sent=True, worker_id="dead")
     await rescue(sqlite_store, engine.settler, "alive")
 
-    async def kill(*_: object) -> KillProof:
+    async def kill_first(*_: object) -> KillProof:
         engine.executor.interrupt()
         return KillProof(Gone.GONE, "")
 
-    monkeypatch.setattr(engine.reach, "kill", kill)
+    monkeypatch.setattr(engine.reach, "kill_first", kill_first)
     await engine.executor.run(await begin_again(engine, job))
 
     handed = await job_of(sqlite_store, job.id)

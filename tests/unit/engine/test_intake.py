@@ -13,10 +13,10 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, JobType, PendingReason, Transport
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.intake import START_WITHIN_MS
-from iotjobs.store import definitions, jobs, reads, tables
+from iotjobs.store import definitions, jobs, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.session import Store
-from tests.services.rows import ADMIN, MakeEngine, events_of, job_of, rows_of
+from tests.services.rows import ADMIN, MakeEngine, counts, events_of, job_of, rows_of
 
 
 async def test_a_job_is_made_with_everything_that_its_record_tells(
@@ -117,7 +117,7 @@ async def test_a_start_beyond_every_calendar_is_refused(sqlite_store: Store, mak
         with pytest.raises(BadRequest) as refused:
             await engine.execute(*ids, start_at=start_at)
         assert [error.field for error in refused.value.errors] == ["start_at"]
-    assert await sqlite_store.read(reads.counts) == {}
+    assert await counts(sqlite_store) == {}
 
 
 async def test_concurrent_operations_and_messages_have_no_lane(
@@ -164,7 +164,7 @@ async def test_what_is_not_there_is_named(sqlite_store: Store, make_engine: Make
             await engine.execute(*ids)
     with pytest.raises(NotFound, match="there is no link"):
         await engine.execute(owner_id, operation_id, owner_type=OwnerType.LINK)
-    assert await sqlite_store.read(reads.counts) == {}
+    assert await counts(sqlite_store) == {}
 
 
 async def test_a_script_that_is_gone_is_said_and_one_that_is_there_is_taken(

@@ -133,8 +133,8 @@ async def test_an_object_that_is_gone_or_has_no_address_is_not_reached(
 async def test_nothing_is_warm_before_the_first_run(make_engine: MakeEngine) -> None:
     engine = make_engine()
 
-    assert engine.reach.is_warm(None) is False
-    assert engine.reach.is_warm(await engine.thing()) is False
+    assert engine.reach.open_way(None) is None
+    assert engine.reach.open_way(await engine.thing()) is None
 
 
 async def test_a_host_that_does_not_answer_is_a_step_that_failed(make_engine: MakeEngine) -> None:

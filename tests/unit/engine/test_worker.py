@@ -11,11 +11,11 @@ from iotjobs import clock
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import worker
-from iotjobs.store import jobs, reads
+from iotjobs.store import jobs
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.transports.base import CommandHooks, CommandRequest
-from tests.services.rows import MakeEngine, add_job, events_of, job_of, running_job
+from tests.services.rows import MakeEngine, add_job, counts, events_of, job_of, running_job
 from tests.services.site import eventually
 
 
@@ -46,7 +46,7 @@ async def test_no_more_run_at_once_than_it_was_told(
     ids = [await engine.execute(owner_id, operation_id) for _ in range(5)]
 
     async def statuses() -> dict[str, int]:
-        return await sqlite_store.read(reads.counts)
+        return await counts(sqlite_store)
 
     await eventually(lambda: engine.worker.running == 2, 3)
 

@@ -86,7 +86,7 @@ async def test_cancelling_leaves_the_process_and_a_kill_ends_it() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await local.probe(None, mark, told.group)).verdict is Gone.LEFT
+    assert len(marked(mark)) >= 3
     assert (await local.kill(None, mark, told.group, 0.4)).verdict is Gone.GONE
     assert not marked(mark)
 

@@ -533,7 +533,7 @@ async def test_a_connection_that_drops_during_before_send_has_sent_nothing(
 ) -> None:
     async def lose() -> None:
         scripted.writers[-1].close()
-        connection = publisher._link._connection
+        connection = publisher._connection
         assert connection is not None
         await connection.lost.wait()
 
@@ -549,7 +549,7 @@ async def test_a_message_that_no_byte_was_written_of_was_not_sent(
     qos: int, scripted: ScriptedBroker, publisher: MqttPublisher
 ) -> None:
     assert await publisher.wait_connected(3)
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
     await connection.window.enter()
 
@@ -568,7 +568,7 @@ async def test_a_message_of_which_a_part_was_written_may_have_arrived(
     assert await publisher.wait_connected(3)
     scripted.writers[-1].transport.pause_reading()  # type: ignore[attr-defined]
     publishing = asyncio.create_task(publisher.publish(MqttMessage("t", b"x" * (32 << 20), qos=qos), nothing))
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
     await until(lambda: any(packet["pos"] for packet in connection._client._out_packet))
 
@@ -666,7 +666,7 @@ async def test_cancelled_publishes_leave_the_window_when_the_broker_acknowledges
     await asyncio.wait_for(scripted.publishes.get(), 3)
     waiting[1][1].write(puback(waiting[1][0]))
     assert (await second).reason_code == 0
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
     assert connection._acks == {}
     await publisher.stop()
@@ -695,7 +695,7 @@ async def test_a_connection_that_ended_in_this_turn_is_not_used(
     qos: int, scripted: ScriptedBroker, publisher: MqttPublisher
 ) -> None:
     assert await publisher.wait_connected(3)
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
 
     connection._drop(ConnectionEnded("cut"))
@@ -736,7 +736,7 @@ async def test_packet_ids_in_use_are_passed_over(scripted: ScriptedBroker, publi
     scripted.on_publish = lambda mid, writer: kept.append((mid, writer))
     stuck = asyncio.create_task(publisher.publish(MqttMessage("t"), nothing))
     mid = await asyncio.wait_for(scripted.publishes.get(), 3)
-    connection = publisher._link._connection
+    connection = publisher._connection
     assert connection is not None
 
     connection._client._last_mid = mid - 1 or 65_535
@@ -890,7 +890,7 @@ async def test_a_takeover_is_not_taken_back_at_once(scripted: ScriptedBroker, co
         await consumer.start()
         await until(lambda: caplog.records)
 
-    assert consumer._link._why.refusal is Refusal.TAKEN_OVER
+    assert consumer._why.refusal is Refusal.TAKEN_OVER
     assert not await consumer.wait_connected(0.5)
     assert len(scripted.connects) == 1
 

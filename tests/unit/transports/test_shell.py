@@ -136,8 +136,9 @@ def test_noise_over_64_kib_is_a_bad_answer() -> None:
 @pytest.mark.parametrize(
     ("answer", "proof"),
     [
-        (b"gone TERM 1\n", KillProof(Gone.GONE, "no process of the run is left")),
-        (b"noise\ngone KILL 3\n", KillProof(Gone.GONE, "no process of the run is left")),
+        (b"gone TERM 0\n", KillProof(Gone.GONE, "no process of the run is left")),
+        (b"gone TERM 1\n", KillProof(Gone.GONE, "no process of the run is left", found=True)),
+        (b"noise\ngone KILL 0\n", KillProof(Gone.GONE, "no process of the run is left", found=True)),
         (b"left 12 11 12\n", KillProof(Gone.LEFT, "left: 11 12")),
         (b"", KillProof(Gone.UNCONFIRMED, "the device did not tell what is left")),
         (b"sh: not found\n", KillProof(Gone.UNCONFIRMED, "the device did not tell what is left")),
