@@ -234,7 +234,7 @@ class DeviceMessages:
         refused = []
         turn = self._reactions.turn(tx)
         objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
-        standings.lock_in_order(tx.conn, objects.values())
+        standings.lock(tx, OwnerType.OBJECT, objects.values())
         for heard in batch:
             if heard.settled:
                 continue

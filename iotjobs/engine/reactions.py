@@ -161,6 +161,7 @@ class Turn:
     def _snapshot(self, owner_type: OwnerType, entity_id: str) -> Snapshot:
         found = self._snapshots.get(entity_id)
         if found is None:
+            standings.lock(self._tx, owner_type, [entity_id])
             if owner_type is OwnerType.OBJECT:
                 found = standings.load_object(self._tx.conn, entity_id)
             else:

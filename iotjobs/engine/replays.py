@@ -75,7 +75,7 @@ def _one(
     span: Span,
 ) -> EntityReplay:
     load: Any = standings.load_object if which[0] is OwnerType.OBJECT else standings.load_link
-    snapshot: Snapshot | None = load(conn, which[1], lock=False)
+    snapshot: Snapshot | None = load(conn, which[1])
     if snapshot is None:
         raise NotFound(f"there is no {which[0].name.lower()} {which[1]}")
     entity = snapshot.entity

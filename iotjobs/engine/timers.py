@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
 from iotjobs.engine.leases import Standing
 from iotjobs.engine.reactions import Happening, Looked, Reactions
@@ -53,6 +54,9 @@ class Timers(LoopService):
         def item(tx: Transaction) -> None:
             self._standing.check(tx)
             turn = self._reactions.turn(tx)
+            named = [*waking, *((OwnerType(timer.owner_type), timer.entity_id) for timer in due)]
+            for kind in OwnerType:
+                standings.lock(tx, kind, [entity_id for owner_type, entity_id in named if owner_type is kind])
             for owner_type, entity_id in waking:
                 try:
                     turn.take(Happening(owner_type, entity_id, Looked()))

@@ -1,7 +1,6 @@
 """Entities with all that bears on their state, and what is remembered of it.
 
-A `Snapshot` is read at the beginning of a change, with its row locked on PostgreSQL; what came of it is
-written by `save` once.
+A `Snapshot` is read at the beginning of a change, after `lock`; what came of it is written by `save` once.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ _objects = (
     .join(standings, S.entity_id == O.id, isouter=True)
     .where(O.id == bindparam("wanted"))
 )
-_object, _object_locked = Prepared(_objects), Prepared(_objects.with_for_update(of=tables.objects))
+_object = Prepared(_objects)
 _links = (
     select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
     .add_columns(*_CLASS, *_STANDING)
@@ -114,12 +113,12 @@ _links = (
     .join(standings, S.entity_id == L.id, isouter=True)
     .where(L.id == bindparam("wanted"))
 )
-_link, _link_locked = Prepared(_links), Prepared(_links.with_for_update(of=tables.links))
+_link = Prepared(_links)
 
 
-def load_object(conn: Connection, object_id: str, *, lock: bool = True) -> Snapshot | None:
-    """An object; with its row locked, for a change."""
-    row = (_object_locked if lock else _object).first(conn, {"wanted": object_id})
+def load_object(conn: Connection, object_id: str) -> Snapshot | None:
+    """An object."""
+    row = _object.first(conn, {"wanted": object_id})
     if row is None:
         return None
     entity = Entity(
@@ -135,11 +134,9 @@ def load_object(conn: Connection, object_id: str, *, lock: bool = True) -> Snaps
     return _snapshot(row, entity, after_s)
 
 
-def load_link(
-    conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None, *, lock: bool = True
-) -> Snapshot | None:
-    """A link; with its row locked, for a change. Its ends are those of `end` by object id, or read."""
-    row = (_link_locked if lock else _link).first(conn, {"wanted": link_id})
+def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None) -> Snapshot | None:
+    """A link. Its ends are those of `end` by object id, or read."""
+    row = _link.first(conn, {"wanted": link_id})
     if row is None:
         return None
     known = end or {}
@@ -152,7 +149,7 @@ def load_link(
 
 
 def _end(conn: Connection, object_id: str) -> Entity:
-    found = load_object(conn, object_id, lock=False)
+    found = load_object(conn, object_id)
     assert found is not None, "a link's ends are there as long as it is"
     return found.entity
 
@@ -380,8 +377,16 @@ def standing_of(conn: Connection, entity_id: str) -> Any:
     return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
 
 
-def lock_in_order(conn: Connection, object_ids: Iterable[str]) -> None:
-    """Lock objects in one order, so that two batches cannot wait for each other."""
-    if conn.dialect.name == "postgresql":
-        wanted = sorted(set(object_ids))
-        conn.execute(select(O.id).where(O.id.in_(wanted)).order_by(O.id).with_for_update()).all()
+def lock(tx: Transaction, owner_type: OwnerType, entity_ids: Iterable[str]) -> None:
+    """Let nobody else change these until the transaction ends; in one order, so that two do not wait for each other.
+
+    On PostgreSQL it has to come before what is read of them: a statement that waits for a row sees that
+    row as it is then, and what it joins, such as the standing, as it was before.
+    """
+    if tx.conn.dialect.name != "postgresql":
+        return
+    wanted = sorted({entity_id for entity_id in entity_ids if f"row {entity_id}" not in tx.locked})
+    if wanted:
+        E = (tables.objects if owner_type is OwnerType.OBJECT else tables.links).c
+        tx.conn.execute(select(E.id).where(E.id.in_(wanted)).order_by(E.id).with_for_update()).all()
+        tx.locked.update(f"row {entity_id}" for entity_id in wanted)

@@ -152,6 +152,18 @@ async def test_a_report_that_came_before_has_no_effect(engine: Engine) -> None:
     assert await engine.report(owner_id, "more 43", temperature=90)  # the newest 256 are remembered
 
 
+async def test_reports_of_one_object_at_once_are_one_change_and_none_is_lost(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.report(owner_id, temperature=20)
+
+    await asyncio.gather(*(engine.report(owner_id, f"r{n}", temperature=90) for n in range(8)))
+
+    assert await changes_of(engine, owner_id) == [("created", "working"), ("working", "alarm")]
+    assert len(await jobs_of(engine, owner_id)) == 1
+    (standing,) = await rows(engine, standing_table)
+    assert standing.reports == 9
+
+
 async def test_only_changes_into_its_states_start_it_also_from_one_of_them_to_another(engine: Engine) -> None:
     owner_id, operation_id = await engine.script("true")
     await engine.conditions(owner_id, HOT, {"state": "overloaded", "when": "temperature > 60"})

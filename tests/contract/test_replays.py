@@ -116,7 +116,7 @@ async def test_a_replayed_day_decides_what_that_day_decided(
         span = Span(since, day.now)
 
         def query(conn: Connection, span: Span = span) -> Any:
-            conditions = rules.conditions_of(conn, standings.load_object(conn, owner_id, lock=False).entity)  # type: ignore[union-attr]
+            conditions = rules.conditions_of(conn, standings.load_object(conn, owner_id).entity)  # type: ignore[union-attr]
             return replays.of_conditions(conn, "object", owner_id, conditions, span)
 
         [found] = await engine.store.read(query)
