@@ -15,6 +15,7 @@ loops, so that an expression's cost is bounded by its length and the values it r
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -411,6 +412,8 @@ class _Parser:
             value = self._unescaped(token)
         else:
             value = int(token.text) if token.text.isdigit() else float(token.text)
+            if value == math.inf:
+                raise self._error(f"{token.text} is too large a number", token.start)
         return _Node(lambda _: value, token.start, token.end)
 
     def _unescaped(self, token: _Token) -> str:

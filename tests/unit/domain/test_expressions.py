@@ -130,6 +130,7 @@ def test_a_bare_name_and_a_member_of_properties_are_one_reference() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "position"),
     [
+        ("[1][1e999] == 1", "1e999 is too large a number", 4),
         ("", "there is no expression", 0),
         ("temperature >", "a value is missing before the end", 13),
         ("temperature\n  > > 1", "a value is missing before >", 16),
