@@ -66,6 +66,7 @@ class Worker(LoopService):
         self._places = asyncio.Semaphore(at_once)
         self._running: dict[asyncio.Task[None], str] = {}
         self._left: set[str] = set()
+        self._drains = False
 
     @property
     def worker_id(self) -> str:
@@ -91,7 +92,8 @@ class Worker(LoopService):
         place, the broker takes it at once. Else nothing is done, and the caller offers the job.
         """
         if (
-            job.transport is not Transport.MQTT
+            self._drains
+            or job.transport is not Transport.MQTT
             or plan.answer_within_s is not None
             or not self._limits.opened.is_set()
             or self._limits.of(job.queue) is not None
@@ -147,6 +149,7 @@ class Worker(LoopService):
 
         Those are as they were in the store: the next start gives them their definite end.
         """
+        self._drains = True  # of reports, that still come
         await self.stop()
         self._dispatcher.give_back()
         if self._running:

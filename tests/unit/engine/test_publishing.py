@@ -208,3 +208,16 @@ async def test_a_place_is_promised_once_and_not_for_ever(
     now = clock.monotonic()
     monkeypatch.setattr(clock, "monotonic", lambda: now + PROMISE_S + 1)
     assert [publishing.ready_for(job_id) for job_id in "defg"] == [True] * 3 + [False]
+
+
+async def test_a_message_begins_at_once_but_not_while_its_worker_drains(
+    online: Engine, sqlite_store: Store
+) -> None:
+    async def at_once() -> Job:
+        job = await add_job(sqlite_store, of=message(), transport=Transport.MQTT)
+        await sqlite_store.write(lambda tx: online.worker.begin_at_once(tx, job, message()))
+        return await job_of(sqlite_store, job.id)
+
+    assert (await at_once()).status is not Status.PENDING
+    await online.worker.drain(5.0)
+    assert (await at_once()).status is Status.PENDING
