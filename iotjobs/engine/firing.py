@@ -66,13 +66,19 @@ class Firing:
 
         The entity is in the state of the timer's change: leaving it takes its timers away.
         """
-        row = rules.trigger_row(self._tx.conn, timer.trigger_id)
         there = rules.drop_timer(self._tx, timer.cause_key)
-        if not there or row is None or snapshot.change_id != timer.state_change_id:
+        if not there or snapshot.change_id != timer.state_change_id:
             return False
+        its = {trigger.id: (trigger, broken) for trigger, broken in self._known.triggers_of(self._tx.conn, snapshot.entity)}
+        if timer.trigger_id not in its:  # it was deleted, or the entity is of another class now
+            ruling = Ruling(Decision.HOLD_CANCELED, "the entity has this trigger no more")
+            if timer.number == 0:
+                rules.settle_trace(self._tx, timer.cause_key, ruling, None, self._now)
+            return False
+        trigger, broken = its[timer.trigger_id]
         before = standings.left_by(self._tx.conn, timer.state_change_id)
-        around = Circumstances(broken=row.broken_at is not None, depth=snapshot.depth, waited=True)
-        self._decide(_Case(snapshot, rules.trigger_of(row), before, timer.number), around)
+        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
+        self._decide(_Case(snapshot, trigger, before, timer.number), around)
         return True
 
     def depth_behind(self, job_id: str | None) -> int:

@@ -17,7 +17,8 @@ from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import facts, rules, standings, tables
+from iotjobs.store import definitions, facts, rules, standings, tables
+from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import property_history, trigger_timers
@@ -199,6 +200,22 @@ async def test_a_hold_fires_after_it_and_not_when_the_state_was_left(engine: Eng
     assert (await decisions_of(engine, owner_id))[2:] == ["hold_canceled", "not_in_states"]
     assert len(await jobs_of(engine, owner_id)) == 1
     assert await rows(engine, trigger_timers) == []
+
+
+async def test_a_hold_of_a_class_that_the_entity_left_is_canceled(engine: Engine) -> None:
+    class_id = await engine.class_()
+    owner_id = await engine.thing(class_id=class_id)
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    await engine.conditions(owner_id, HOT)
+    given = {"states": ["alarm"], "operation_id": operation_id, "hold_s": 60}
+    await engine.triggers(class_id, given, owner_kind="class")
+    await engine.report(owner_id, temperature=90)
+    left = {"class_id": None}
+    await engine.store.write(lambda tx: definitions.change(tx, Kind.OBJECT, owner_id, lambda _: left))
+
+    assert await due(engine, 61) == 0
+
+    assert (await decisions_of(engine, owner_id), await jobs_of(engine, owner_id)) == (["hold_canceled"], [])
 
 
 async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_its_own(
