@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -17,7 +17,7 @@ from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUna
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.engine.answers import take_word
 from iotjobs.engine.leases import Standing
-from iotjobs.engine.rates import Rates
+from iotjobs.engine.rates import Held, Rates, Who
 from iotjobs.engine.reactions import Happening, Reactions, Reported, Turn, What
 from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
@@ -43,12 +43,14 @@ class _Heard:
     Attributes:
         who: `thing` or `external_id`, and its value.
         effect: what it does, given the id of that object.
+        earlier: messages whose values are among its own.
         settled: it was given its effect, or has none.
     """
 
     message: Received
     who: tuple[str, str]
     effect: Callable[[Transaction, Turn, str], object]
+    earlier: Sequence[Received] = ()
     settled: bool = False
 
 
@@ -132,7 +134,8 @@ class DeviceMessages:
             except LeaseLost:
                 continue  # not acknowledged: it comes to the node that took over
             for heard in batch:
-                heard.message.ack()
+                for message in (*heard.earlier, heard.message):
+                    message.ack()
 
     # --- reading --------------------------------------------------------------------------
 
@@ -149,34 +152,33 @@ class DeviceMessages:
                 messages.append(self._inbox.get_nowait())
             now = clock.monotonic()
             for who, held in self._rates.due(now):
-                batch.append(_happening(held.message, who, held.reported))
+                batch.append(_held(who, held))
             for message in messages:
-                heard = self._heard(message, now)
-                if heard is not None:
-                    batch.append(heard)
+                batch += self._heard(message, now)
         return batch
 
-    def _heard(self, message: Received, now: float) -> _Heard | None:
-        """What a message does; None when it does nothing, or has to wait."""
+    def _heard(self, message: Received, now: float) -> list[_Heard]:
+        """What a message does, behind what waits and must not come after it; nothing when it has to wait."""
         try:
             topic = parse_topic(message.topic)
             if topic is None:
                 who, what = self._ingested(message)
             elif topic.job_id is not None:
-                return self._word(message, topic)
+                return [self._word(message, topic)]
             else:
                 who, what = ("thing", topic.thing), _read(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
             # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
             self._drop(message, str(error))
             message.ack()
-            return None
+            return []
         if what is None:
             message.ack()
-            return None
-        if isinstance(what, Reported) and not self._rates.admit(who, message, what, now):
-            return None
-        return _happening(message, who, what)
+            return []
+        if isinstance(what, Reported):
+            return [_happening(message, who, what)] if self._rates.admit(who, message, what, now) else []
+        held = self._rates.held.pop(who, None)  # else the end of a connection would be taken back by it
+        return [*([] if held is None else [_held(who, held)]), _happening(message, who, what)]
 
     def _ingested(self, message: Received) -> tuple[tuple[str, str], What | None]:
         for rule in self._ingest:
@@ -264,3 +266,7 @@ def _happening(message: Received, who: tuple[str, str], what: What) -> _Heard:
         turn.take(Happening(OwnerType.OBJECT, object_id, what))
 
     return _Heard(message, who, effect)
+
+
+def _held(who: Who, held: Held) -> _Heard:
+    return replace(_happening(held.message, who, held.reported), earlier=held.earlier)

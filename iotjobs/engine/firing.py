@@ -69,7 +69,10 @@ class Firing:
         there = rules.drop_timer(self._tx, timer.cause_key)
         if not there or snapshot.change_id != timer.state_change_id:
             return False
-        its = {trigger.id: (trigger, broken) for trigger, broken in self._known.triggers_of(self._tx.conn, snapshot.entity)}
+        its = {
+            trigger.id: (trigger, broken)
+            for trigger, broken in self._known.triggers_of(self._tx.conn, snapshot.entity)
+        }
         if timer.trigger_id not in its:  # it was deleted, or the entity is of another class now
             ruling = Ruling(Decision.HOLD_CANCELED, "the entity has this trigger no more")
             if timer.number == 0:

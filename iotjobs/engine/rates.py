@@ -13,21 +13,34 @@ from iotjobs.engine.reactions import Reported
 from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
+# Messages that wait with one report: what is not acknowledged takes places of all devices.
+EARLIER = 16
+_MOST = 10_000  # buckets, before those that are full again are let go of
 
 Who = tuple[str, str]  # `thing` or `external_id`, and its value
 
 
 @dataclass(slots=True)
 class Held:
-    """A report that waits for its token; `message` is the newest that went into it."""
+    """A report that waits for its token.
+
+    Attributes:
+        message: the newest that went into it.
+        earlier: those before that have values which no later one has.
+    """
 
     message: Received
     reported: Reported
+    earlier: list[Received] = field(default_factory=list)
 
     def add(self, message: Received, reported: Reported) -> None:
-        """Merge a later one into it; the message before has no effect of its own any more."""
-        self.message.ack()
+        """Merge a later one into it; messages that then have no effect any more are acknowledged."""
         before = self.reported
+        self.earlier.append(self.message)
+        if before.values.keys() <= reported.values.keys():
+            for superseded in self.earlier:
+                superseded.ack()
+            self.earlier.clear()
         self.message = message
         self.reported = Reported(
             {**before.values, **reported.values},
@@ -55,6 +68,7 @@ class Rates:
     per_s: float
     held: dict[Who, Held] = field(default_factory=dict)
     _buckets: dict[Who, _Bucket] = field(default_factory=dict)
+    _most: int = 0
 
     def admit(self, who: Who, message: Received, reported: Reported, now: float) -> bool:
         """Whether a report may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
@@ -69,7 +83,9 @@ class Rates:
 
     def due(self, now: float) -> Iterator[tuple[Who, Held]]:
         """Those that have got their token."""
-        for who in [who for who in self.held if self._take(who, now)]:
+        for who in [
+            who for who, held in self.held.items() if len(held.earlier) >= EARLIER or self._take(who, now)
+        ]:
             yield who, self.held.pop(who)
 
     def wait_s(self) -> float | None:
@@ -82,6 +98,8 @@ class Rates:
         burst = self.per_s * BURST_S
         bucket = self._buckets.get(who)
         if bucket is None:
+            if len(self._buckets) >= max(_MOST, self._most):
+                self._let_go(now)
             bucket = self._buckets[who] = _Bucket(burst, now)
         bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
         bucket.at = now
@@ -89,3 +107,8 @@ class Rates:
             return False
         bucket.tokens -= 1
         return True
+
+    def _let_go(self, now: float) -> None:
+        """Forget the buckets that are full again: anybody may make up names."""
+        self._buckets = {who: bucket for who, bucket in self._buckets.items() if now - bucket.at < BURST_S}
+        self._most = 2 * len(self._buckets)  # not at each new name, when there are many at once

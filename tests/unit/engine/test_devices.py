@@ -14,7 +14,7 @@ from iotjobs.domain.operations import OperationType
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.answers import ending_of_answer
 from iotjobs.engine.reports import read_payload
-from iotjobs.store import jobs, tables
+from iotjobs.store import jobs, standings, tables
 from iotjobs.store.session import Store
 from iotjobs.transports.mqtt_messages import Received
 from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job
@@ -201,3 +201,21 @@ async def test_while_the_store_cannot_take_it_a_message_is_kept_and_not_acknowle
     assert seen == [[], []]
     assert devices.dropped == 0
     assert (await job_of(sqlite_store, job.id)).results_count == 1
+
+
+async def test_the_end_of_a_connection_is_not_taken_back_by_a_report_that_waited(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine, acknowledged = make_engine(), list[int]()
+    devices, owner_id = engine.devices(reports_per_s=1), await engine.thing(thing="press")
+    for n in range(8):
+        devices.receive(received("iotjobs/press/report", {"n": n}, acknowledged))
+    devices.receive(received("iotjobs/press/status", b"offline", acknowledged))
+    await devices.start()
+    try:
+        await eventually(lambda: len(acknowledged) == 9, 3)
+    finally:
+        await devices.stop()
+
+    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    assert (standing.state, standing.offline, standing.superseded) == ("down", True, 2)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from iotjobs.engine.rates import BURST_S, Rates
+import pytest
+
+from iotjobs.engine.rates import BURST_S, EARLIER, Rates
 from iotjobs.engine.reactions import Reported
 from iotjobs.transports.mqtt_messages import Received
 
@@ -20,20 +22,37 @@ def test_a_burst_is_admitted_then_one_a_token_and_others_are_not_slowed() -> Non
     assert rates.wait_s() == 0.5
 
 
-def test_the_last_value_wins_and_each_message_before_it_is_acknowledged() -> None:
+def test_the_last_value_wins_and_what_has_no_value_left_is_acknowledged() -> None:
     rates, acknowledged = Rates(1), list[int]()
     for n in range(BURST_S):
         rates.admit(ONE, message(acknowledged, n), Reported({}), 0.0)
-    for n, values in enumerate(({"a": 1, "b": 1}, {"a": 2}, {"c": 3})):
-        assert not rates.admit(ONE, message(acknowledged, 10 + n), Reported(values, f"r{n}"), 0.1)
-    assert acknowledged == [10, 11]
+    for n, values in enumerate(({"a": 0}, {"a": 1, "b": 1}, {"a": 2}, {"c": 3})):
+        assert not rates.admit(ONE, message(acknowledged, 9 + n), Reported(values, f"r{n}"), 0.1)
+    assert acknowledged == [9]  # the others are the only ones with b, and with c
     assert list(rates.due(0.5)) == []
     [(who, held)] = list(rates.due(1.0))
     assert who == ONE
-    assert held.reported == Reported({"a": 2, "b": 1, "c": 3}, "r2", superseded=2)
+    assert held.reported == Reported({"a": 2, "b": 1, "c": 3}, "r3", superseded=3)
     assert rates.wait_s() is None
-    held.message.ack()
-    assert acknowledged == [10, 11, 12]
+    for one in (*held.earlier, held.message):
+        one.ack()
+    assert acknowledged == [9, 10, 11, 12]
+
+
+def test_what_waits_unacknowledged_is_bounded() -> None:
+    rates, acknowledged = Rates(1), list[int]()
+    for n in range(BURST_S + 1 + EARLIER):
+        rates.admit(ONE, message(acknowledged, n), Reported({f"p{n}": n}), 0.0)
+    [(_, held)] = list(rates.due(0.0))
+    assert (len(held.earlier), len(held.reported.values), acknowledged) == (EARLIER, EARLIER + 1, [])
+
+
+def test_names_that_nobody_bears_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iotjobs.engine.rates._MOST", 10)
+    rates = Rates(1)
+    for n in range(1000):
+        assert rates.admit(("external_id", f"made up {n}"), message([], n), Reported({}), n * 1.0)
+    assert len(rates._buckets) <= 2 * BURST_S
 
 
 def test_a_report_does_not_overtake_one_that_waits() -> None:
