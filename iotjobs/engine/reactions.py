@@ -20,7 +20,7 @@ from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Forced, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
-from iotjobs.store import entities, standings
+from iotjobs.store import entities, rules, standings
 from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
@@ -153,6 +153,11 @@ class Turn:
             standings.save_properties(self._tx, snapshot.entity, snapshot.own)
         for entity_id, wake_at in self._wakes.items():
             standings.save(self._tx, self._snapshots[entity_id], wake_at)
+        if self._wakes and rules.version(self._tx.conn) != self._known.version:
+            # Rules were changed since they were read, and whoever did it may have been before us: we have
+            # just taken their word to decide anew away.
+            for entity_id in self._wakes:
+                standings.wake(self._tx, entity_id, self._now)
         self._written.clear()
         self._wakes.clear()
 

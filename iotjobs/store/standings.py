@@ -22,7 +22,7 @@ from iotjobs.store.state_tables import (
     standings,
     state_changes,
 )
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
 
 C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
@@ -231,7 +231,6 @@ _update = Prepared(
     .where(S.entity_id == bindparam("is_id"))
     .values({name: bindparam(f"to_{name}") for name in _CHANGING})
 )
-_insert = Prepared(standings.insert(), ("entity_id", "owner_type", *_CHANGING))
 
 
 def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
@@ -255,7 +254,18 @@ def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
     entity = snapshot.entity
     if _update.run(tx.conn, {"is_id": entity.id, **changed}) == 0:
         row = {"entity_id": entity.id, "owner_type": int(entity.owner_type), **values}
-        _insert.insert_all(tx.conn, [row])
+        if not insert_if_new(tx.conn, standings, row):  # `states.wake` made it at the same moment
+            _update.run(tx.conn, {"is_id": entity.id, **changed})
+
+
+_wake = Prepared(
+    update(standings).where(S.entity_id == bindparam("is_id")).values(wake_at=bindparam("to_wake_at"))
+)
+
+
+def wake(tx: Transaction, entity_id: str, at: int) -> None:
+    """Have an entity's state decided anew at this moment."""
+    _wake.run(tx.conn, {"is_id": entity_id, "to_wake_at": at})
 
 
 _waking = Prepared(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, literal, select, update
+from sqlalchemy import Connection, delete, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, Conflict, FieldError, NotFound
@@ -113,15 +114,22 @@ def check_names(conn: Connection, named: Iterable[tuple[str, str]]) -> None:
 
 
 def wake(tx: Transaction, kind: str, owner_id: str, now: int) -> None:
-    """Have the state of an entity, or of all entities of a class, decided anew in a moment."""
-    for owner_type, table in ((1, tables.objects), (2, tables.links)):
+    """Have states decided anew in a moment: of an entity or of all entities of a class, and of objects' links."""
+    L, O = tables.links.c, tables.objects.c  # noqa: E741 - as in the queries
+    objects = O.class_id == owner_id if kind == "class" else O.id == owner_id
+    ends = select(O.id).where(objects)
+    links = or_(
+        L.class_id == owner_id if kind == "class" else L.id == owner_id,
+        L.source.in_(ends),
+        L.target.in_(ends),
+    )
+    make = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
+    empty = {"why": {}, "depth": 0, "holding": {}, "offline": False, "reports": 0, "superseded": 0}
+    for owner_type, table, which in ((1, tables.objects, objects), (2, tables.links, links)):
         E = table.c
-        which = E.class_id == owner_id if kind == "class" else E.id == owner_id
-        members = select(E.id).where(which)
-        tx.conn.execute(update(standings).where(S.entity_id.in_(members)).values(wake_at=now))
-        empty = {"why": {}, "depth": 0, "holding": {}, "offline": False, "reports": 0, "superseded": 0}
         values = {"owner_type": owner_type, "state": CREATED, "wake_at": now, **empty}
-        missing = select(
-            E.id, E.created_at, *(literal(value, S[name].type) for name, value in values.items())
-        ).where(which, ~select(S.entity_id).where(S.entity_id == E.id).exists())
-        tx.conn.execute(insert(standings).from_select(["entity_id", "since", *values], missing))
+        given = (literal(value, S[name].type) for name, value in values.items())
+        members = select(E.id, E.created_at, *given).where(which).order_by(E.id)
+        # Also one that a first report makes at the same moment.
+        made = make(standings).from_select(["entity_id", "since", *values], members)
+        tx.conn.execute(made.on_conflict_do_update(index_elements=["entity_id"], set_={"wake_at": now}))

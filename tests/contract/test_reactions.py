@@ -17,7 +17,7 @@ from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import definitions, facts, rules, standings, tables
+from iotjobs.store import definitions, facts, rules, standings, states, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
@@ -289,6 +289,38 @@ async def test_a_link_follows_what_its_ends_report(engine: Engine) -> None:
         ("working", "alarm"),
         ("alarm", "working"),
     ]
+
+
+async def test_what_is_judged_by_rules_that_are_changed_meanwhile_is_judged_again(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, HOT)
+    await engine.report(owner_id, temperature=20)
+
+    def item(tx: Any) -> None:
+        turn = engine.reactions.turn(tx)
+        rules.changed(tx)  # as another transaction may that commits before this one
+        turn.take(Happening(OwnerType.OBJECT, owner_id, Reported({"temperature": 21})))
+        turn.finish()
+
+    await engine.store.write(item)
+    now = clock.now_ms() + 1
+    assert await engine.store.read(lambda conn: standings.waking(conn, now, 9)) == [
+        (OwnerType.OBJECT, owner_id)
+    ]
+
+
+async def test_a_change_of_an_object_wakes_its_links_also_those_without_a_standing(engine: Engine) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    link_id = await engine.link(source, target)
+    await engine.report(source, temperature=20)
+
+    now = clock.now_ms()
+    await engine.store.write(lambda tx: states.wake(tx, "object", target, now))
+
+    woken = await engine.store.read(lambda conn: standings.waking(conn, now, 9))
+    assert sorted(woken) == sorted([(OwnerType.OBJECT, target), (OwnerType.LINK, link_id)])
+    # One that a first report comes to at the same moment.
+    assert await engine.happens(link_id, Looked(), OwnerType.LINK)
 
 
 async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine) -> None:
