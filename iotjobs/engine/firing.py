@@ -135,6 +135,7 @@ class Firing:
                 self._wait(case, trigger.hold_s)
             case Decision.LOOP_GUARD if not around.broken:
                 rules.set_breaker(self._tx, trigger.id, self._now)
+                self._known = Known()  # what is read from here on is not committed: for nobody else
         if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
             self._wait(replace(case, number=case.number + 1), trigger.repeat_s)
         if case.number == 0 and around.waited:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from iotjobs.domain.entities import Entity, OwnerType
+from iotjobs.domain.triggers import MAX_DEPTH
+from iotjobs.engine.reactions import Happening, Reported
 from iotjobs.store import definitions, known, rules
 from iotjobs.store.definitions import Kind
 from iotjobs.store.known import Known, KnownRules
@@ -93,3 +95,25 @@ async def test_it_does_not_grow_without_end(engine: Engine, monkeypatch: pytest.
         entity = Entity(f"{number}", OwnerType.OBJECT, "x")
         first, _ = await engine.store.write(asked(kept, entity))
     assert len(first._conditions) == 1
+
+
+async def test_a_breaker_whose_transaction_failed_is_known_to_nobody(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    given = {"states": ["working"], "operation_id": operation_id}
+    await engine.triggers(class_id, given, owner_kind="class")
+    first, second = await engine.thing(class_id=class_id), await engine.thing(class_id=class_id)
+
+    def fails(tx: Transaction) -> None:
+        turn = engine.reactions.turn(tx)
+        turn._firing.depth_behind = lambda _: MAX_DEPTH  # type: ignore[method-assign]
+        turn.take(Happening(OwnerType.OBJECT, first, Reported({"a": 1})))
+        turn.take(Happening(OwnerType.OBJECT, second, Reported({"a": 1})))
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await engine.store.write(fails)
+
+    await engine.report(second, a=1)
+    [trace] = await engine.store.read(lambda conn: rules.trace_rows(conn, limit=9))
+    assert trace.decision == "fired"
