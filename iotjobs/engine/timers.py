@@ -7,10 +7,12 @@ the same rows, and each is given its effect in a transaction that takes it away.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
-from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
+from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull, StoreUnavailable
 from iotjobs.engine.leases import Standing
 from iotjobs.engine.reactions import Happening, Looked, Reactions
 from iotjobs.engine.services import LoopService
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
 AT_ONCE = 200
+AGAIN_MS = 60_000  # after one that failed in us
+
+Entity = tuple[OwnerType, str]
 
 
 class Timers(LoopService):
@@ -51,6 +56,38 @@ class Timers(LoopService):
         if not waking and not due:
             return 0
 
+        try:
+            await self._take(waking, due)
+        except (LeaseLost, StorageFull, StoreUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge of one batch: it is told by the one that fails
+            log.warning("timers are taken one by one", extra={"why": repr(error)})
+            for entity in waking:
+                await self._take_alone(entity[1], [entity], [])
+            for timer in due:
+                await self._take_alone(timer.entity_id, [], [timer])
+        return max(len(waking), len(due))
+
+    async def _take_alone(self, entity_id: str, waking: Sequence[Entity], due: Sequence[Any]) -> None:
+        """One that fails in us is looked at again later, so that it keeps nobody waiting."""
+        try:
+            await self._take(waking, due)
+        except (LeaseLost, StorageFull, StoreUnavailable):
+            raise
+        except Exception:
+            log.exception("a timer failed in us", extra={"entity_id": entity_id})
+            again_at = clock.now_ms() + AGAIN_MS
+
+            def put_off(tx: Transaction) -> None:
+                self._standing.check(tx)
+                for _, waking_id in waking:
+                    standings.wake(tx, waking_id, again_at)
+                for timer in due:
+                    rules.put_off(tx, timer.cause_key, again_at)
+
+            await self._store.write(put_off)
+
+    async def _take(self, waking: Sequence[Entity], due: Sequence[Any]) -> None:
         def item(tx: Transaction) -> None:
             self._standing.check(tx)
             turn = self._reactions.turn(tx)
@@ -67,4 +104,3 @@ class Timers(LoopService):
             turn.finish()
 
         await self._store.write(item)
-        return max(len(waking), len(due))

@@ -245,6 +245,11 @@ def drop_timer(tx: Transaction, cause_key: str) -> bool:
     return _drop_timer.run(tx.conn, {"is_key": cause_key}) == 1
 
 
+def put_off(tx: Transaction, cause_key: str, due_at: int) -> None:
+    """Look at a timer at another moment."""
+    tx.conn.execute(update(trigger_timers).where(M.cause_key == cause_key).values(due_at=due_at))
+
+
 def due_timers(conn: Connection, now: int, limit: int) -> Sequence[Any]:
     """Timers whose moment has come, the earliest first."""
     return _due.all(conn, {"now": now, "limit": limit})

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from sqlalchemy import update
 
 from iotjobs import clock
+from iotjobs.engine.firing import Firing
 from iotjobs.engine.leases import Always
-from iotjobs.engine.timers import Timers
+from iotjobs.engine.timers import AGAIN_MS, Timers
 from iotjobs.store import definitions, rules, standings
 from iotjobs.store.definitions import Kind
 from iotjobs.store.session import Store
+from iotjobs.store.standings import Snapshot
 from iotjobs.store.state_tables import standings as standing_table
 from iotjobs.store.state_tables import trigger_timers
 from tests.services.rows import Engine, MakeEngine
@@ -53,3 +58,28 @@ async def test_what_waits_for_an_entity_that_is_gone_is_let_go_of(
     assert await timers.look() == 1
     assert await timers.look() == 0
     assert await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id)) is None
+
+
+async def test_one_that_fails_in_us_keeps_nobody_waiting(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    bad, timers = await waiting(engine)
+    good, _ = await waiting(engine)
+    await hurry(sqlite_store)
+    changing = Firing.due
+
+    def fails(self: Firing, timer: Any, snapshot: Snapshot) -> bool:
+        if snapshot.entity.id == bad:
+            raise RuntimeError("a fault of ours")
+        return changing(self, timer, snapshot)
+
+    monkeypatch.setattr(Firing, "due", fails)
+
+    assert await timers.look() == 2
+    assert await timers.look() == 0
+    traces = await sqlite_store.read(lambda conn: rules.trace_rows(conn, limit=9))
+    assert {trace.owner_id: trace.decision for trace in traces} == {bad: "held", good: "fired"}
+    later = clock.now_ms() + AGAIN_MS
+    [left] = await sqlite_store.read(lambda conn: rules.due_timers(conn, later, 9))
+    assert left.entity_id == bad
