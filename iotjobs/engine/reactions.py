@@ -194,7 +194,10 @@ class Turn:
         self._judge(snapshot, depth)
         if changed and snapshot.entity.owner_type is OwnerType.OBJECT:
             for link_id in self._known.links_of(self._tx.conn, snapshot.entity.id):
-                link = self._snapshot(OwnerType.LINK, link_id)
+                try:
+                    link = self._snapshot(OwnerType.LINK, link_id)
+                except NotFound:
+                    continue  # it was deleted since
                 link.see_ends(snapshot.entity)
                 link.heard(self._now)
                 self._judge(link, depth)

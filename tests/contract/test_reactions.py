@@ -323,6 +323,25 @@ async def test_a_change_of_an_object_wakes_its_links_also_those_without_a_standi
     assert await engine.happens(link_id, Looked(), OwnerType.LINK)
 
 
+async def test_a_link_that_is_deleted_meanwhile_takes_no_report_along(engine: Engine) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    links = [await engine.link(source, target) for _ in range(2)]
+    await engine.report(source, a=1)
+
+    def item(tx: Any) -> bool:
+        turn = engine.reactions.turn(tx)  # has read which links there are
+        definitions.remove(
+            tx, Kind.LINK, links[0]
+        )  # as another transaction may, that commits before this one
+        had_effect = turn.take(Happening(OwnerType.OBJECT, source, Reported({"a": 2})))
+        turn.finish()
+        return had_effect
+
+    assert await engine.store.write(item)
+    assert [row.value for row in await rows(engine, property_history)] == [1, 2]
+    assert await changes_of(engine, links[1]) == [("created", "working")]
+
+
 async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine) -> None:
     owner_id, operation_id = await engine.script("echo {{properties.nosuch}}")
     await engine.conditions(owner_id, HOT)
