@@ -87,6 +87,7 @@ def _one(
     warm_ms = round(1000 * max((condition.hold_s for condition in conditions), default=0))
     recorded = past.past_of(conn, snapshot, triggers, span.since - warm_ms, span.until)
     found = replay(conditions, triggers, recorded)
+    found.complete = found.complete and past.reaches_back(conn, span.since)
     found.changes = [change for change in found.changes if change.at >= span.since]
     found.firings = [firing for firing in found.firings if firing.at >= span.since]
     return EntityReplay(snapshot, found)

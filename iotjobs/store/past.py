@@ -120,6 +120,12 @@ def _fired(conn: Connection, rules: Sequence[Trigger], entity_id: str, since: in
     return found
 
 
+def reaches_back(conn: Connection, moment: int) -> bool:
+    """Whether nothing that was recorded since a moment has been deleted: the oldest goes first."""
+    oldest = conn.execute(select(V.id, V.at).order_by(V.id).limit(1)).first()
+    return oldest is None or oldest.id == 1 or oldest.at <= moment
+
+
 def members_of(conn: Connection, class_id: str, limit: int) -> list[tuple[OwnerType, str]]:
     """Entities of a class."""
     found: list[tuple[OwnerType, str]] = []

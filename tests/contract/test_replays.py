@@ -17,7 +17,7 @@ from iotjobs.engine import replays
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Said
 from iotjobs.engine.replays import Span
-from iotjobs.store import rules, standings
+from iotjobs.store import retention, rules, standings
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import standings as standing_table
 from iotjobs.store.state_tables import traces, trigger_timers
@@ -184,3 +184,17 @@ async def test_a_link_is_replayed_from_what_its_ends_reported(engine: Engine) ->
     )
     assert [change.after for change in found.replayed.changes] == ["working", "alarm"]
     assert found.snapshot.entity.owner_type is OwnerType.LINK
+
+
+async def test_a_replay_says_when_what_it_needs_was_deleted(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    for n in range(3):
+        await engine.report(owner_id, a=n)
+    span = Span(0, clock.now_ms())
+
+    def complete(conn: Connection) -> bool:
+        return replays.of_conditions(conn, "object", owner_id, [], span)[0].replayed.complete
+
+    assert await engine.store.read(complete)
+    await engine.store.write(lambda tx: retention.drop_values_over(tx, limit=9, most=2))
+    assert not await engine.store.read(complete)

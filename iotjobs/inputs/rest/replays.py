@@ -77,7 +77,7 @@ class ReplayOut(BaseModel):
     entities: int
     fired: int = Field(description="how often triggers would have fired")
     complete: bool = Field(
-        description="false: too much to simulate, or of a class with more than 500 entities"
+        description="false: too much to simulate, a class with more than 500 entities, or older than what is kept"
     )
     changes: list[ReplayedChange]
     firings: list[ReplayedFiring] = Field(description="decisions other than not_in_states")
