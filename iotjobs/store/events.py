@@ -127,6 +127,16 @@ def forget(tx: Transaction, job_ids: Sequence[str]) -> None:
         tx.conn.execute(delete(tables.events).where(of_jobs))
 
 
+def forget_older(tx: Transaction, *, limit: int, before: int) -> int:
+    """Delete the oldest events that belong to no job, from before a moment, and move the mark; how many."""
+    page = select(E.generation, E.xid, E.id, E.at).where(E.job_id.is_(None)).order_by(E.id).limit(limit)
+    old = [Position(*row[:3]) for row in tx.conn.execute(page) if row.at < before]
+    if old:
+        _raise_mark(tx, max(old))
+        tx.conn.execute(delete(tables.events).where(E.id.in_([position.number for position in old])))
+    return len(old)
+
+
 def begin_generation(tx: Transaction, now: int) -> int:
     """A life of the database begins that is not the straight continuation of the last; its number.
 

@@ -97,8 +97,9 @@ def drop_values_over(tx: Transaction, *, limit: int, most: int) -> int:
 
 
 def drop_traces(tx: Transaction, *, limit: int, before: int) -> int:
-    """Delete traces of triggers and changes of state from before a moment; how many."""
-    return _drop(tx, traces.c, limit, before) + _drop(tx, state_changes.c, limit, before)
+    """Delete traces of triggers and changes of state, with their events, from before a moment; how many."""
+    dropped = _drop(tx, traces.c, limit, before) + _drop(tx, state_changes.c, limit, before)
+    return dropped + events.forget_older(tx, limit=limit, before=before)
 
 
 def _drop(tx: Transaction, columns: Any, limit: int, before: int) -> int:

@@ -262,6 +262,21 @@ async def test_values_traces_and_changes_are_kept_by_age_and_values_by_number(st
     await engine.stop()
 
 
+async def test_the_event_of_a_change_of_state_goes_with_the_change(store: Store) -> None:
+    job, owner_id = await add_job(store), await Engine(store).thing()
+    for a in range(2):
+        await Engine(store).report(owner_id, a=a)
+    E, old = tables.events.c, clock.now_ms() - 9 * DAY_MS
+    await store.write(lambda tx: tx.conn.execute(update(tables.events).values(at=old)))
+    before = await store.read(events.pruned)
+
+    await prune(store, traces_days=7)
+
+    left = await store.read(lambda conn: list(conn.execute(select(E.job_id)).scalars()))
+    assert left == [job.id]  # events live as long as their job
+    assert await store.read(events.pruned) > before
+
+
 async def test_who_leads_no_more_prunes_nothing(store: Store) -> None:
     class Late(Always):
         def check(self, tx: Transaction) -> None:
