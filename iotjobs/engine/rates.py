@@ -47,6 +47,9 @@ class Held:
             reported.report_id,
             reported.job_id,
             superseded=before.superseded + 1,
+            earlier_ids=before.earlier_ids
+            if before.report_id is None
+            else (*before.earlier_ids, before.report_id),
         )
 
 

@@ -34,12 +34,14 @@ class Reported:
         report_id: one that came before has no effect.
         job_id: the job whose message led to it, as far as it is known.
         superseded: how many reports of the device it stands for beside itself, that came too quickly.
+        earlier_ids: theirs, which have come as well.
     """
 
     values: Mapping[str, Any]
     report_id: str | None = None
     job_id: str | None = None
     superseded: int = 0
+    earlier_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class Turn:
                     self._tx, snapshot.entity.id, report.report_id, number
                 ):
                     return False
+                for earlier in report.earlier_ids:
+                    standings.is_new_report(self._tx, snapshot.entity.id, earlier, number)
                 depth = self._firing.depth_behind(report.job_id)
                 snapshot.reports = number
                 snapshot.superseded += report.superseded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Index, UniqueConstraint, text
+from sqlalchemy import Column, Index, text
 from sqlmodel import Field, SQLModel
 
 from iotjobs.store.tables import Counter, core, json_column, ms_column
@@ -115,6 +115,7 @@ class TraceRow(SQLModel, table=True):
         Index("trigger_trace_owner", "owner_id", "id"),
         Index("trigger_trace_fired", "trigger_id", "owner_id", "decision", "at"),
         Index("trigger_trace_change", "state_change_id"),
+        Index("trigger_trace_job", "job_id"),
         Index("trigger_trace_at", "at"),
         {"sqlite_autoincrement": True},
     )
@@ -163,7 +164,7 @@ class ReportIdRow(SQLModel, table=True):
     entity_id: str = Field(primary_key=True)
     report_id: str = Field(primary_key=True)
     number: int
-    __table_args__ = (UniqueConstraint("entity_id", "number", name="report_id_number"),)
+    __table_args__ = (Index("report_id_number", "entity_id", "number"),)
 
 
 states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)

@@ -463,3 +463,12 @@ async def test_a_dry_trigger_leaves_a_trace_and_no_job(engine: Engine) -> None:
 async def test_nothing_happens_to_what_is_not_there(engine: Engine) -> None:
     with pytest.raises(NotFound):
         await engine.report("f" * 32, temperature=1)
+
+
+async def test_the_ids_of_reports_that_one_stands_for_have_come_as_well(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    merged = Reported({"temperature": 20}, "r3", superseded=2, earlier_ids=("r1", "r2"))
+    assert await engine.happens(owner_id, merged)
+    for again in ("r1", "r2", "r3"):
+        assert not await engine.report(owner_id, again, temperature=90)
+    assert await state_of(engine, owner_id) == "working"

@@ -386,3 +386,21 @@ async def test_a_flood_keeps_the_last_value_is_counted_and_costs_the_others_noth
         assert told["reports"] + told["superseded"] == 200
         assert 10 <= told["reports"] < 30
         assert (await state(other))["superseded"] == 0
+
+
+async def test_what_an_object_is_made_with_decides_its_state_at_once(rest: Rest) -> None:
+    class_ = await rest.make("/classes", name=new_name("class"))
+    hot = [{"state": "alarm", "when": "temperature > 80"}]
+    await rest.call("PUT", f"/classes/{class_['id']}/state-conditions", hot)
+    owner = await rest.thing(class_id=class_["id"], properties={"temperature": 90})
+
+    async def alarm() -> bool:
+        return bool((await rest.get(f"/objects/{owner['id']}/state"))["state"] == "alarm")
+
+    await eventually(alarm, 10)
+
+
+async def test_a_replay_needs_an_operator(rest: Rest) -> None:
+    _, token = await rest.user("viewer")
+    async with Rest(rest.serve, token) as viewer:
+        await viewer.refused("POST", "/triggers/x/replay", {}, status=403, code="notAllowed")

@@ -29,7 +29,10 @@ async def make(services: ApiServices, kind: Kind, values: Mapping[str, Any], pat
 
     def item(tx: Transaction) -> Definition:
         _tell(services, tx, kind)
-        return definitions.create(tx, kind, values, clock.now_ms())
+        created_now = definitions.create(tx, kind, values, clock.now_ms())
+        if kind in (Kind.OBJECT, Kind.LINK):
+            states.wake(tx, kind, created_now.id, clock.now_ms())  # what it is made with may hold already
+        return created_now
 
     made = await services.store.write(item)
     return created(shown(made), f"{path}/{made.id}")

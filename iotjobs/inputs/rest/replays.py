@@ -19,7 +19,7 @@ from iotjobs.engine.replays import EntityReplay, Span
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import Id, json_response
 from iotjobs.inputs.rest.body import body_of
-from iotjobs.inputs.rest.services import Services
+from iotjobs.inputs.rest.services import Services, operator_for
 from iotjobs.inputs.shapes import Reference, Shape
 from iotjobs.inputs.state_shapes import CONDITIONS, ConditionBody
 from iotjobs.store import definitions, rules, states
@@ -28,6 +28,7 @@ from iotjobs.store.definitions import Kind
 router = APIRouter(tags=["triggers"])
 
 LISTED = 1000
+_operator = [operator_for("replaying")]  # it costs the server seconds
 _SPAN = re.compile(r"([0-9]{1,6})(s|m|h|d)\Z")
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -86,7 +87,7 @@ class ReplayOut(BaseModel):
 _ANSWER: dict[int | str, Any] = {200: {"model": ReplayOut}}
 
 
-@router.post("/triggers/{trigger_id}/replay", responses=_ANSWER)
+@router.post("/triggers/{trigger_id}/replay", dependencies=_operator, responses=_ANSWER)
 async def replay_trigger(
     services: Services,
     trigger_id: Id,
@@ -98,7 +99,7 @@ async def replay_trigger(
     return json_response(_shown(found, span))
 
 
-@router.post("/state-conditions/replay", responses=_ANSWER)
+@router.post("/state-conditions/replay", dependencies=_operator, responses=_ANSWER)
 async def replay_conditions(
     services: Services, body: Annotated[ConditionsReplayBody, Depends(body_of(ConditionsReplayBody))]
 ) -> Response:

@@ -32,7 +32,9 @@ def test_the_last_value_wins_and_what_has_no_value_left_is_acknowledged() -> Non
     assert list(rates.due(0.5)) == []
     [(who, held)] = list(rates.due(1.0))
     assert who == ONE
-    assert held.reported == Reported({"a": 2, "b": 1, "c": 3}, "r3", superseded=3)
+    assert held.reported == Reported(
+        {"a": 2, "b": 1, "c": 3}, "r3", superseded=3, earlier_ids=("r0", "r1", "r2")
+    )
     assert rates.wait_s() is None
     for one in (*held.earlier, held.message):
         one.ack()

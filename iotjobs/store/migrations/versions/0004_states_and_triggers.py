@@ -111,6 +111,7 @@ def _traces() -> None:
     op.create_index("trigger_trace_owner", "trigger_trace", ["owner_id", "id"])
     op.create_index("trigger_trace_fired", "trigger_trace", ["trigger_id", "owner_id", "decision", "at"])
     op.create_index("trigger_trace_change", "trigger_trace", ["state_change_id"])
+    op.create_index("trigger_trace_job", "trigger_trace", ["job_id"])
     op.create_index("trigger_trace_at", "trigger_trace", ["at"])
     op.create_table(
         "trigger_timer",
@@ -149,5 +150,5 @@ def _properties() -> None:
         sa.Column("report_id", sa.String(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("entity_id", "report_id"),
-        sa.UniqueConstraint("entity_id", "number", name="report_id_number"),
     )
+    op.create_index("report_id_number", "report_id", ["entity_id", "number"])
