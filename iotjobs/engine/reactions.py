@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from iotjobs import clock
 from iotjobs.domain import operators, states
 from iotjobs.domain.entities import OwnerType, PropertyType
-from iotjobs.domain.errors import NotFound
+from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Forced, Judgement
@@ -24,6 +24,8 @@ from iotjobs.store import entities, rules, standings
 from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
+
+PROPERTIES = 1000  # of one entity's own, as its definition may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +123,12 @@ class Turn:
 
         Raises:
             NotFound: there is no such entity.
+            BadRequest: it would have too many properties.
         """
         snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
         standing = snapshot.standing
+        if isinstance(happening.what, Reported | Written):
+            _refuse_too_many(snapshot, happening.what.values)
         match happening.what:
             case Reported() as report:
                 number = snapshot.reports + 1
@@ -252,3 +257,13 @@ class Turn:
             standings.forget(self._tx, timer.entity_id)
             return False
         return self._firing.due(timer, snapshot)
+
+
+def _refuse_too_many(snapshot: Snapshot, values: Mapping[str, Any]) -> None:
+    """A device that makes up names must not grow its row without end."""
+    if len(snapshot.own) + len(values) <= PROPERTIES:
+        return
+    if len(snapshot.own.keys() | values.keys()) > PROPERTIES:
+        raise BadRequest(
+            f"{snapshot.entity.name} has {len(snapshot.own)} properties, and {PROPERTIES} at most"
+        )

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
-from iotjobs.domain.errors import NotFound
+from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
 from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome, Status
@@ -472,3 +472,11 @@ async def test_the_ids_of_reports_that_one_stands_for_have_come_as_well(engine: 
     for again in ("r1", "r2", "r3"):
         assert not await engine.report(owner_id, again, temperature=90)
     assert await state_of(engine, owner_id) == "working"
+
+
+async def test_names_that_a_device_makes_up_are_bounded(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    assert await engine.report(owner_id, **{f"n{number}": 1 for number in range(1000)})
+    with pytest.raises(BadRequest, match="1000 at most"):
+        await engine.report(owner_id, "r1", one_more=1)
+    assert await engine.report(owner_id, "r1", n1=2)  # the refused one has left nothing behind
