@@ -18,7 +18,7 @@ from iotjobs_sim.demo_jobs import Promise
 from tests.architecture.source import ROOT
 from tests.services.programs import require_program
 
-JOBS = 12
+JOBS = 13
 COLUMNS = 120
 
 
@@ -78,14 +78,20 @@ def test_the_demo_runs_through_once_and_leaves_nothing(tmp_path: Path) -> None:
         said, _ = process.communicate(timeout=55)
 
     assert process.returncode == 0, said
-    assert f"{JOBS} jobs: 10 succeeded, 1 failed, 1 timed_out. All of it as it was told." in said
-    assert said.count("✓") == 15
+    assert f"{JOBS} jobs: 11 succeeded, 1 failed, 1 timed_out. All of it as it was told." in said
+    assert said.count("✓") == 19
     assert "✗" not in said
     assert "\x1b" not in said
     assert "gw-5, hall $(id -un), bottling, for admin" in said
     assert "not ended after 1 s; its processes were killed and are gone" in said
     assert 'result by valve-1: {"blinked": 3' in said
     assert 'result by admin: {"note": "filter changed"' in said
+    assert "working -> alarm at temperature = 86" in said
+    assert "working -> alarm at temperature = 70, 1 firing, nothing sent" in said
+    assert "working -> alarm: temperature > 80 (temperature = 86); too hot" in said
+    assert "cool it: fired, entered alarm, job " in said
+    assert "call somebody: hold_canceled, left alarm for working before its time" in said
+    assert '"listenerName": "cool it"' in said
     assert said.count(", the whole record:\n{\n") == 3
     assert [line for line in said.splitlines() if len(line) > COLUMNS] == []
     assert "Ctrl-C" not in said
@@ -166,6 +172,7 @@ def test_a_demo_without_its_programs_names_the_cure(mocker, capsys) -> None:
 def test_a_job_that_came_out_otherwise_is_found() -> None:
     job = {
         "label": "report on gw-1",
+        "cause": "user",
         "status": "FINISHED",
         "outcome": "succeeded",
         "description": {"exitCode": 0, "stdout": "fine\nmore\n", "stderr": ""},
@@ -180,6 +187,7 @@ def test_a_job_that_came_out_otherwise_is_found() -> None:
         ("outcome", "lost", "outcome"),
         ("status", "RUNNING", "status"),
         ("label", "another", "label"),
+        ("cause", "trigger", "cause"),
         ("description", {"exitCode": 1, "stdout": "fine", "stderr": ""}, "exit code"),
         ("description", {"exitCode": 0, "stdout": "not fine", "stderr": ""}, "text"),
         ("description", None, "exit code"),

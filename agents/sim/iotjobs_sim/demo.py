@@ -1,4 +1,4 @@
-"""A first look at iotjobs: a server, ten pretend devices, a dozen jobs, and what came of them.
+"""A first look at iotjobs: a server, eleven pretend devices, their jobs, and what came of them.
 
     python -m iotjobs_sim.demo          stays up until Ctrl-C
     python -m iotjobs_sim.demo --once   ends by itself; not with 0 unless everything went as told
@@ -10,8 +10,10 @@ is shown comes from the REST API. Start at `_show`.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,15 +23,16 @@ from pathlib import Path
 from types import FrameType
 
 from iotjobs_sim.demo_api import Api, ApiError
-from iotjobs_sim.demo_fleet import Valves, end_left_over, mark_children, start_gateway
+from iotjobs_sim.demo_fleet import Oven, Things, Valve, end_left_over, mark_children, start_gateway
 from iotjobs_sim.demo_jobs import Story
 from iotjobs_sim.demo_server import Server, ServerError, missing
 from iotjobs_sim.demo_show import Screen
-from iotjobs_sim.demo_site import HALLS, Site, define, trust
+from iotjobs_sim.demo_site import HALLS, define, trust
 from iotjobs_sim.sshd import CannotStartError, SshServer
 
 OK, WRONG, LACKING, INTERRUPTED = 0, 1, 2, 130
-WHOLE = ("report on gw-5", "set-opening on valve-2", "trace on gw-1 to valve-1")
+_EXPLAINED_WITHIN_S = 20.0
+WHOLE = ("report on gw-5", "set-opening on valve-2", "fan-on on oven-1")
 
 
 class Interrupted(BaseException):
@@ -81,6 +84,8 @@ class Demo:
         self._gateways = ending.enter_context(ExitStack())
         self.server = Server(self._folder / "server")
         self.api = Api(self.server.url, self.server.token)
+        own = Path(sys.executable).with_name("iotjobs")
+        self._command = [str(own)] if own.exists() else [sys.executable, "-m", "iotjobs"]
 
     def start(self) -> list[SshServer]:
         """Start the server and the gateways."""
@@ -99,9 +104,9 @@ class Demo:
             found.append(self.server.url)
         return gateways
 
-    def prepare(self, gateways: list[SshServer]) -> Site:
-        """Define the site, trust its gateways, log its valves in."""
-        with self.screen.step("two classes, ten objects, a credential, a link") as found:
+    def prepare(self, gateways: list[SshServer]) -> Story:
+        """Define the site, trust its gateways, log its valves and its oven in; what is to run on it."""
+        with self.screen.step("three classes, eleven objects, a credential, a link") as found:
             site = define(self.api, gateways)
             found.append(f"{len(self.api.get('/objects')['items'])} objects")
         with self.screen.step("host keys looked at, compared with the sshds' own, trusted") as found:
@@ -112,23 +117,27 @@ class Demo:
             if not all(step["ok"] for step in steps):
                 raise ApiError(f"gw-1 cannot be reached: {steps}")
             found += [f"{step['name']} {step['ms']} ms" for step in steps]
-        with self.screen.step("five valves log in to the broker as what the server enrolled") as found:
+        with self.screen.step("five valves and an oven log in to the broker, as enrolled") as found:
             logins = [self.api.post(f"{site.owners[f'valve-{number}']}/enrol") for number in range(1, 6)]
-            valves = Valves(logins)
-            self._ending.callback(valves.stop)
-            valves.start()
+            oven = Oven(self.api.post(f"{site.owners['oven-1']}/enrol"))
+            things = Things(*map(Valve, logins), oven)
+            self._ending.callback(things.stop)
+            things.start()
             found.append(logins[0]["url"])
-        return site
+        return Story(self.api, site, self.screen, lambda: things.call(oven.heat))
 
-    def tell(self, story: Story, site: Site) -> list[str]:
-        """Show the jobs that the API has now; what is not as it was told."""
+    def tell(self, story: Story) -> list[str]:
+        """Show the jobs that the API has now, and why one ran by itself; what is not as it was told."""
         screen = self.screen
         for label in WHOLE:
             screen.say(f"\n{screen.bold(f'{label}, the whole record:')}")
             screen.record(story.job(label))
         jobs = self.api.get("/jobs?limit=500")["items"][::-1]
         screen.say()
-        screen.table(jobs, site.names)
+        screen.table(jobs, story.site.names)
+        question = "Why did the fan of oven-1 run, and why was nobody called?"
+        screen.say(f"\n{screen.bold(question)} iotjobs explain oven-1\n")
+        screen.say(self._explained("oven-1"))
         broken = story.broken(jobs)
         counted = Counter(job["outcome"] for job in jobs)
         counts = ", ".join(f"{count} {outcome}" for outcome, count in counted.most_common())
@@ -141,15 +150,31 @@ class Demo:
             screen.say(screen.good(f"{len(jobs)} jobs: {counts}. All of it as it was told."))
         return broken
 
+    def _explained(self, name: str) -> str:
+        """What the command line says about an object: it asks the API too."""
+        given = {"IOTJOBS_URL": self.server.url, "IOTJOBS_TOKEN": self.server.token}
+        done = subprocess.run(
+            [*self._command, "explain", name],
+            env=os.environ | given,
+            capture_output=True,
+            text=True,
+            timeout=_EXPLAINED_WITHIN_S,
+            check=False,
+        )
+        if done.returncode:
+            raise ApiError(f"iotjobs explain {name}: {done.stderr}")
+        return "\n".join(f"  {line}".rstrip() for line in done.stdout.splitlines())
+
     def invite(self) -> None:
         """What to do next, here or in another terminal."""
-        screen, own = self.screen, Path(sys.executable).with_name("iotjobs")
-        command = _near(own) if own.exists() else f"{_near(Path(sys.executable))} -m iotjobs"
+        screen = self.screen
+        command = " ".join([_near(Path(self._command[0])), *self._command[1:]])
         screen.say(f"\nThe server stays up until Ctrl-C. {screen.bold('In another terminal:')}\n")
         screen.say(f"  export IOTJOBS_URL={self.server.url}")
         screen.say(f"  export IOTJOBS_TOKEN={self.server.token}")
         screen.say(f"  {command} run report gw-1 gw-2 gw-3 gw-4 gw-5 --wait")
         screen.say(f"  {command} run set-opening valve-3 --arg percent=75 --wait --json")
+        screen.say(f"  {command} explain oven-1")
         screen.say(
             '  curl -s -H "Authorization: Bearer $IOTJOBS_TOKEN" "$IOTJOBS_URL/api/v1/jobs?outcome=failed"'
         )
@@ -163,10 +188,9 @@ def _near(path: Path) -> str:
 
 def _show(demo: Demo, *, once: bool) -> int:
     gateways = demo.start()
-    site = demo.prepare(gateways)
-    story = Story(demo.api, site, demo.screen)
+    story = demo.prepare(gateways)
     story.run()
-    broken = demo.tell(story, site)
+    broken = demo.tell(story)
     if not once:
         try:
             demo.invite()  # from here on being told to end is the good end
@@ -187,7 +211,7 @@ def run(*, once: bool) -> int:
     with ExitStack() as ending:
         try:
             demo = Demo(screen, signals, ending)
-            screen.say(screen.bold("iotjobs, on ten pretend devices") + "\n")
+            screen.say(screen.bold("iotjobs, on eleven pretend devices") + "\n")
             return _show(demo, once=once)
         except Interrupted:
             print("\ninterrupted: ending what was started", file=sys.stderr)

@@ -67,11 +67,17 @@ class Api:
         self, job_id: str, condition: Callable[[dict[str, Any]], bool], within_s: float = 15.0
     ) -> dict[str, Any]:
         """The job as soon as the condition holds for it, or as it is when the time is over."""
+        return self.value_when(f"/jobs/{job_id}", condition, within_s)
+
+    def value_when(
+        self, path: str, condition: Callable[[dict[str, Any]], bool], within_s: float = 15.0
+    ) -> dict[str, Any]:
+        """What is at a path as soon as the condition holds for it, or as it is when the time is over."""
         until = time.monotonic() + within_s
         while True:
-            job: dict[str, Any] = self.get(f"/jobs/{job_id}")
-            if condition(job) or time.monotonic() > until:
-                return job
+            value: dict[str, Any] = self.get(path)
+            if condition(value) or time.monotonic() > until:
+                return value
             time.sleep(_PAUSE_S)
 
     def ended_job(self, job_id: str) -> dict[str, Any]:

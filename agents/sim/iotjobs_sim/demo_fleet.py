@@ -1,4 +1,4 @@
-"""The demo's devices: gateways with a real sshd each, and valves on the broker."""
+"""The demo's devices: gateways with a real sshd each, valves and an oven on the broker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +24,10 @@ _UP_WITHIN_S = 15.0
 _GONE_WITHIN_S = 2.0
 _PAUSE_S = 0.02
 _MARK = "PRETEND_FLEET"
+
+HEATING = (62, 70, 78, 86)
+COOLING = (79, 68, 60)
+REPORT_EVERY_S = 0.25
 
 
 def start_gateway(folder: Path, number: int) -> SshServer:
@@ -78,8 +84,8 @@ def _can_bind(address: str) -> bool:
     return True
 
 
-class Valve(PretendDevice):
-    """Does what it is told, says so where an answer is asked for, and tells how often it blinked."""
+class Thing(PretendDevice):
+    """Logs in with what the server gave it when it was enrolled."""
 
     def __init__(self, login: dict[str, str]) -> None:
         at = urlsplit(login["url"])
@@ -92,6 +98,10 @@ class Valve(PretendDevice):
             result={},
         )
 
+
+class Valve(Thing):
+    """Does what it is told, says so where an answer is asked for, and tells how often it blinked."""
+
     def append_result(self, job_id: str, payload: dict[str, Any]) -> None:
         """Append to jobs that made it blink, and to no others."""
         asked = json.loads(self.payloads[job_id])
@@ -99,23 +109,48 @@ class Valve(PretendDevice):
             super().append_result(job_id, {**payload, "blinked": asked["blink"], "battery": 87})
 
 
-class Valves:
-    """All valves, on an event loop in a thread of their own. `stop` in any case."""
+class Oven(Thing):
+    """Gets hotter from report to report once it is heated, and stays hot until its fan is switched on."""
 
-    def __init__(self, logins: list[dict[str, str]]) -> None:
-        self._logins = logins
+    def heat(self) -> None:
+        """Begin; in the loop that it lives in."""
+        self._go_through(HEATING, None)
+
+    def append_result(self, job_id: str, _payload: dict[str, Any]) -> None:
+        """Take the only command there is: the fan is on. It appends nothing."""
+        self._go_through(COOLING, job_id)
+
+    def _go_through(self, temperatures: tuple[int, ...], job_id: str | None) -> None:
+        # A report that a command led to names the command's job: that is how a loop of triggers is seen.
+        for number, temperature in enumerate(temperatures):
+            self._after(number * REPORT_EVERY_S, partial(self._tell, temperature, job_id))
+
+    def _tell(self, temperature: int, job_id: str | None) -> None:
+        self.report({"temperature": temperature, "fan": "off" if job_id is None else "on"}, job_id=job_id)
+
+
+class Things:
+    """Devices on the broker, on an event loop in a thread of their own. `stop` in any case."""
+
+    def __init__(self, *devices: Thing) -> None:
+        self._devices = devices
         self._up: concurrent.futures.Future[asyncio.Event] = concurrent.futures.Future()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="valves", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="things", daemon=True)
 
     def start(self) -> None:
-        """Log all of them in, with what the server gave each.
+        """Log all of them in.
 
         Raises:
             TimeoutError: one was not let in.
         """
         self._thread.start()
         self._up.result(_UP_WITHIN_S + 1)
+
+    def call(self, do: Callable[[], None]) -> None:
+        """Let one of them do something, once all are up."""
+        assert self._loop is not None, "they are up"
+        self._loop.call_soon_threadsafe(do)
 
     def stop(self) -> None:
         """Log them out. Safe before `start` and twice."""
@@ -128,9 +163,9 @@ class Valves:
         asyncio.run(self._live())
 
     async def _live(self) -> None:
-        over, devices = asyncio.Event(), [Valve(login) for login in self._logins]
+        over = asyncio.Event()
         try:
-            await asyncio.gather(*(device.start(_UP_WITHIN_S) for device in devices))
+            await asyncio.gather(*(device.start(_UP_WITHIN_S) for device in self._devices))
         except TimeoutError as error:
             self._up.set_exception(error)
         else:
@@ -138,4 +173,4 @@ class Valves:
             self._up.set_result(over)
             await over.wait()
         finally:
-            await asyncio.gather(*(device.stop() for device in devices))
+            await asyncio.gather(*(device.stop() for device in self._devices))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from iotjobs_sim.demo_api import Api, ApiError
+from iotjobs_sim.demo_fleet import COOLING, HEATING
 from iotjobs_sim.demo_show import Screen, first_line
-from iotjobs_sim.demo_site import BUS, HALLS, LINE, Site
+from iotjobs_sim.demo_site import BUS, HALLS, LIMIT, LINE, LOWER_LIMIT, Site
 
 BLINKS = 3
 PERCENT = 40
@@ -23,6 +24,7 @@ class Promise:
         text: the first line of its output, or topic and message; None if that is not known before.
         result: a custom result that it has, by whoever is named.
         error: the code of its error.
+        cause: what started it.
     """
 
     label: str
@@ -31,11 +33,13 @@ class Promise:
     text: str | None = None
     result: tuple[str, Mapping[str, Any]] | None = None
     error: str | None = None
+    cause: str = "user"
 
     def broken_by(self, job: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
         """How a job differs from what was promised."""
         found = {
             "label": job["label"],
+            "cause": job["cause"],
             "status": job["status"],
             "outcome": job["outcome"],
             "exit code": (job["description"] or {}).get("exitCode"),
@@ -43,6 +47,7 @@ class Promise:
         }
         told = {
             "label": self.label,
+            "cause": self.cause,
             "status": "FINISHED",
             "outcome": self.outcome,
             "exit code": self.exit_code,
@@ -63,11 +68,13 @@ class Story:
 
     Attributes:
         promises: by the id of the job.
+        site: what they run on.
     """
 
-    def __init__(self, api: Api, site: Site, screen: Screen) -> None:
+    def __init__(self, api: Api, site: Site, screen: Screen, heat_oven: Callable[[], None]) -> None:
         self.promises: dict[str, Promise] = {}
-        self._api, self._site, self._screen = api, site, screen
+        self._api, self.site, self._screen = api, site, screen
+        self._heat_oven = heat_oven
 
     def run(self) -> None:
         """Everything, in order."""
@@ -77,6 +84,7 @@ class Story:
         self._on_the_link()
         self._failing()
         self._timing_out()
+        self._by_itself()
 
     def broken(self, jobs: list[dict[str, Any]]) -> list[str]:
         """What is not as it was told about the jobs that the API has."""
@@ -85,7 +93,7 @@ class Story:
             found.append(f"{len(self.promises)} jobs were started, the API lists {len(jobs)}")
         for job in jobs:
             promise = self.promises.get(job["id"], Promise("no such job"))
-            found += [f"job {job['seq']}, {what}" for what in promise.broken_by(job, self._site.names)]
+            found += [f"job {job['seq']}, {what}" for what in promise.broken_by(job, self.site.names)]
         return found
 
     def job(self, label: str) -> dict[str, Any]:
@@ -95,8 +103,8 @@ class Story:
         return record
 
     def _start(self, name: str, owner: str, args: dict[str, Any] | None = None, **told: Any) -> str:
-        operation = self._site.operation(owner, name)
-        job = self._api.execute(self._site.owners[owner], operation, {"args": args or {}})
+        operation = self.site.operation(owner, name)
+        job = self._api.execute(self.site.owners[owner], operation, {"args": args or {}})
         self.promises[job["id"]] = Promise(f"{name} on {owner}", **told)
         return str(job["id"])
 
@@ -159,3 +167,52 @@ class Story:
             text = f"no such processes: {' '.join(pids)}"
             job = self._finish(self._start("look-for", "gw-3", args, text=text), found)
             found.append(first_line(job))
+
+    def _by_itself(self) -> None:
+        """Nobody starts anything here: the oven reports, and that is all."""
+        owner = self.site.owners["oven-1"]
+        oven = owner.rpartition("/")[2]
+        with self._screen.step(f"oven-1 reports {_degrees(HEATING)}, its limit is {LIMIT}") as found:
+            self._heat_oven()
+            alarm = self._change(oven, "alarm")
+            found.append(_change_in_words(alarm))
+        with self._screen.step("a trigger starts its fan, and nobody had to look") as found:
+            traces = self._api.get(f"/trigger-traces?state_change_id={alarm['id']}&decision=fired")["items"]
+            text = 'iotjobs/oven-1/cmd/fan {"fan":"on"}'
+            for trace in traces:
+                told = Promise("fan-on on oven-1", exit_code=None, text=text, cause="trigger")
+                self.promises[trace["job_id"]] = told
+                job = self._finish(trace["job_id"], found)
+                found.append(f"{job['waiting'] + job['duration']} ms after the report")
+        with self._screen.step(f"the fan cools it, {_degrees(COOLING)}") as found:
+            found.append(_change_in_words(self._change(oven, "working", after=alarm["id"])))
+            self._api.value_when(f"{owner}/properties", lambda now: now.get("temperature") == COOLING[-1])
+        with self._screen.step(f"the same reports replayed with a limit of {LOWER_LIMIT}, on paper") as found:
+            when = f"temperature > {LOWER_LIMIT}"
+            proposed = {"owner_kind": "object", "owner_id": oven, "items": [{"state": "alarm", "when": when}]}
+            replay = self._api.post("/state-conditions/replay", {**proposed, "since": "1h"})
+            earlier = [one for one in replay["changes"] if one["to"] == "alarm"]
+            found.append(f"{_change_in_words(earlier[0])}, {replay['fired']} firing, nothing sent")
+
+    def _change(self, entity_id: str, to: str, after: str = "") -> dict[str, Any]:
+        """The first change into a state behind another change, once it is there."""
+
+        def there(answer: dict[str, Any]) -> bool:
+            return any(one["to"] == to and one["id"] > after for one in answer["items"])
+
+        answer = self._api.value_when(f"/state-changes?entity_id={entity_id}", there)
+        found: list[dict[str, Any]] = [
+            one for one in answer["items"] if one["to"] == to and one["id"] > after
+        ]
+        if not found:
+            raise ApiError(f"oven-1 did not become {to}: {answer}")
+        return found[-1]
+
+
+def _degrees(temperatures: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, temperatures[:-1]))} and {temperatures[-1]} degrees"
+
+
+def _change_in_words(change: Mapping[str, Any]) -> str:
+    values = [f"{name} = {value}" for name, value in change["why"].get("values", {}).items()]
+    return " at ".join([f"{change['from']} -> {change['to']}", *values])

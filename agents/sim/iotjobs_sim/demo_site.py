@@ -1,4 +1,4 @@
-"""What the demo defines: two classes with their operations, ten objects, a credential, a link."""
+"""What the demo defines: three classes with their operations, eleven objects, a credential, a link."""
 
 from __future__ import annotations
 
@@ -62,6 +62,27 @@ VALVE_OPERATIONS: tuple[dict[str, Any], ...] = (
         },
     },
 )
+OVEN_OPERATIONS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "fan-on",
+        "type": "mqtt",
+        "parameters": {"topic": "iotjobs/{{name}}/cmd/fan", "message": {"fan": "on"}},
+    },
+    {
+        "name": "call-for-help",
+        "type": "mqtt",
+        "parameters": {"topic": "site/help", "message": "{{name}} has been in {{state}} for a minute"},
+    },
+)
+LIMIT, LOWER_LIMIT = 80, 65
+OVEN_CONDITIONS: tuple[dict[str, Any], ...] = (
+    {"state": "alarm", "when": f"temperature > {LIMIT}", "description": "too hot"},
+)
+# By the names of their operations.
+OVEN_TRIGGERS: dict[str, dict[str, Any]] = {
+    "fan-on": {"name": "cool it", "states": ["alarm"]},
+    "call-for-help": {"name": "call somebody", "states": ["alarm"], "hold_s": 60},
+}
 LINK_OPERATION: dict[str, Any] = {"name": "trace", "type": "script", "parameters": {"text": _TRACE}}
 
 # The last one shows that a value never becomes a part of a script.
@@ -97,6 +118,14 @@ class Site:
             self.api.post(f"/classes/{made['id']}/operations", operation)
         return str(made["id"])
 
+    def add_rules(self, class_id: str) -> None:
+        """Give the class of ovens what decides their state, and what a change of it starts."""
+        path = f"/classes/{class_id}"
+        self.api.call("PUT", f"{path}/state-conditions", {"items": list(OVEN_CONDITIONS)})
+        operations = {one["name"]: one["id"] for one in self.api.get(f"{path}/operations")["items"]}
+        items = [{**rule, "operation_id": operations[name]} for name, rule in OVEN_TRIGGERS.items()]
+        self.api.call("PUT", f"{path}/state-triggers", {"items": items})
+
     def add_object(self, definition: dict[str, Any]) -> str:
         """Define an object; its path."""
         made = self.api.post("/objects", definition)
@@ -119,6 +148,9 @@ def define(api: Api, gateways: list[SshServer]) -> Site:
         site.add_object({"name": f"gw-{number}", "class_id": gateway, "properties": properties, "ssh": ssh})
         name = f"valve-{number}"
         site.add_object({"name": name, "class_id": valve, "thing": name})
+    oven = site.add_class("oven", {}, OVEN_OPERATIONS)
+    site.add_rules(oven)
+    site.add_object({"name": "oven-1", "class_id": oven, "thing": "oven-1"})
     ends = {
         end: site.owners[name].rpartition("/")[2] for end, name in (("source", "gw-1"), ("target", "valve-1"))
     }

@@ -118,9 +118,17 @@ class PretendDevice:
         async with asyncio.timeout(within_s), self._news:
             await self._news.wait_for(condition)
 
-    def report(self, properties: dict[str, Any], *, report_id: str | None = None, qos: int = 1) -> None:
-        """Send a report."""
-        self._publish(f"iotjobs/{self.thing}/report", properties, (("report-id", report_id),), qos=qos)
+    def report(
+        self,
+        properties: dict[str, Any],
+        *,
+        report_id: str | None = None,
+        job_id: str | None = None,
+        qos: int = 1,
+    ) -> None:
+        """Send a report; `job_id`: of the command that led to it."""
+        pairs = (("report-id", report_id), ("job-id", job_id))
+        self._publish(f"iotjobs/{self.thing}/report", properties, pairs, qos=qos)
 
     def append_result(self, job_id: str, payload: dict[str, Any]) -> None:
         """Append a custom result to a job."""
