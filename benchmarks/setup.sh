@@ -18,3 +18,8 @@ if ! [ "$(cat "$env/.installed" 2>/dev/null)" = "$installed" ]; then
   timeout 900 "$env/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[fast,postgres]' $wanted
   echo "$installed" >"$env/.installed"
 fi
+# Node-RED 4 runs on Node.js 18.5 and later; 5 asks for 22.9.
+node_red='node-red@4'
+if command -v npm >/dev/null && ! [ "$(cat "$env/.node-red" 2>/dev/null)" = "$node_red" ]; then
+  timeout 900 npm install --silent --no-audit --no-fund --prefix "$env/node" "$node_red" && echo "$node_red" >"$env/.node-red"
+fi
