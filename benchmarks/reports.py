@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -188,9 +189,8 @@ class Iotjobs:
                 at = f"file:{server.data / 'iotjobs.db'}?mode=ro"
                 records = sqlite3.connect(at, uri=True, isolation_level=None)
             else:
-                import psycopg
-
-                records = psycopg.connect(url, autocommit=True)
+                # In the benchmarks' environment only.
+                records = import_module("psycopg").connect(url, autocommit=True)
             self._records = records
             yield server.pid
             records.close()
@@ -387,12 +387,12 @@ async def turn(contender: Contender, folder: Path, found: Found) -> None:
 def report(found: dict[str, Found]) -> dict[str, Any]:
     """Print the tables; the figures."""
     node, paho = found.get(NodeRed.name, Found()), found[BarePaho.name]
-    waits = []
+    waits: list[tuple[str, int, float, float, float | None]] = []
     for name, of in found.items():
         for rate in RATES:
             p50, p99 = median(of.p50_ms[rate]), median(of.p99_ms[rate])
             theirs = median(node.p50_ms.get(rate, []))
-            waits.append([name, rate, p50, p99, ratio(p50, theirs)])
+            waits.append((name, rate, p50, p99, ratio(p50, theirs)))
     print(f"medians of {RUNS} turns; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     table(["", "reports/s", "p50 ms to the command", "p99 ms", "p50 ÷ Node-RED's"], waits)
     commands = {name: median(of.commands_per_s) for name, of in found.items()}
