@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from iotjobs.domain.positions import line_and_column
@@ -34,6 +35,7 @@ _OPEN = ("properties.", "args.", "ask.")
 _ENDS = ("source.", "target.")
 _EXISTING = "id, name, properties.NAME, user.id, user.login, jobId, args.NAME, ask.NAME"
 
+_REMEMBERED_CHARACTERS = 1000
 _TOPIC_BYTES = 65_535  # MQTT 5, 1.5.4: the longest string
 # MQTT 5, 1.5.4: a receiver may close the connection that carries one of these, and Mosquitto does.
 _NOT_IN_TOPIC = re.compile("[+#/\x00-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
@@ -96,9 +98,16 @@ class Values:
         return found
 
 
-def find(text: str) -> list[Macro]:
+def find(text: str) -> tuple[Macro, ...]:
     """The macros of a text in order, unknown ones too."""
-    return [Macro(found[1].strip(), found.start(), found.end()) for found in _MACRO.finditer(text)]
+    return _find_again(text) if len(text) <= _REMEMBERED_CHARACTERS else _find(text)
+
+
+def _find(text: str) -> tuple[Macro, ...]:
+    return tuple(Macro(found[1].strip(), found.start(), found.end()) for found in _MACRO.finditer(text))
+
+
+_find_again = lru_cache(4096)(_find)  # the same few texts are rendered again and again
 
 
 def names_in(value: JSON) -> set[str]:
@@ -107,7 +116,8 @@ def names_in(value: JSON) -> set[str]:
     Raises:
         MacroError: one stands in the key of an object.
     """
-    return {macro.name for text in _strings(value) for macro in find(text)}
+    texts = (value,) if isinstance(value, str) else _strings(value)
+    return {macro.name for text in texts for macro in find(text)}
 
 
 def check_names(value: JSON, *, link: bool = False, triggered: bool = True) -> None:
@@ -208,7 +218,7 @@ def render_shell(text: str, values: Values, interpreter: str = "sh") -> ShellTex
     return ShellText("".join(pieces) + text[end:], env)
 
 
-def _places(text: str, macros: list[Macro], interpreter: str) -> dict[int, str]:
+def _places(text: str, macros: Sequence[Macro], interpreter: str) -> dict[int, str]:
     """The pattern of the text that takes each macro's place, by the macro's start."""
     if not macros:
         return {}

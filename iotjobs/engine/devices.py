@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # What may wait here: 64 MB at most, of a device that floods us.
 INBOX_MESSAGES = 1000
-BATCH_MESSAGES = 256
+BATCH_MESSAGES = 128
 LINES_A_SECOND = 50
 
 
@@ -136,6 +136,7 @@ class DeviceMessages:
             for heard in batch:
                 for message in (*heard.earlier, heard.message):
                     message.ack()
+            await self._reactions.parts.at_once.breathe()
 
     # --- reading --------------------------------------------------------------------------
 
@@ -237,6 +238,7 @@ class DeviceMessages:
         turn = self._reactions.turn(tx)
         objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
         standings.lock(tx, OwnerType.OBJECT, objects.values())
+        turn.read_ahead(objects.values())
         for heard in batch:
             if heard.settled:
                 continue

@@ -25,6 +25,10 @@ from iotjobs.store.session import Store
 
 log = logging.getLogger(__name__)
 
+# Messages of one batch of reports that are written as sent before there is a place for them: after a crash
+# as many end `lost` at most, though they never left.
+MESSAGES_AHEAD = 256
+
 
 class Executor:
     """Runs begun attempts to their end. Safe for concurrent use."""
@@ -75,6 +79,14 @@ class Executor:
     def open_way(self, job: Job) -> str | None:
         """Where the open connection to an ssh job's device leads; None without one."""
         return self.reach.open_way(job.target_id)
+
+    def ready_soon(self, job: Job) -> bool:
+        """Whether a message of a batch leaves in a moment: it may wait for those of its batch, see `MESSAGES_AHEAD`."""
+        return self._publishing.ready_for(job.id, ahead=MESSAGES_AHEAD)
+
+    async def breathe(self) -> None:
+        """Wait, not for long, until half of those places are free again."""
+        await self._publishing.breathe(MESSAGES_AHEAD // 2)
 
     async def run(self, begun: Begun) -> None:
         """Run one attempt; everything that can go wrong ends in its record."""

@@ -33,6 +33,9 @@ class AtOnce(Protocol):
     def begin_at_once(self, tx: Transaction, job: Job, plan: Plan) -> bool:
         """Whether it did; else the job has to be offered."""
 
+    async def breathe(self) -> None:
+        """Wait, not for long, until there is room for the messages of another batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class FiringParts:

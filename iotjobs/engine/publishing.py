@@ -24,6 +24,8 @@ from iotjobs.transports.mqtt_messages import MqttMessage
 
 # What was promised to an attempt whose begin then failed is free again after this long.
 PROMISE_S = 5.0
+# A broker that takes nothing holds reports up for so long only; their jobs then wait in the queue.
+BREATH_S, BREATH_LOOK_S = 0.5, 0.002
 
 
 _UNSENT = Ending(Outcome.LOST, error_code=NOT_CONFIRMED, error_message="nothing was sent")
@@ -55,22 +57,36 @@ class Publishing:
         self._store, self._settler, self._publisher = store, settler, publisher
         self._promised: dict[str, float] = {}  # job → when it was told that it may send at once
 
-    def ready_for(self, job_id: str) -> bool:
+    def ready_for(self, job_id: str, *, ahead: int = 0) -> bool:
         """Whether the job's message would leave at once: a free place that no other job was told of.
 
         Many jobs are begun in one transaction, before the first of them takes its place. Asking
         again for the same job counts once.
+
+        Args:
+            job_id: whose.
+            ahead: how many may wait for the places of others, which takes a moment.
         """
-        if self._publisher is None:
+        if self._publisher is None or (waiting := self._publisher.waiting) is None:
             return False
         now = clock.monotonic()
         self._promised.pop(job_id, None)
         while self._promised and now - next(iter(self._promised.values())) > PROMISE_S:
             del self._promised[next(iter(self._promised))]
-        if self._publisher.free_places <= len(self._promised):
+        if self._publisher.free_places + ahead <= len(self._promised) + waiting:
             return False
         self._promised[job_id] = now
         return True
+
+    async def breathe(self, most: int) -> None:
+        """Wait until so many messages wait for others at most, or `BREATH_S` has passed."""
+        until = clock.monotonic() + BREATH_S
+        while (
+            self._publisher is not None
+            and (self._publisher.waiting or 0) + len(self._promised) > most
+            and clock.monotonic() < until
+        ):
+            await clock.sleep(BREATH_LOOK_S)
 
     async def publish(self, job: Job, plan: Plan, sending: BeforeSend, watch: Watch) -> None:
         """Run one attempt of an mqtt job to its end, or until it is parked; the watch bounds it."""
@@ -106,7 +122,8 @@ class Publishing:
         return await self._publisher.publish(message, before_send)
 
     async def _acknowledged(self, job: Job, plan: Plan, end: PublishEnd, sent_at: int | None) -> None:
-        job = replace(job, sent_at=sent_at)
+        if job.sent_at != sent_at:
+            job = replace(job, sent_at=sent_at)
         if end.no_subscriber:
             said = "the broker took the message and nobody has subscribed to its topic"
             await until_taken(

@@ -7,7 +7,7 @@ written down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -118,6 +118,10 @@ class Turn:
         self._known = reactions.known.at(tx.conn)
         self._firing = Firing(reactions.parts, tx, now, self._known)
 
+    def read_ahead(self, object_ids: Iterable[str]) -> None:
+        """Read together what will happen to objects that are locked."""
+        self._snapshots.update(standings.load_objects(self._tx.conn, object_ids))
+
     def take(self, happening: Happening) -> bool:
         """Give it its effect; False for a report that came before.
 
@@ -157,11 +161,9 @@ class Turn:
 
     def finish(self) -> None:
         """Write what is to be written of entities."""
-        for entity_id in self._written:
-            snapshot = self._snapshots[entity_id]
-            standings.save_properties(self._tx, snapshot.entity, snapshot.own)
-        for entity_id, wake_at in self._wakes.items():
-            standings.save(self._tx, self._snapshots[entity_id], wake_at)
+        standings.save_properties(self._tx, [self._snapshots[entity_id] for entity_id in self._written])
+        wakes = self._wakes.items()
+        standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
         if self._wakes and rules.version(self._tx.conn) != self._known.version:
             # Rules were changed since they were read, and whoever did it may have been before us: we have
             # just taken their word to decide anew away.

@@ -89,7 +89,7 @@ class Worker(LoopService):
         """Begin a message's attempt in the transaction that inserts its job, and send it with the commit.
 
         Only where nothing stands in its way: it waits for no answer, the site is open, its queue has a
-        place, the broker takes it at once. Else nothing is done, and the caller offers the job.
+        place, the broker takes it in a moment. Else nothing is done, and the caller offers the job.
         """
         if (
             self._drains
@@ -98,13 +98,17 @@ class Worker(LoopService):
             or not self._limits.opened.is_set()
             or self._limits.of(job.queue) is not None
             or not self._presence.is_fresh()
-            or not self._executor.ready_to_send(job)
+            or not self._executor.ready_soon(job)
         ):
             return False
         since = clock.monotonic()
         begun = self._begin_attempt(tx, job, plan, sent=True)
         tx.after_commit(lambda: self._adopt(replace(begun, since=since)))
         return True
+
+    async def breathe(self) -> None:
+        """See `AtOnce`."""
+        await self._executor.breathe()
 
     def _adopt(self, begun: Begun) -> None:
         """Run what has begun: it takes no place, for it ends in a moment."""

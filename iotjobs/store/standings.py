@@ -43,6 +43,7 @@ class Snapshot:
         why: of that change.
         reports: how many had an effect.
         superseded: how many came too quickly, and lived on in a later one only.
+        kept: there is a row of its state.
     """
 
     entity: Entity
@@ -56,6 +57,7 @@ class Snapshot:
     why: Mapping[str, Any]
     reports: int
     superseded: int
+    kept: bool
 
     def set_properties(self, changed: Mapping[str, Any]) -> None:
         """Give properties other values."""
@@ -96,16 +98,15 @@ _CLASS = (
     C.property_types.label("default_types"),
     C.no_data_after_s.label("default_no_data"),
 )
-_objects = (
+_every_object = (
     select(
         O.id, O.name, O.class_id, O.properties, O.property_types, O.tags, O.no_data_after_s, O.thing, O.ssh
     )
     .add_columns(*_CLASS, *_STANDING)
     .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == O.id, isouter=True)
-    .where(O.id == bindparam("wanted"))
 )
-_object = Prepared(_objects)
+_object = Prepared(_every_object.where(O.id == bindparam("wanted")))
 _links = (
     select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
     .add_columns(*_CLASS, *_STANDING)
@@ -119,8 +120,18 @@ _link = Prepared(_links)
 def load_object(conn: Connection, object_id: str) -> Snapshot | None:
     """An object."""
     row = _object.first(conn, {"wanted": object_id})
-    if row is None:
-        return None
+    return None if row is None else _object_of(row)
+
+
+def load_objects(conn: Connection, object_ids: Iterable[str]) -> dict[str, Snapshot]:
+    """Objects by their ids, in one statement; SQLite reads them when they are needed, which costs next to nothing."""
+    wanted = sorted(set(object_ids))
+    if not wanted or conn.dialect.name != "postgresql":
+        return {}
+    return {row.id: _object_of(row) for row in conn.execute(_every_object.where(O.id.in_(wanted)))}
+
+
+def _object_of(row: Any) -> Snapshot:
     entity = Entity(
         row.id,
         OwnerType.OBJECT,
@@ -185,6 +196,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         why=row.why or {},
         reports=row.reports or 0,
         superseded=row.superseded or 0,
+        kept=known,
     )
 
 
@@ -206,10 +218,15 @@ _set_link = Prepared(
 )
 
 
-def save_properties(tx: Transaction, entity: Entity, own: Mapping[str, Any]) -> None:
-    """Keep an entity's own properties. Its version stays: that is of what people define."""
-    statement = _set_object if entity.owner_type is OwnerType.OBJECT else _set_link
-    statement.run(tx.conn, {"is_id": entity.id, "properties": own})
+def save_properties(tx: Transaction, snapshots: Iterable[Snapshot]) -> None:
+    """Keep entities' own properties. Their versions stay: those are of what people define."""
+    rows: dict[OwnerType, list[dict[str, Any]]] = {OwnerType.OBJECT: [], OwnerType.LINK: []}
+    for snapshot in snapshots:
+        entity = snapshot.entity
+        rows[entity.owner_type].append({"is_id": entity.id, "properties": snapshot.own})
+    for owner_type, statement in ((OwnerType.OBJECT, _set_object), (OwnerType.LINK, _set_link)):
+        if rows[owner_type]:
+            statement.run_each(tx.conn, rows[owner_type])
 
 
 _CHANGING = (
@@ -233,10 +250,24 @@ _update = Prepared(
 )
 
 
-def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
-    """Keep what is remembered of an entity's state, and when time alone may change it."""
+def save(tx: Transaction, snapshots: Iterable[tuple[Snapshot, int | None]]) -> None:
+    """Keep what is remembered of entities' states, each with the moment when time alone may change it."""
+    changed = []
+    for snapshot, wake_at in snapshots:
+        entity, values = snapshot.entity, _remembered(snapshot, wake_at)
+        if not snapshot.kept:
+            row = {"entity_id": entity.id, "owner_type": int(entity.owner_type), **values}
+            snapshot.kept = True
+            if insert_if_new(tx.conn, standings, row):
+                continue  # else `states.wake` made it at the same moment
+        changed.append({"is_id": entity.id, **{f"to_{name}": value for name, value in values.items()}})
+    if changed:
+        _update.run_each(tx.conn, changed)
+
+
+def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
     standing = snapshot.standing
-    values = {
+    return {
         "state": standing.state,
         "since": standing.since,
         "why": dict(snapshot.why),
@@ -250,12 +281,6 @@ def save(tx: Transaction, snapshot: Snapshot, wake_at: int | None) -> None:
         "reports": snapshot.reports,
         "superseded": snapshot.superseded,
     }
-    changed = {f"to_{name}": value for name, value in values.items()}
-    entity = snapshot.entity
-    if _update.run(tx.conn, {"is_id": entity.id, **changed}) == 0:
-        row = {"entity_id": entity.id, "owner_type": int(entity.owner_type), **values}
-        if not insert_if_new(tx.conn, standings, row):  # `states.wake` made it at the same moment
-            _update.run(tx.conn, {"is_id": entity.id, **changed})
 
 
 _wake = Prepared(

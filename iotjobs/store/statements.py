@@ -71,6 +71,10 @@ class Prepared:
 
     def insert_all(self, conn: Connection, rows: Sequence[Parameters]) -> None:
         """Insert rows in their order."""
+        self.run_each(conn, rows)
+
+    def run_each(self, conn: Connection, rows: Sequence[Parameters]) -> None:
+        """Execute it with each of these, in their order."""
         compiled = self._of(conn.dialect)
         run(conn, compiled.sql, [compiled.values(row) for row in rows], many=True)
 

@@ -92,6 +92,12 @@ class Link:
         connection = self._usable()
         return 0 if connection is None else connection.window.free
 
+    @property
+    def waiting(self) -> int | None:
+        """How many wait for a place in that window; None without a connection."""
+        connection = self._usable()
+        return None if connection is None else connection.window.waiting
+
     async def connection(self, within_s: float) -> Connection:
         """The usable connection.
 

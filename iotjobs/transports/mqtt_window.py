@@ -21,6 +21,11 @@ class Window:
         """Places that `enter` gives without waiting."""
         return 0 if self._closed else self._free
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._waiting)
+
     async def enter(self) -> None:
         """Wait for a place; every `enter` needs one `leave`.
 

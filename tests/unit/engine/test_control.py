@@ -223,7 +223,7 @@ async def test_what_was_parked_while_its_cancel_came_is_ended_by_the_look(
 class Hanging:
     """A publisher whose broker never acknowledges; `sends`: the message leaves."""
 
-    free_places = 0
+    free_places = waiting = 0
 
     def __init__(self, sends: bool) -> None:
         self.sends, self.began = sends, asyncio.Event()

@@ -10,7 +10,8 @@ from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.publishing import PROMISE_S, message_of
+from iotjobs.engine import execution
+from iotjobs.engine.publishing import BREATH_S, PROMISE_S, message_of
 from iotjobs.engine.sending import Begun
 from iotjobs.engine.watch import Watch
 from iotjobs.store import jobs, tables
@@ -208,6 +209,42 @@ async def test_a_place_is_promised_once_and_not_for_ever(
     now = clock.monotonic()
     monkeypatch.setattr(clock, "monotonic", lambda: now + PROMISE_S + 1)
     assert [publishing.ready_for(job_id) for job_id in "defg"] == [True] * 3 + [False]
+
+
+async def test_a_batch_of_reports_may_go_ahead_of_the_places_and_is_bounded(
+    sqlite_store: Store, make_engine: MakeEngine, three_places: MqttPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "MESSAGES_AHEAD", 4)
+    engine = make_engine(publisher=three_places)
+    waiting = [await add_job(sqlite_store, of=message(), transport=Transport.MQTT) for _ in range(9)]
+
+    began = await sqlite_store.write(
+        lambda tx: [engine.worker.begin_at_once(tx, job, message()) for job in waiting]
+    )
+
+    assert began == [True] * 7 + [False] * 2
+
+    async def four_wait() -> bool:
+        return three_places.waiting == 4
+
+    await eventually(four_wait, 3)
+    again = await sqlite_store.write(lambda tx: engine.worker.begin_at_once(tx, waiting[7], message()))
+    assert again is False
+
+
+async def test_a_breath_ends_when_the_broker_goes_on_and_also_when_it_does_not(
+    sqlite_store: Store, make_engine: MakeEngine, three_places: MqttPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "MESSAGES_AHEAD", 4)
+    engine = make_engine(publisher=three_places)
+    jobs_ = [await add_job(sqlite_store, of=message(), transport=Transport.MQTT) for _ in range(7)]
+    await sqlite_store.write(lambda tx: [engine.worker.begin_at_once(tx, job, message()) for job in jobs_])
+    began = clock.monotonic()
+
+    await engine.worker.breathe()
+
+    assert BREATH_S <= clock.monotonic() - began < BREATH_S + 5
+    assert await make_engine().worker.breathe() is None
 
 
 async def test_a_message_begins_at_once_but_not_while_its_worker_drains(
