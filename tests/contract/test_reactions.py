@@ -117,6 +117,18 @@ async def test_a_report_sets_properties_changes_the_state_and_starts_the_operati
     assert sorted(history) == [("door", "open", None), ("temperature", 20, None), ("temperature", 90, None)]
 
 
+async def test_reports_that_come_at_once_see_what_the_one_before_made(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+
+    await asyncio.gather(*(engine.report(owner_id, temperature=20 + 70 * (at % 2)) for at in range(30)))
+
+    row = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
+    assert row.reports == 30
+    changes = await changes_of(engine, owner_id)
+    assert [left for left, _ in changes] == ["created", *(entered for _, entered in changes[:-1])]
+    assert len(await jobs_of(engine, owner_id)) == sum(entered == "alarm" for _, entered in changes)
+
+
 async def test_why_a_state_was_entered_is_kept_and_told_in_an_event(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine)
     await engine.report(owner_id, temperature=90)
