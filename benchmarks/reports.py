@@ -44,7 +44,7 @@ from benchmarks.harness.server import Server, cpu_s, rss_mb
 API = "/api/v1"
 RUNS = 1 if QUICK else 3
 RATES = (10, 100, 500) if QUICK else (10, 100, 500, 1000)
-SECONDS = 2.0 if QUICK else 8.0
+SECONDS = 2.0 if QUICK else 5.0
 THINGS = 100
 BURST = 500 if QUICK else 4000
 INGEST = 1000 if QUICK else 10_000

@@ -32,8 +32,8 @@ def _text(text: str) -> bytes:
 class Load(asyncio.Protocol):
     """One connection. `open` first; `took` is called with the topic of each message that comes."""
 
-    def __init__(self, took: Callable[[str], None]) -> None:
-        self._took = took
+    def __init__(self, took: Callable[[str], None], name: str = "load") -> None:
+        self._took, self._name = took, name
         self._received = bytearray()
         self._number = 0
         self._let_in: asyncio.Future[None] | None = None
@@ -48,7 +48,7 @@ class Load(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._let_in = loop.create_future()
         await loop.create_connection(lambda: self, "127.0.0.1", port)
-        connect = _text("MQTT") + b"\x04\x02\x00\x00" + _text("load")
+        connect = _text("MQTT") + b"\x04\x02\x00\x00" + _text(self._name)
         subscribe = b"\x00\x01" + _text(subscription) + b"\x01"
         self.send(packet(0x10, connect) + packet(0x82, subscribe))
         async with asyncio.timeout(_WITHIN_S):
