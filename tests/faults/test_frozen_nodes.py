@@ -54,6 +54,7 @@ async def test_a_node_that_was_frozen_runs_nothing_twice_and_its_late_writes_are
                 await eventually(lambda: led_by_another(nodes, rest, frozen.pid, lease), 30)  # noqa: B023
             taken_over_s = time.monotonic() - began
         await pause(max(0.0, frozen_s - (time.monotonic() - began)))
+        await eventually(lambda: nodes.is_dead(rest, frozen.pid), 30, 0.2)
         frozen.thaw()
 
         await eventually(lambda: "was declared dead" in frozen.log, 15)

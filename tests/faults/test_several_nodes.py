@@ -103,7 +103,7 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
         print(f"{way}: taken over after {took:.1f} s")  # noqa: T201 - a figure
 
         if way == "frozen":
-            await eventually(lambda: is_dead(nodes, rest, leader.pid), 5)
+            await eventually(lambda: nodes.is_dead(rest, leader.pid), 5)
             leader.thaw()
             await eventually(lambda: "leads no more" in leader.log, 10)
             await eventually(lambda: "was declared dead" in leader.log, 10)
@@ -112,10 +112,6 @@ async def test_the_leader_is_replaced_within_twenty_seconds_and_writes_nothing_w
             again = await rest.run(owner, script, wait=20)
             assert again["outcome"] == "succeeded"
     assert took < TAKEN_OVER_WITHIN_S
-
-
-async def is_dead(nodes: Nodes, rest: Rest, pid: int) -> bool:
-    return pid not in await nodes.workers(rest)
 
 
 def in_ms(ms: int) -> str:

@@ -48,6 +48,10 @@ class Nodes:
         """Whether each of them counts as alive."""
         return set(await self.workers(rest)) == {node.pid for node in self.all}
 
+    async def is_dead(self, rest: Rest, pid: int) -> bool:
+        """Whether the others have declared a node dead: a leader, after ten seconds of its own watching."""
+        return pid not in await self.workers(rest)
+
     async def holder(self, rest: Rest, lease: str) -> int | None:
         """The process that holds a lease."""
         held = [pid for pid, worker in (await self.workers(rest)).items() if lease in worker["leases"]]
