@@ -28,7 +28,8 @@ T = TypeVar("T")
 READERS = 4
 # One transaction left open anywhere holds the event feed back.
 IDLE_IN_TRANSACTION_MS = 5000
-STATEMENT_MS = 30_000
+# A process that is frozen amid a pipeline of statements keeps its locks for as long; leadership has to change in 20 s.
+STATEMENT_MS = 10_000
 CONNECT_S = 5.0
 ANSWER_S = STATEMENT_MS / 1000 + 5  # longer than the server's own time-out
 RACES = 5  # tries of a PostgreSQL transaction that lost a race

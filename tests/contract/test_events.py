@@ -151,7 +151,7 @@ async def test_a_session_on_the_server_is_bounded_and_commits_to_disk_however_th
         names = ("idle_in_transaction_session_timeout", "statement_timeout", "synchronous_commit")
         return [conn.execute(text(f"SHOW {name}")).scalar_one() for name in names]
 
-    assert await store.read(limits) == ["5s", "30s", "on"]
+    assert await store.read(limits) == ["5s", "10s", "on"]
 
 
 async def test_a_resume_below_what_was_pruned_is_told_and_goes_on(store: Store) -> None:
