@@ -45,6 +45,10 @@ class _Starts:
         self._settler, self._wait_s = settler, wait_s
         self.at: dict[str, float] = {}
 
+    def open_way(self, _job: Job) -> str | None:
+        """It goes nowhere."""
+        return None
+
     def ready_to_send(self, _job: Job) -> bool:
         return True
 
