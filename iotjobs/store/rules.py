@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from iotjobs import clock
-from iotjobs.domain.entities import Entity, OwnerType
+from iotjobs.domain.entities import Entity
 from iotjobs.domain.expressions import compile_expression
 from iotjobs.domain.periods import DAYS, Period
 from iotjobs.domain.states import Condition
@@ -270,8 +270,3 @@ def trace_rows(
     if before is not None:
         query = query.where(X.id < before)
     return conn.execute(query).all()
-
-
-def owner_type_of(kind: str) -> OwnerType:
-    """Of `object` or `link`."""
-    return OwnerType[kind.upper()]

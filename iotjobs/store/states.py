@@ -53,7 +53,7 @@ def create(tx: Transaction, name: str, priority: int, now: int) -> dict[str, Any
     Raises:
         Conflict: the name is taken.
     """
-    _refuse_taken(tx.conn, name, None)
+    _refuse_taken(tx.conn, name)
     row = {"id": clock.new_id(), "name": name, "priority": priority, "created_at": now, "version": 1}
     tx.conn.execute(insert(states), row)
     return {**row, "built_in": False}
@@ -91,9 +91,9 @@ def remove(tx: Transaction, state_id: str) -> None:
     tx.conn.execute(delete(states).where(A.id == state_id))
 
 
-def _refuse_taken(conn: Connection, name: str, own_id: str | None) -> None:
+def _refuse_taken(conn: Connection, name: str) -> None:
     taken = conn.execute(select(A.id).where(A.name == name)).scalar()
-    if name in BUILT_IN or (taken is not None and taken != own_id):
+    if name in BUILT_IN or taken is not None:
         raise Conflict(f"there is a state {name!r} already", field="name")
 
 
