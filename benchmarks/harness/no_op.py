@@ -28,6 +28,7 @@ from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
 from iotjobs.serving import loop_factory
 from iotjobs.store import jobs, queue, tables
+from iotjobs.store.drawn import draw
 from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
@@ -109,7 +110,7 @@ class NoOpSite:
             ticket = queue.ticket_of(tx.conn, jobs.inserted(row, seq))
             queue.offer_if_free(tx, None, ticket, row["timestamp"], self.dispatcher)
 
-        await self.store.write(item, locks=())
+        await self.store.write(item, locks=(), ahead=(draw, (row["id"], row["operation_id"])))
         return str(row["id"])
 
     async def fill(self, count: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, assert_never
 
 from iotjobs.domain.errors import BadRequest, Conflict, FieldError
 from iotjobs.domain.jobs import Ending, Job, Transport
-from iotjobs.domain.statuses import ENDED, Outcome, Status
+from iotjobs.domain.statuses import Outcome, Status
 
 # What may be left of a run on its device, when nobody could prove that nothing is.
 NOT_CONFIRMED = "notConfirmed"
@@ -103,7 +103,7 @@ def retry_args(job: Job, given: Mapping[str, Any]) -> dict[str, Any]:
         Conflict: it has not ended, or is no run of an operation.
         BadRequest: an erased argument is not given, or something else is; names each.
     """
-    if job.status not in ENDED:
+    if not job.ended:
         raise Conflict(f"job {job.id} is {job.status}: only a job that has ended can be run again")
     if job.operation_id is None:
         raise Conflict(f"job {job.id} is no run of an operation")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.domain.statuses import ENDED, Outcome, Status
 
 
 class JobType(StrEnum):
@@ -141,6 +141,11 @@ class Job:
     output_pruned_at: int | None
     transient: bool
     abortable: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change its status any more."""
+        return self.status in ENDED
 
     @property
     def parked(self) -> bool:

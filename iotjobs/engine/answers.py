@@ -40,7 +40,7 @@ def take_word(
 
 def _awaits_answer(conn: Connection, job: Job) -> bool:
     """Whether a device's word ends the job: also before the broker acknowledged, or after a cut."""
-    if job.transport is not Transport.MQTT or not job.attempt or jobs.ended(job):
+    if job.transport is not Transport.MQTT or not job.attempt or job.ended:
         return False
     return jobs.plan_of(conn, job.id)[0].get("answer_within_s") is not None
 

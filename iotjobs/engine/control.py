@@ -137,7 +137,7 @@ class Control(LoopService):
         """Put a job behind everything else, or back: while it waits that changes its place."""
 
         def item(tx: Transaction, job: Job, now: int) -> Status:
-            if jobs.ended(job):
+            if job.ended:
                 raise Conflict(f"job {job.id} has ended")
             if job.low_priority is not low:
                 queue.rank_again(tx, job, low, now, self._offers)

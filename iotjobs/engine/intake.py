@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from iotjobs.domain.operations import Asked, Operation, Plan
 from iotjobs.domain.rights import Caller
 from iotjobs.engine.commands import command_request
 from iotjobs.store import entities, idempotency, jobs, queue
+from iotjobs.store.drawn import Drawn, draw
 from iotjobs.store.queue import Offers
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -148,7 +149,8 @@ class Intake:
             rendered = self._render(request, job_id, seen)
             lane = rendered.row["lane"]
             locks = [] if lane is None else [lane]
-            submitted = await self._store.write(self._item(request, rendered), locks=locks)
+            ahead = (draw, (job_id, request.operation_id))
+            submitted = await self._store.write(self._item(request, rendered), locks=locks, ahead=ahead)
             if submitted is not None:
                 return submitted
         raise Conflict("the operation is being changed: try again")
@@ -209,18 +211,18 @@ class Intake:
         row, now = rendered.row, rendered.row["timestamp"]
 
         def item(tx: Transaction) -> Submitted | None:
-            if not _still_current(tx.conn, rendered.operation):
+            if not _still_current(tx, row["id"], rendered.operation):
                 return None  # before the key is taken: this job will never be
             if request.key is not None:
                 idempotency.forget(tx, before=now - IDEMPOTENCY_KEPT_MS)
                 earlier = idempotency.take(tx, _key_scope(request), request.body_digest, row["id"], now)
                 if earlier is not None:
                     return Submitted(earlier)
-            job = jobs.inserted(row, jobs.insert_job(tx, row, rendered.plan, rendered.secret))
-            if job.start_at is None:
-                ticket = queue.ticket_of(tx.conn, job)
-                if not queue.offer_if_free(tx, job.lane, ticket, now, self._offers):
-                    job = replace(job, pending_reason=PendingReason.LANE)
+            waits = row["start_at"] is None and not queue.lane_is_free(tx, row["lane"], now)
+            told = {**row, "pending_reason": PendingReason.LANE} if waits else row
+            job = jobs.inserted(told, jobs.insert_job(tx, told, rendered.plan, rendered.secret))
+            if job.start_at is None and not waits:
+                self._offers.offer(tx, queue.ticket_of(tx.conn, job))
             return Submitted(job.id, job)
 
         return item
@@ -329,8 +331,10 @@ def _refused_row(request: Execute, job_id: str, owner: Entity) -> dict[str, Any]
     }
 
 
-def _still_current(conn: Connection, operation: Operation) -> bool:
-    return entities.operation_version(conn, operation.id) == operation.version
+def _still_current(tx: Transaction, job_id: str, operation: Operation) -> bool:
+    drawn: Drawn | None = tx.ahead.get(job_id)
+    version = entities.operation_version(tx.conn, operation.id) if drawn is None else drawn.version
+    return version == operation.version
 
 
 def _key_scope(request: Execute) -> str:

@@ -28,8 +28,8 @@ GROUP_ITEMS = 64
 AT_ONCE = 2
 
 
-# Reads for many keys what their items would each read first.
-ReadAhead = Callable[[Connection, list[str]], Mapping[str, Any]]
+# Reads for many keys what their items would each read first; by the ids of the jobs.
+ReadAhead = Callable[[Connection, list[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Share:
 
     item: Item[Any]
     locks: Sequence[str] = ()
-    ahead: tuple[ReadAhead, str] | None = None
+    ahead: tuple[ReadAhead, Any] | None = None
 
 
 def run_shares(conn: Connection, shares: Sequence[Share]) -> tuple[list[Any], Transaction]:
@@ -51,7 +51,7 @@ def run_shares(conn: Connection, shares: Sequence[Share]) -> tuple[list[Any], Tr
     locked = Counter(name for share in shares for name in share.locks)
     tx.lock(*locked)
     meets = [len(shares) == 1 or any(locked[name] > 1 for name in share.locks) for share in shares]
-    ahead: dict[ReadAhead, list[str]] = {}
+    ahead: dict[ReadAhead, list[Any]] = {}
     for share, others in zip(shares, meets, strict=True):
         if share.ahead is not None and not others:
             ahead.setdefault(share.ahead[0], []).append(share.ahead[1])

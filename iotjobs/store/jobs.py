@@ -25,6 +25,7 @@ from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingRe
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
 from iotjobs.store import tables
+from iotjobs.store.drawn import Drawn
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
@@ -58,7 +59,7 @@ def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secre
     """Insert a PENDING job with its plan and its `job.added` event.
 
     Args:
-        tx: the transaction that makes the job known.
+        tx: the transaction that makes the job known; at its end, if the job's number was drawn ahead.
         row: columns of the job without `seq`; absent ones get their defaults.
         plan: what people may see of what it will do.
         secret: the whole plan, encrypted, when it holds secrets.
@@ -66,7 +67,12 @@ def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secre
     Returns:
         The job's `seq`.
     """
-    seq = _insert_job.insert(tx.conn, {**_DEFAULTS, **row})
+    drawn: Drawn | None = tx.ahead.pop(row["id"], None)
+    if drawn is None:
+        seq = _insert_job.insert(tx.conn, {**_DEFAULTS, **row})
+    else:
+        seq = drawn.seq
+        tx.append(tables.jobs, {**_DEFAULTS, **row, "seq": seq})
     if plan is not None:
         tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": secret})
     _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=Status.PENDING, outcome=None)
@@ -490,8 +496,3 @@ def _storable(text: str | None) -> str | None:
     if text is None or (text.isascii() and "\x00" not in text):
         return text
     return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
-
-
-def ended(job: Job) -> bool:
-    """Whether nothing will change the job's status any more."""
-    return job.status in ENDED

@@ -197,9 +197,12 @@ def candidates(conn: Connection, job_ids: list[str]) -> dict[str, Candidate]:
     return {row.id: Candidate(job_of(row[:-3]), *row[-3:]) for row in rows}
 
 
-def lane_busy(conn: Connection, lane: str, now: int, *, but: str = "") -> bool:
-    """Whether another job of the lane runs or stands ready before a new one."""
-    return _lane_busy.first(conn, {"lane": lane, "now": now, "but": but}) is not None
+def lane_is_free(tx: Transaction, lane: str | None, now: int, *, but: str = "") -> bool:
+    """Whether no other job of the lane runs or stands ready before a new one; it stays so until COMMIT."""
+    if lane is None:
+        return True
+    tx.lock(lane)
+    return _lane_busy.first(tx.conn, {"lane": lane, "now": now, "but": but}) is None
 
 
 def lane_active(conn: Connection, lane: str) -> bool:
@@ -233,11 +236,9 @@ def offer_next(
 
 def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> bool:
     """A job became ready: offer it, or note that it waits for its lane; whether it was offered."""
-    if lane is not None:
-        tx.lock(lane)
-        if lane_busy(tx.conn, lane, now, but=ticket.job_id):
-            _wait_for.run(tx.conn, {"is_id": ticket.job_id, "reason": PendingReason.LANE})
-            return False
+    if not lane_is_free(tx, lane, now, but=ticket.job_id):
+        _wait_for.run(tx.conn, {"is_id": ticket.job_id, "reason": PendingReason.LANE})
+        return False
     offers.offer(tx, ticket)
     return True
 

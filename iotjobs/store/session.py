@@ -74,7 +74,7 @@ class Store(Protocol):
         *,
         size: int = 0,
         locks: Sequence[str] | None = None,
-        ahead: tuple[ReadAhead, str] | None = None,
+        ahead: tuple[ReadAhead, Any] | None = None,
     ) -> T:
         """Run `item` in a transaction; return its result once it is committed.
 
@@ -85,7 +85,7 @@ class Store(Protocol):
             locks: the names that it locks (`Transaction.lock`) and that are known before it runs. Given,
                 also none of them, it may share its transaction with others; then it locks no other names.
             ahead: a function that reads for many keys, and the item's own key. What it found for that
-                one may be in `Transaction.ahead` when the item runs.
+                one's job may be in `Transaction.ahead` when the item runs.
 
         Raises:
             StorageFull, StoreUnavailable: nothing of it is on disk.
@@ -225,7 +225,7 @@ class SqliteStore:
         *,
         size: int = 0,
         locks: Sequence[str] | None = None,  # noqa: ARG002 - its single writer needs none
-        ahead: tuple[ReadAhead, str] | None = None,  # noqa: ARG002 - no way there that could be saved
+        ahead: tuple[ReadAhead, Any] | None = None,  # noqa: ARG002 - no way there that could be saved
     ) -> T:
         """See `Store`."""
         try:
@@ -315,7 +315,7 @@ class PostgresStore:
         *,
         size: int = 0,
         locks: Sequence[str] | None = None,
-        ahead: tuple[ReadAhead, str] | None = None,
+        ahead: tuple[ReadAhead, Any] | None = None,
     ) -> T:
         """See `Store`."""
         if locks is None:

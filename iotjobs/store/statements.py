@@ -24,6 +24,7 @@ Parameters = Mapping[str, Any]
 _Processor = Callable[[Any], Any]
 _NOTHING: Parameters = {}
 _PLACE = re.compile(r"\$(\d+)")
+_TYPED_PLACE = re.compile(r"\$(\d+)::(\w+)")
 
 
 class Prepared:
@@ -78,10 +79,10 @@ class Prepared:
         compiled = self._of(conn.dialect)
         run(conn, compiled.sql, [compiled.values(row) for row in rows], many=True)
 
-    def written(self, conn: Connection, parameters: Parameters) -> tuple[str, Sequence[Any]]:
-        """The statement in the driver's words, and what is bound."""
+    def of_rows(self, conn: Connection, rows: Sequence[Parameters]) -> tuple[str, Sequence[Any]]:
+        """An INSERT of many rows, in their order, as one statement of PostgreSQL; and what is bound."""
         compiled = self._of(conn.dialect)
-        return compiled.sql, compiled.values(parameters)
+        return _of_rows(compiled.sql), list(zip(*map(compiled.values, rows), strict=True))
 
     def run_all(self, conn: Connection, rows: Sequence[Parameters]) -> int:
         """Execute an UPDATE again and again on one way there and back; how many rows it was in all.
@@ -166,6 +167,21 @@ def insert_if_new(conn: Connection, table: Table, row: Parameters) -> bool:
     """Insert a row unless there is one of its key; whether it was inserted. Waits for who inserts it just now."""
     made = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
     return conn.execute(made(table).on_conflict_do_nothing(), row).rowcount == 1
+
+
+@cache
+def _of_rows(sql: str) -> str:
+    """An INSERT of one row made one of many: what was bound is an array now."""
+    head, given = sql.split(" VALUES (", 1)
+    assert given.endswith(")"), f"more follows its values: {sql}"
+    kinds = [kind for _, kind in _TYPED_PLACE.findall(given)]
+    assert len(kinds) == len(_PLACE.findall(given)), f"what is bound has no type: {sql}"
+    names = ", ".join(f"v{at}" for at, _ in enumerate(kinds, 1))
+    arrays = ", ".join(f"${at}::{kind}[]" for at, kind in enumerate(kinds, 1))
+    taken = _TYPED_PLACE.sub(r"rows.v\1", given[:-1])
+    return (
+        f"{head} SELECT {taken} FROM unnest({arrays}) WITH ORDINALITY AS rows ({names}, place) ORDER BY place"
+    )
 
 
 @cache

@@ -139,7 +139,7 @@ def map_store_error(error: DBAPIError) -> IotJobsError:
 def complete(conn: Connection, parts: Sequence[Transaction]) -> None:
     """Write what items appended and gathered: one statement a table, each table's rows in their order.
 
-    On PostgreSQL, where each statement is a way there and back, those of one row are one.
+    On PostgreSQL, where each statement is a way there and back, they are one.
     """
     by_table: dict[Table, list[dict[str, Any]]] = {}
     gathered: Gathered = {}
@@ -151,8 +151,8 @@ def complete(conn: Connection, parts: Sequence[Transaction]) -> None:
     together: list[tuple[str, Sequence[Any]]] = []
     for table, members in by_table.items():
         statement = _insert(table, tuple(members[0]))
-        if len(members) == 1 and conn.dialect.name == "postgresql":
-            together.append(statement.written(conn, members[0]))
+        if conn.dialect.name == "postgresql":
+            together.append(statement.of_rows(conn, members))
         else:
             statement.insert_all(conn, members)
     together += [written for action, values in gathered.items() if (written := action(conn, values))]

@@ -5,19 +5,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from iotjobs.domain.errors import Conflict, EngineError, StoreUnavailable, TransitionRefused
-from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.jobs import Ending, Job, PendingReason
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.sending import Begun
-from iotjobs.store import facts, groups, queue, statements
+from iotjobs.store import drawn, facts, groups, queue, statements, tables, writer
 from iotjobs.store.groups import GROUP_ITEMS
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store, open_store
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Item, Transaction
-from tests.services.rows import Engine, add_job, events_of, job_of, running_job
+from tests.services.rows import Engine, add_job, counts, events_of, job_of, rows_of, running_job
 
 
 @pytest.fixture
@@ -154,6 +154,81 @@ async def test_begins_and_ends_that_share_a_transaction_share_its_statements(
     assert all(each is not None for each in begun)
     assert len(ways) <= 20  # of two transactions, one of which may be of one item
     assert {(await job_of(store, job.id)).status for job in waiting} == {Status.RUNNING}
+    await engine.stop()
+
+
+async def test_submits_that_share_a_transaction_share_its_statements(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(store)
+    things = [await engine.script("true") for _ in range(GROUP_ITEMS // 2)]
+    ways: list[str] = []
+    hand_over = statements.run
+    for module in (statements, writer, drawn):
+        monkeypatch.setattr(
+            module, "run", lambda *given, **how: ways.append(given[1]) or hand_over(*given, **how)
+        )
+
+    ids = await asyncio.gather(*(engine.execute(*thing) for thing in things))
+
+    inserts = [sql for sql in ways if "INSERT INTO job " in sql]
+    assert len(inserts) <= 8  # those that came while nobody wrote went alone
+    assert sum("nextval" in sql for sql in ways) <= 8
+    made = [await job_of(store, job_id) for job_id in ids]
+    assert len({job.seq for job in made}) == len(ids)
+    assert {(job.status, job.pending_reason, job.priority) for job in made} == {(Status.PENDING, None, 5)}
+    assert engine.dispatcher.live == set(ids)
+    for job in made:
+        assert await events_of(store, job.id) == [("job.added", "PENDING", None)]
+        assert (await rows_of(store, tables.plans, job.id))[0]["plan"]["script"] == "true"
+    await engine.stop()
+
+
+async def test_of_submits_that_meet_in_a_lane_one_is_offered(store: Store) -> None:
+    engine = Engine(store)
+    things = [await engine.script("true") for _ in range(4)]
+
+    ids = await asyncio.gather(*(engine.execute(*thing) for thing in things * 5))
+
+    made = [await job_of(store, job_id) for job_id in ids]
+    offered = [job for job in made if job.pending_reason is None]
+    assert len({job.lane for job in offered}) == len(offered) == len(things)
+    assert engine.dispatcher.live == {job.id for job in offered}
+    assert {job.pending_reason for job in made} == {None, PendingReason.LANE}
+    await engine.stop()
+
+
+class _Changing:
+    """A store in which an operation is changed once so many have looked it up."""
+
+    def __init__(self, store: Store, operation_id: str, looks: int) -> None:
+        self._store, self._operation_id, self._looks = store, operation_id, looks
+        self._changed = asyncio.Event()
+
+    async def look(self, query: Any) -> Any:
+        seen = await self._store.look(query)
+        self._looks -= 1
+        if self._looks == 0:
+            change = update(tables.operations).where(tables.operations.c.id == self._operation_id)
+            await self._store.write(lambda tx: tx.conn.execute(change.values(version=2)))
+            self._changed.set()
+        await self._changed.wait()
+        return seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_submits_of_an_operation_that_changed_meanwhile_render_it_anew(store: Store) -> None:
+    engine = Engine(store)
+    owner_id = await engine.thing()
+    operation_id = await engine.operation(owner_id, concurrent=True, parameters={"text": "true"})
+    engine.intake._store = _Changing(store, operation_id, 6)  # type: ignore[assignment]
+
+    ids = await asyncio.gather(*(engine.execute(owner_id, operation_id) for _ in range(6)))
+
+    assert {(await job_of(store, job_id)).operation_version for job_id in ids} == {2}
+    assert await counts(store) == {"PENDING": 6}
     await engine.stop()
 
 

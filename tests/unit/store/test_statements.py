@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from iotjobs.store import tables
 from iotjobs.store.session import sqlite_engine
-from iotjobs.store.statements import Prepared, in_one
+from iotjobs.store.statements import Prepared, _of_rows, in_one
 
 E = tables.events.c
 _insert = Prepared(insert(tables.events), ("kind", "at", "job_id", "entity_id", "data"))
@@ -70,6 +71,18 @@ def test_the_drivers_error_is_cores_error(conn: Connection) -> None:
 def test_a_statement_whose_text_changes_with_its_values_is_refused(conn: Connection) -> None:
     with pytest.raises(AssertionError, match="changes with its values"):
         Prepared(select(E.id).where(E.kind.in_(["a", "b"]))).all(conn)
+
+
+def test_an_insert_of_one_row_is_made_one_of_many() -> None:
+    one = "INSERT INTO a (g, x, y) VALUES ((SELECT v FROM s), $1::VARCHAR, $2::JSON)"
+
+    assert _of_rows(one) == (
+        "INSERT INTO a (g, x, y) SELECT (SELECT v FROM s), rows.v1, rows.v2 "
+        "FROM unnest($1::VARCHAR[], $2::JSON[]) WITH ORDINALITY AS rows (v1, v2, place) ORDER BY place"
+    )
+    for unfit in ("INSERT INTO a (x) VALUES ($1)", "INSERT INTO a (x) VALUES ($1::INT) RETURNING a.x"):
+        with pytest.raises(AssertionError, match=re.escape(unfit)):
+            _of_rows(unfit)
 
 
 def test_statements_in_one_count_their_values_through() -> None:
