@@ -418,10 +418,10 @@ async def test_holds_silence_and_forced_states_go_on_as_before(store: Store, set
         moments_ = [standing.wake_at, standing.heard_at, standing.holding["c0"], due]
         return [round((moment - now) / 1000) for moment in moments_]
 
-    before = await store.read(remaining)
-    assert before == [60, 0, 0, 300]
+    expected = pytest.approx([60, 0, 0, 300], abs=5)  # a busy machine takes its time, but not a day
+    assert await store.read(remaining) == expected
     for by in (DAY, -DAY):
         set_clock(by)
         await timekeeper.look()
-        assert await store.read(remaining) == before
+        assert await store.read(remaining) == expected
     await engine.stop()
