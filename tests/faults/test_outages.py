@@ -110,7 +110,9 @@ async def test_a_postgresql_that_crashes_and_recovers(
     assert "Traceback" not in serve.log
 
 
+@pytest.mark.parametrize("silent", [0.5, 1.0])
 async def test_a_postgresql_that_is_cut_off_for_twenty_seconds(
+    silent: float,
     make_serve: StartServe,
     start_mosquitto: Callable[..., Mosquitto],
     openssh: SshServer,
@@ -127,7 +129,7 @@ async def test_a_postgresql_that_is_cut_off_for_twenty_seconds(
             await submit_all(fleet, JOBS // 2)
             wire.freeze()
             during = asyncio.create_task(submit_all(fleet, 10))
-            await wire.outage(CUT_S)
+            await wire.outage(CUT_S, silent=silent)
             await during
             outcomes = await check(fleet)
             assert await submit_all(fleet, 5) == 0
