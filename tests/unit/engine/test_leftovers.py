@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from iotjobs.domain.jobs import Job, Transport
 from iotjobs.domain.statuses import Outcome, Status
@@ -119,6 +120,31 @@ async def test_a_cancel_of_what_waits_for_its_next_try_ends_what_the_earlier_lef
     assert processes_of(job.id) == []
     lines = [line["message"] for line in await rows_of(sqlite_store, tables.log_entries, job.id)]
     assert lines == ["an earlier attempt: its processes were killed and are gone"]
+
+
+async def test_what_expires_while_it_waits_for_its_next_try_is_ended_on_the_device_too(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await orphan(engine, tmp_path, idempotent=True)
+    assert await rescue(sqlite_store, engine.settler, "alive") == 1
+    long_ago = update(tables.jobs).where(tables.jobs.c.id == job.id).values(expires_at=1)
+    await sqlite_store.write(lambda tx: tx.conn.execute(long_ago))
+
+    await engine.deadlines.look()
+
+    expired = await job_of(sqlite_store, job.id)
+    assert (expired.outcome, expired.cancel) == (Outcome.EXPIRED, None)
+    assert (expired.error_message or "").endswith("; attempt 1 may still run on the device, see the log")
+
+    async def told() -> bool:
+        lines = await rows_of(sqlite_store, tables.log_entries, job.id)
+        return [line["message"] for line in lines] == [
+            "an earlier attempt: its processes were killed and are gone"
+        ]
+
+    await eventually(told)
+    assert processes_of(job.id) == []
 
 
 async def canceled_in_back_off(engine: Engine, folder: Path) -> Job:
