@@ -212,10 +212,10 @@ def test_a_brokers_url_is_read(url: str, expected: BrokerAddress) -> None:
     assert BrokerAddress.parse(url) == expected
 
 
-def test_arguments_win_over_the_url() -> None:
-    address = BrokerAddress.parse("mqtts://a:b@h", username="c", password="d", ca_file=Path("/ca.pem"))
+def test_a_ca_file_goes_with_the_url() -> None:
+    address = BrokerAddress.parse("mqtts://a:b@h", ca_file=Path("/ca.pem"))
 
-    assert address == BrokerAddress("h", 8883, "c", "d", tls=True, ca_file=Path("/ca.pem"))
+    assert address == BrokerAddress("h", 8883, "a", "b", tls=True, ca_file=Path("/ca.pem"))
 
 
 @pytest.mark.parametrize(
