@@ -17,6 +17,7 @@ from typing import Literal
 
 import asyncssh
 
+from iotjobs.domain.entities import SshCredential
 from iotjobs.domain.errors import (
     BadAnswer,
     CredentialsRefused,
@@ -36,7 +37,6 @@ from iotjobs.transports.ssh_trust import (
     HOST_KEY_ALGS,
     KEX_ALGS,
     HostKey,
-    SshCredential,
     SshTarget,
     TrustStore,
     delivery_error,
