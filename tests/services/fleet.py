@@ -98,5 +98,5 @@ class Fleet:
             if job["outcome"] == "succeeded":
                 assert counts[job_id] >= 1, job
         outcomes = Counter(job["outcome"] for job in jobs.values())
-        assert set(outcomes) <= {"succeeded", "lost", "timed_out"}
+        assert set(outcomes) <= {"succeeded", "lost", "timed_out"}, outcomes
         return outcomes
