@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, literal_column, or_, select, update
 
-from iotjobs.domain.entities import Entity, OwnerType, SshAddress
+from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Forced, Standing
-from iotjobs.store import references, tables
+from iotjobs.store import entities, references, tables
 from iotjobs.store.state_tables import (
     WAKES,
     property_history,
@@ -132,17 +132,8 @@ def load_objects(conn: Connection, object_ids: Iterable[str]) -> dict[str, Snaps
 
 
 def _object_of(row: Any) -> Snapshot:
-    entity = Entity(
-        row.id,
-        OwnerType.OBJECT,
-        row.name,
-        row.class_id,
-        {**(row.defaults or {}), **row.properties},
-        thing=row.thing,
-        ssh=None if row.ssh is None else SshAddress(**row.ssh),
-    )
     after_s = row.default_no_data if row.no_data_after_s is None else row.no_data_after_s
-    return _snapshot(row, entity, after_s)
+    return _snapshot(row, entities.object_of(row), after_s)
 
 
 def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None) -> Snapshot | None:

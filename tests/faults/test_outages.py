@@ -12,10 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
-from tests.services.fleet import Fleet
+from tests.services.fleet import Fleet, slow_valve
 from tests.services.mosquitto import Mosquitto
 from tests.services.postgres import PostgresServer, running_postgres
 from tests.services.site import Rest, Serve, StartServe, ended, eventually
@@ -28,15 +27,10 @@ JOBS = 40
 @asynccontextmanager
 async def running(serve: Serve, openssh: SshServer, broker: Mosquitto, folder: Path) -> AsyncIterator[Fleet]:
     await serve.start()
-    valve = PretendDevice("valve", "127.0.0.1", broker.port, behaviour=Behaviour.SLOW, answer_after_s=0.2)
-    await valve.start()
-    try:
-        async with Rest(serve) as rest:
-            fleet = Fleet(rest, folder, valve)
-            await fleet.define(openssh)
-            yield fleet
-    finally:
-        await valve.stop()
+    async with slow_valve(broker.port) as valve, Rest(serve) as rest:
+        fleet = Fleet(rest, folder, valve)
+        await fleet.define(openssh)
+        yield fleet
 
 
 async def submit_all(fleet: Fleet, count: int) -> int:

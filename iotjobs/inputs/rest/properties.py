@@ -8,13 +8,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from sqlalchemy import Connection
 
 from iotjobs.clock import rfc3339
-from iotjobs.domain.entities import OwnerType, PropertyType
+from iotjobs.domain.entities import PropertyType
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.engine.reactions import Happening, What, Written
 from iotjobs.engine.reports import reported
-from iotjobs.inputs.rest.answers import Id, json_response, listed, only
+from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
 from iotjobs.inputs.rest.services import (
     ApiServices,
@@ -30,15 +30,13 @@ from iotjobs.store import definitions, standings
 from iotjobs.store.definitions import Kind
 from iotjobs.store.writer import Transaction
 
-_FOLDERS = {Kind.OBJECT: "objects", Kind.LINK: "links"}
-_OWNERS = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
 _Values = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": PropertiesOut}}
 
 
 def properties_of(kind: Kind) -> APIRouter:
     """The routes of properties below objects or links."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
 
     @router.post("/report", dependencies=[operator_for("reporting")], responses=_ANSWER)
     async def report(
@@ -80,7 +78,7 @@ def properties_of(kind: Kind) -> APIRouter:
 
 def history_of(kind: Kind) -> APIRouter:
     """The route of a property's history below objects or links."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
 
     @router.get(
         "/properties/{name}/history",
@@ -115,7 +113,7 @@ async def _happen(
     def item(tx: Transaction) -> dict[str, Any]:
         if isinstance(what, Written):
             _refuse_readonly(tx.conn, kind, entity_id, what)
-        engine.reactions.react(tx, Happening(_OWNERS[kind], entity_id, what))
+        engine.reactions.react(tx, Happening(ENTITIES[kind], entity_id, what))
         return _properties(tx.conn, kind, entity_id)
 
     return json_response(await services.store.write(item))
