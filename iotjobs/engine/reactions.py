@@ -35,8 +35,9 @@ class Reported:
     Attributes:
         report_id: one that came before has no effect.
         job_id: the job whose message led to it, as far as it is known.
-        superseded: how many reports of the device it stands for beside itself, that came too quickly.
-        earlier_ids: theirs, which have come as well.
+        superseded: how much of what the device said it stands for beside itself, that came too quickly.
+        earlier_ids: those of reports among that, which have come as well.
+        retained: the broker had kept it, nobody knows how long: values, and no sign of life.
     """
 
     values: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Reported:
     job_id: str | None = None
     superseded: int = 0
     earlier_ids: tuple[str, ...] = ()
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,16 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The broker told that a device came, or went."""
+    """The broker told that a device came, or went.
+
+    Attributes:
+        superseded: as of `Reported`.
+        retained: the broker had kept it, nobody knows how long.
+    """
 
     online: bool
+    superseded: int = 0
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +154,16 @@ class Turn:
                 depth = self._firing.depth_behind(report.job_id)
                 snapshot.reports = number
                 snapshot.superseded += report.superseded
-                snapshot.heard(self._now)
-                self._merge(snapshot, report.values, None, depth)
+                if not report.retained:
+                    snapshot.heard(self._now)
+                self._merge(snapshot, report.values, None, depth, alive=not report.retained)
             case Written(values, caller):
                 self._merge(snapshot, values, caller, depth)
-            case Connection(online):
-                snapshot.standing = replace(standing, offline=not online)
+            case Connection() as word:
+                snapshot.superseded += word.superseded
+                if not word.retained or snapshot.is_news(word.online):
+                    snapshot.standing = replace(standing, offline=not word.online)
+                snapshot.online = word.online
                 self._judge(snapshot, depth)
             case Said(forced):
                 snapshot.standing = replace(standing, forced=forced)
@@ -188,7 +201,13 @@ class Turn:
         return found
 
     def _merge(
-        self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller | None, depth: int
+        self,
+        snapshot: Snapshot,
+        values: Mapping[str, Any],
+        caller: Caller | None,
+        depth: int,
+        *,
+        alive: bool = True,
     ) -> None:
         """Set properties, and judge whatever can see them."""
         before = snapshot.entity.properties
@@ -210,7 +229,8 @@ class Turn:
                 except NotFound:
                     continue  # it was deleted since
                 link.see_ends(snapshot.entity)
-                link.heard(self._now)
+                if alive:
+                    link.heard(self._now)
                 self._judge(link, depth)
         if caller is not None:
             self._run_on_write(snapshot, values, caller)

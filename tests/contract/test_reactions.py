@@ -390,6 +390,53 @@ async def test_the_end_of_a_connection_is_down_until_the_device_is_heard_of(engi
     assert await state_of(engine, owner_id) == "working"
 
 
+async def test_a_report_that_the_broker_had_kept_has_values_and_is_no_sign_of_life(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    other = await engine.thing()
+    link_id = await engine.link(owner_id, other)
+    await engine.happens(owner_id, Reported({"door": "open"}, retained=True))
+    assert await state_of(engine, owner_id) == "created"
+    assert await state_of(engine, link_id) == "created"
+    await engine.report(owner_id, temperature=20)
+    heard_at = (await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))).heard_at
+    await engine.happens(owner_id, Broker(online=False))
+
+    await engine.happens(owner_id, Reported({"temperature": 90}, retained=True))
+
+    standing = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
+    assert (standing.state, standing.offline, standing.heard_at) == ("down", True, heard_at)
+    await engine.report(owner_id, door="open")
+    assert await state_of(engine, owner_id) == "alarm"  # its value is known since
+
+
+@pytest.mark.parametrize(
+    ("before", "kept", "state"),
+    [
+        ((), "offline", "down"),  # nothing is known of it yet
+        ((), "online", "created"),
+        (("report",), "offline", "working"),  # it may be of long before the report
+        (("online", "report"), "offline", "down"),  # said since: it kept the other one before
+        (("offline", "report"), "offline", "working"),  # that one, which the report has answered
+        (("report", "offline"), "offline", "down"),
+        (("report", "offline"), "online", "working"),
+        (("report", "offline", "online"), "online", "working"),
+        (("report", "kept offline", "kept online"), "offline", "down"),
+    ],
+)
+async def test_a_word_that_the_broker_had_kept_counts_when_it_tells_what_is_not_known(
+    engine: Engine, before: tuple[str, ...], kept: str, state: str
+) -> None:
+    owner_id = await engine.thing()
+    for word in (*before, f"kept {kept}"):
+        if word == "report":
+            await engine.report(owner_id, temperature=20)
+        else:
+            what = Broker(online=word.endswith("online"), retained=word.startswith("kept"))
+            await engine.happens(owner_id, what)
+
+    assert await state_of(engine, owner_id) == state
+
+
 async def test_time_alone_changes_a_state_and_is_asked_at_the_right_moment(engine: Engine) -> None:
     owner_id = await engine.thing(no_data_after_s=60)
     await engine.report(owner_id, temperature=20)

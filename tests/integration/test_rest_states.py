@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from paho.mqtt import publish
 
 from tests.integration.test_device_messages import command, enrolled, login, say
+from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, StartServe, eventually, log_has, new_name
 
 
@@ -386,6 +392,74 @@ async def test_a_flood_keeps_the_last_value_is_counted_and_costs_the_others_noth
         assert told["reports"] + told["superseded"] == 200
         assert 10 <= told["reports"] < 30
         assert (await state(other))["superseded"] == 0
+
+
+@pytest.mark.check(18)
+async def test_a_connection_that_flaps_is_held_to_the_rate_as_reports_are(make_serve: StartServe) -> None:
+    serve = make_serve(report_rate="2")
+    await serve.start()
+    async with Rest(serve) as rest, enrolled(rest) as (owner, flapping):
+        for number in range(200):
+            word = b"online" if number % 2 else b"offline"
+            say(flapping, f"iotjobs/{owner['thing']}/status", word, retain=True)
+        say(flapping, f"iotjobs/{owner['thing']}/status", b"offline", retain=True)
+
+        async def settled() -> Any:
+            told = await rest.get(f"/objects/{owner['id']}/state")
+            return told["state"] == "down" and told["superseded"] > 170 and told
+
+        told = await eventually(settled, 10)
+        changes = (await rest.get("/state-changes", entity_id=owner["id"], limit=500))["items"]
+        assert 10 <= len(changes) < 30
+        assert told["superseded"] <= 201 - len(changes)
+
+
+async def test_what_the_broker_had_kept_puts_nobody_down_who_is_up_and_nobody_up_who_is_down(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+
+    async def keep(owner: dict[str, Any], said: bytes) -> None:
+        """As a device does that has its own words kept."""
+        topic = f"iotjobs/{owner['thing']}/{'report' if said.startswith(b'{') else 'status'}"
+        await asyncio.to_thread(publish.single, topic, said, qos=1, retain=True, port=broker.port)
+
+    async with Rest(serve) as rest:
+
+        async def state_is(owner: dict[str, Any], state: str) -> bool:
+            return bool((await rest.get(f"/objects/{owner['id']}/state"))["state"] == state)
+
+        owners, before = {}, {}
+        for name, state, *words in (
+            ("answered", "working", b"offline", b'{"temperature": 20}'),
+            ("gone", "down", b'{"temperature": 20}', b"online", b"offline"),
+            ("missed", "working", b"online", b'{"temperature": 20}'),
+        ):
+            owner = owners[name] = await rest.thing(name=name, thing=name)
+            for word in words:
+                await keep(owner, word)
+            await eventually(lambda owner=owner, state=state: state_is(owner, state), 10)  # type: ignore[misc]
+            before[name] = await rest.get(f"/objects/{owner['id']}/state")
+
+        await serve.stop()
+        await keep(owners["missed"], b"offline")
+        with contextlib.closing(sqlite3.connect(serve.data / "iotjobs.db")) as database:
+            database.execute("DELETE FROM site WHERE name = 'mqtt_client_id'")  # so that its session is new
+            database.commit()
+        await serve.start()
+        await eventually(lambda: state_is(owners["missed"], "down"), 15)
+
+        async def all_came() -> bool:
+            states = [await rest.get(f"/objects/{owner['id']}/state") for owner in owners.values()]
+            return [state["reports"] for state in states] == [2, 2, 2]
+
+        await eventually(all_came, 10)
+        for name, owner in owners.items():
+            after = await rest.get(f"/objects/{owner['id']}/state")
+            assert after["heard_at"] == before[name]["heard_at"], name
+            assert (after["state_change_id"] == before[name]["state_change_id"]) == (name != "missed"), name
 
 
 async def test_what_an_object_is_made_with_decides_its_state_at_once(rest: Rest) -> None:
