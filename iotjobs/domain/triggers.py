@@ -17,7 +17,7 @@ class Decision(StrEnum):
 
     FIRED = "fired"
     HELD = "held"  # fires when the entity stays in the state for `hold_s`
-    HOLD_CANCELED = "hold_canceled"  # it left the state before
+    HOLD_CANCELED = "hold_canceled"  # it left the state before, or it or the trigger is gone
     COOLING_DOWN = "cooling_down"
     RATE_LIMITED = "rate_limited"
     DISABLED = "disabled"
@@ -49,6 +49,11 @@ class Trigger:
     max_per_hour: int | None = None
     enabled: bool = True
     dry: bool = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it asks when it fired before."""
+        return bool(self.cooldown_s) or self.max_per_hour is not None
 
 
 @dataclass(frozen=True, slots=True)

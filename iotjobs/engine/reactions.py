@@ -173,7 +173,8 @@ class Turn:
         return True
 
     def finish(self) -> None:
-        """Write what is to be written of entities."""
+        """Write what is to be written of entities and of what fired."""
+        self._firing.finish()
         standings.save_properties(self._tx, [self._snapshots[entity_id] for entity_id in self._written])
         wakes = self._wakes.items()
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])

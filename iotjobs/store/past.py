@@ -14,9 +14,9 @@ from iotjobs.domain.states import CREATED, Standing
 from iotjobs.domain.triggers import HOUR_MS, Decision, Trigger
 from iotjobs.store import tables
 from iotjobs.store.standings import Snapshot
-from iotjobs.store.state_tables import property_history, state_changes, traces
+from iotjobs.store.state_tables import firings, property_history, state_changes, traces
 
-V, H, X = property_history.c, state_changes.c, traces.c
+V, H, X, F = property_history.c, state_changes.c, traces.c, firings.c
 # Who decides these is not in the conditions.
 _RECORDED = frozenset({"forced", "offline", "no_data"})
 
@@ -117,6 +117,9 @@ def _fired(conn: Connection, rules: Sequence[Trigger], entity_id: str, since: in
             X.at >= since - back,
         )
         found[rule.id] = list(conn.execute(query.order_by(X.at)).scalars())
+        if rule.cooldown_s and not found[rule.id]:  # what is kept longer than traces are
+            last = select(F.at).where(F.trigger_id == rule.id, F.entity_id == entity_id, F.at < since)
+            found[rule.id] = list(conn.execute(last.order_by(F.at.desc()).limit(1)).scalars())
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -17,11 +17,11 @@ from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import definitions, facts, rules, standings, states, tables
+from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import property_history, trigger_timers
+from iotjobs.store.state_tables import firings, property_history, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
 from tests.services.rows import ADMIN, Engine
 
@@ -266,6 +266,93 @@ async def test_cooldown_and_rate_count_for_each_entity_alone(engine: Engine) -> 
 
     assert [d for d in await decisions_of(engine, one) if d != "not_in_states"] == ["fired", "cooling_down"]
     assert [d for d in await decisions_of(engine, other) if d != "not_in_states"] == ["fired"]
+
+
+async def flap(engine: Engine, owner_id: str) -> str:
+    """Into alarm and out of it again; what its trigger decided."""
+    await engine.report(owner_id, temperature=90)
+    await engine.report(owner_id, temperature=20)
+    return [d for d in await decisions_of(engine, owner_id) if d != "not_in_states"][-1]
+
+
+async def test_a_cooldown_lasts_longer_than_traces_are_kept(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, cooldown_s=86_400)
+    assert await flap(engine, owner_id) == "fired"
+    later = clock.now_ms() + 1
+    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=500, before=later)):
+        pass
+
+    assert await flap(engine, owner_id) == "cooling_down"
+
+
+async def test_of_what_fired_before_only_what_bears_on_later_is_kept(engine: Engine) -> None:
+    cooling, _ = await hot_thing(engine, cooldown_s=0.001)
+    limited, _ = await hot_thing(engine, max_per_hour=100)
+    neither, _ = await hot_thing(engine)
+    for owner_id in (cooling, limited, neither):
+        for _ in range(3):
+            assert await flap(engine, owner_id) == "fired"
+    kept = [row.entity_id for row in await rows(engine, firings)]
+    assert (kept.count(cooling), kept.count(limited), kept.count(neither)) == (1, 3, 0)
+
+    hour = 3_600_000
+    await engine.store.write(lambda tx: tx.conn.execute(update(firings).values(at=firings.c.at - hour)))
+    assert await flap(engine, limited) == "fired"
+    assert [row.entity_id for row in await rows(engine, firings)].count(limited) == 1
+
+
+async def test_a_trigger_that_is_given_a_cooldown_knows_when_it_fired(engine: Engine) -> None:
+    owner_id, trigger_id = await hot_thing(engine)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", "fired"]
+    items = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    given = {**items[0].settings, "id": trigger_id, "operation_id": items[0].operation_id, "name": "t"}
+
+    for item in ({**given, "cooldown_s": 3600}, given, {**given, "max_per_hour": 1}):
+        await engine.store.write(lambda tx, item=item: rules.put_triggers(tx, "object", owner_id, [item]))
+        expected = {"max_per_hour": "rate_limited", "cooldown_s": "cooling_down"}
+        [wanted] = [said for name, said in expected.items() if item[name]] or ["fired"]
+        assert await flap(engine, owner_id) == wanted
+
+
+async def test_what_fired_goes_with_its_trigger_and_with_its_entity(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    await engine.conditions(class_id, HOT, owner_kind="class")
+    given = {"states": ["alarm"], "operation_id": operation_id, "cooldown_s": 60}
+    await engine.triggers(class_id, given, owner_kind="class")
+    one, other = await engine.thing(class_id=class_id), await engine.thing(class_id=class_id)
+    for owner_id in (one, other):
+        await engine.report(owner_id, temperature=90)
+
+    await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, one))
+    assert [row.entity_id for row in await rows(engine, firings)] == [other]
+    await engine.store.write(lambda tx: rules.put_triggers(tx, "class", class_id, []))
+    assert await rows(engine, firings) == []
+
+
+async def test_a_hold_whose_trigger_is_taken_away_is_canceled_and_says_so(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=60)
+    await engine.report(owner_id, temperature=90)
+
+    await engine.store.write(lambda tx: rules.put_triggers(tx, "object", owner_id, []))
+
+    (trace,) = await traces_of(engine, owner_id)
+    assert (trace.decision, trace.reason) == ("hold_canceled", "the trigger was taken away")
+    assert await rows(engine, trigger_timers) == []
+
+
+async def test_a_hold_of_an_entity_that_is_deleted_is_canceled_and_says_so(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=60)
+    other, _ = await hot_thing(engine, hold_s=60)
+    for each in (owner_id, other):
+        await engine.report(each, temperature=90)
+
+    await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, owner_id))
+
+    (trace,) = await traces_of(engine, owner_id)
+    assert (trace.decision, trace.reason) == ("hold_canceled", "the object or link was deleted")
+    assert await decisions_of(engine, other) == ["held"]
+    assert await due(engine, 61) == 1
 
 
 async def test_conditions_of_its_own_take_the_place_of_its_class_s(engine: Engine) -> None:
