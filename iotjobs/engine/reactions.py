@@ -57,6 +57,14 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Redefined:
+    """A person changed the definition of an entity, which is written already; `before`: its own properties."""
+
+    before: Mapping[str, Any]
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
     """The broker told that a device came, or went.
 
@@ -82,7 +90,7 @@ class Looked:
     """Time has passed, or what decides was changed."""
 
 
-What: TypeAlias = Reported | Written | Connection | Said | Looked
+What: TypeAlias = Reported | Written | Redefined | Connection | Said | Looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +167,8 @@ class Turn:
                 self._merge(snapshot, report.values, None, depth, alive=not report.retained)
             case Written(values, caller):
                 self._merge(snapshot, values, caller, depth)
+            case Redefined(before, caller):
+                self._redefine(snapshot, before, caller)
             case Connection() as word:
                 snapshot.superseded += word.superseded
                 if not word.retained or snapshot.is_news(word.online):
@@ -210,7 +220,7 @@ class Turn:
         *,
         alive: bool = True,
     ) -> None:
-        """Set properties, and judge whatever can see them."""
+        """Set properties, with what follows from it."""
         before = snapshot.entity.properties
         changed = {
             name: value
@@ -220,6 +230,33 @@ class Turn:
         if changed:
             snapshot.set_properties(changed)
             self._written.add(snapshot.entity.id)
+        self._follow(snapshot, changed, caller, depth, alive=alive)
+        if caller is not None:
+            self._run_on_write(snapshot, values, caller)
+
+    def _redefine(self, snapshot: Snapshot, before: Mapping[str, Any], caller: Caller) -> None:
+        """Properties were written with the definition: what would have followed from them as such follows."""
+        own, effective = snapshot.own, snapshot.entity.properties
+        given = {
+            name: value
+            for name, value in own.items()
+            if name not in before or not operators.equal(before[name], value)
+        }
+        gone = {name: effective.get(name) for name in before if name not in own}
+        self._follow(snapshot, {**given, **gone}, caller, 0)
+        self._run_on_write(snapshot, given, caller)
+
+    def _follow(
+        self,
+        snapshot: Snapshot,
+        changed: Mapping[str, Any],
+        caller: Caller | None,
+        depth: int,
+        *,
+        alive: bool = True,
+    ) -> None:
+        """Keep properties' new values, and judge whatever can see them."""
+        if changed:
             by = None if caller is None else caller.user_id
             standings.add_history(self._tx, snapshot, changed, by, self._now)
         self._judge(snapshot, depth)
@@ -233,8 +270,6 @@ class Turn:
                 if alive:
                     link.heard(self._now)
                 self._judge(link, depth)
-        if caller is not None:
-            self._run_on_write(snapshot, values, caller)
 
     def _run_on_write(self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller) -> None:
         readwrite = [name for name in values if snapshot.types.get(name) == PropertyType.READWRITE]

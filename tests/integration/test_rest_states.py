@@ -161,6 +161,61 @@ async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it
         assert (await viewer.get(f"{path}/properties"))["setpoint"] == 21.5
 
 
+async def test_properties_set_with_the_definition_have_their_history_and_what_follows(rest: Rest) -> None:
+    types = {"setpoint": "readwrite", "serial": "readonly"}
+    class_ = await rest.make("/classes", name=new_name("class"), properties={"limit": 5})
+    owner = await rest.thing(
+        class_id=class_["id"], property_types=types, properties={"serial": "a", "limit": 9}
+    )
+    path = f"/objects/{owner['id']}"
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "setpoint > limit"}])
+    message = {"topic": "things/set", "message": {"to": "{{properties.setpoint}}"}}
+    await rest.make(
+        f"{path}/operations", name="push", type="mqtt", run_on_property_change=True, parameters=message
+    )
+
+    async def state() -> str:
+        found: str = (await rest.get(f"{path}/state"))["state"]
+        return found
+
+    changed = await rest.call("PATCH", path, {"properties": {"setpoint": 7}, "tags": ["x"]})
+    assert (changed.status, changed.body["version"]) == (200, owner["version"] + 1)
+    assert await state() == "created"
+    [job] = (await rest.get(f"{path}/jobs"))["items"]
+    assert (job["cause"], job["run_by"]["name"]) == ("property", "admin")
+    gone = await rest.call("PATCH", path, {"properties": {"limit": None}})
+    assert (gone.body["properties"], await state()) == ({"serial": "a", "setpoint": 7}, "alarm")
+
+    async def history(name: str) -> list[tuple[Any, bool]]:
+        found = (await rest.get(f"{path}/properties/{name}/history"))["items"]
+        return [(entry["value"], entry["by"] is not None) for entry in found]
+
+    assert (await history("setpoint"), await history("limit")) == ([(7, True)], [(5, True)])
+    for properties, field in (({"serial": "b"}, "serial"), ({"_id": "r"}, "_id")):
+        for where, body in ((path, {"properties": properties}), (f"{path}/properties", properties)):
+            problem = await rest.refused("PATCH", where, body, status=400, code="badRequest")
+            assert problem["errors"][0]["field"] == field
+    again = await rest.call("PATCH", path, {"properties": {"serial": "a", "setpoint": 7}})
+    assert (again.body["properties"], await history("serial")) == ({"serial": "a", "setpoint": 7}, [])
+    assert len((await rest.get(f"{path}/jobs"))["items"]) == 1
+    assert (await rest.call("PATCH", path, {"properties": {"serial": None}})).status == 200
+
+
+async def test_properties_set_with_a_link_s_definition_decide_its_state_at_once(rest: Rest) -> None:
+    source, target = await rest.thing(), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=source["id"], target=target["id"])
+    path = f"/links/{link['id']}"
+    conditions = [{"state": "alarm", "when": "source.flow > limit"}]
+    await rest.call("PUT", f"{path}/state-conditions", conditions)
+    assert (await rest.call("PATCH", path, {"properties": {"limit": 5}})).status == 200
+    assert (await rest.call("PATCH", f"/objects/{source['id']}", {"properties": {"flow": 6}})).status == 200
+
+    changes = (await rest.get("/state-changes", entity_id=link["id"]))["items"]
+    assert changes[0]["to"] == "alarm"
+    assert changes[0]["why"]["values"] == {"source.flow": 6, "limit": 5}
+    assert len((await rest.get(f"{path}/properties/limit/history"))["items"]) == 1
+
+
 async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:
     owner = await rest.thing()
     path = f"/objects/{owner['id']}"
