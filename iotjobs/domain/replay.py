@@ -172,8 +172,9 @@ class _Run:
             fired.append(now)
         if ruling.decision is Decision.HELD:
             self._wait(trigger, now, trigger.hold_s, 0)
-        if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
-            self._wait(trigger, now, trigger.repeat_s, number + 1)
+        again_s = triggers.repeat_after_s(trigger, ruling.decision, number)
+        if again_s is not None:
+            self._wait(trigger, now, again_s, number + 1)
 
     def _wait(self, trigger: Trigger, now: int, for_s: float, number: int) -> None:
         self._order += 1

@@ -149,8 +149,9 @@ class Firing:
             case Decision.LOOP_GUARD if not around.broken:
                 rules.set_breaker(self._tx, trigger.id, self._now)
                 self._known = Known()  # what is read from here on is not committed: for nobody else
-        if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
-            self._wait(replace(case, number=case.number + 1), trigger.repeat_s)
+        again_s = triggers.repeat_after_s(trigger, ruling.decision, case.number)
+        if again_s is not None:
+            self._wait(replace(case, number=case.number + 1), again_s)
         if case.number == 0 and around.waited:
             rules.settle_trace(self._tx, case.key, ruling, job_id, self._now)
         else:

@@ -106,20 +106,24 @@ def _states(conn: Connection, entity_id: str, since: int, until: int) -> tuple[S
 
 def _fired(conn: Connection, rules: Sequence[Trigger], entity_id: str, since: int) -> dict[str, list[int]]:
     """When triggers had fired before a moment, as far as that bears on what comes after it."""
-    found: dict[str, list[int]] = {}
+    back = {rule.id: since - max(HOUR_MS, round(rule.cooldown_s * 1000)) for rule in rules}
+    found: dict[str, list[int]] = {rule.id: [] for rule in rules}
+    if not rules:
+        return found
+    # By the entity alone: the other columns have indexes too, which lead to more than one entity's.
+    query = select(X.trigger_id, X.decision, X.at).where(
+        X.owner_id == entity_id, X.at < since, X.at >= min(back.values())
+    )
+    for row in conn.execute(query.order_by(X.id)):
+        if row.decision == Decision.FIRED and row.at >= back.get(row.trigger_id, since):
+            found[row.trigger_id].append(row.at)
     for rule in rules:
-        back = max(HOUR_MS, round(rule.cooldown_s * 1000))
-        query = select(X.at).where(
-            X.trigger_id == rule.id,
-            X.owner_id == entity_id,
-            X.decision == Decision.FIRED,
-            X.at < since,
-            X.at >= since - back,
-        )
-        found[rule.id] = list(conn.execute(query.order_by(X.at)).scalars())
+        found[rule.id].sort()
         if rule.cooldown_s and not found[rule.id]:  # what is kept longer than traces are
-            last = select(F.at).where(F.trigger_id == rule.id, F.entity_id == entity_id, F.at < since)
-            found[rule.id] = list(conn.execute(last.order_by(F.at.desc()).limit(1)).scalars())
+            last = select(func.max(F.at)).where(
+                F.trigger_id == rule.id, F.entity_id == entity_id, F.at < since
+            )
+            found[rule.id] = [at for at in conn.execute(last).scalars() if at is not None]
     return found
 
 

@@ -114,7 +114,7 @@ class TraceRow(SQLModel, table=True):
     at: int = ms_column(nullable=False)
     __table_args__ = (
         Index("trigger_trace_owner", "owner_id", "id"),
-        Index("trigger_trace_fired", "trigger_id", "owner_id", "decision", "at"),
+        Index("trigger_trace_trigger", "trigger_id", "id"),
         Index("trigger_trace_change", "state_change_id"),
         Index("trigger_trace_job", "job_id"),
         Index("trigger_trace_at", "at"),

@@ -245,6 +245,43 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     assert len({key.rpartition(":")[0] for key in keys}) == 1
 
 
+async def test_repeats_go_on_behind_a_pause_a_switch_and_a_loop_until_the_state_is_left(
+    engine: Engine,
+) -> None:
+    owner_id, trigger_id = await hot_thing(engine, repeat_s=10)
+    (row,) = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    item = {**row.settings, "id": trigger_id, "name": row.name, "operation_id": row.operation_id}
+
+    async def put(*, enabled: bool = True, paused: bool = False, broken_at: int | None = None) -> None:
+        def change(tx: Any) -> None:
+            rules.put_triggers(tx, "object", owner_id, [{**item, "enabled": enabled}])
+            rules.set_breaker(tx, trigger_id, broken_at)
+            facts.put(tx, "triggers_paused", "yes" if paused else "no")
+
+        await engine.store.write(change)
+
+    await engine.report(owner_id, temperature=90)
+    hindrances: list[dict[str, Any]] = [{"paused": True}, {"enabled": False}, {"broken_at": 1}]
+    for hindrance in hindrances:
+        await put(**hindrance)
+        assert await due(engine, 11) == 1
+        await put()
+        assert await due(engine, 11) == 1
+    assert await decisions_of(engine, owner_id) == [
+        "fired",
+        *("paused", "fired"),
+        *("disabled", "fired"),
+        *("loop_guard", "fired"),
+    ]
+    await engine.report(owner_id, temperature=20)
+    assert await due(engine, 11) == 0
+    for hindrance in hindrances:  # a change is not made up for
+        await put(**hindrance)
+        await engine.report(owner_id, temperature=90)
+        assert await due(engine, 11) == 0
+        await engine.report(owner_id, temperature=20)
+
+
 async def test_two_who_take_the_same_timer_fire_once(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine, hold_s=5)
     await engine.report(owner_id, temperature=90)

@@ -1,4 +1,4 @@
-"""When triggers fired, as long as they need it; the last word of a device's connection; traces by decision."""
+"""When triggers fired, as long as they need it; the last word of a device's connection; lists of traces."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -32,4 +32,6 @@ def upgrade() -> None:
     op.create_index("trigger_firing_at", "trigger_firing", ["trigger_id", "entity_id", "at"])
     op.create_index("ix_trigger_firing_entity_id", "trigger_firing", ["entity_id"])
     op.create_index("trigger_trace_decision", "trigger_trace", ["decision", "id"])
+    op.create_index("trigger_trace_trigger", "trigger_trace", ["trigger_id", "id"])
+    op.drop_index("trigger_trace_fired", "trigger_trace")  # it told what trigger_firing tells
     op.execute(SEED)
