@@ -73,11 +73,11 @@ def _values(conn: Connection, entity_id: str, of: str, since: int, until: int) -
     for row in conn.execute(query):
         own = (row.at, row.report, row.by)
         if key is not None and own != key:
-            yield Event(key[0], values, of)
+            yield Event(key[0], values, of, key[2])
             values = {}
         key, values = own, {**values, row.name: row.value}
     if key is not None:
-        yield Event(key[0], values, of)
+        yield Event(key[0], values, of, key[2])
 
 
 def _states(conn: Connection, entity_id: str, since: int, until: int) -> tuple[Standing, list[Event]]:
