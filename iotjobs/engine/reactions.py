@@ -153,12 +153,8 @@ class Turn:
         match happening.what:
             case Reported() as report:
                 number = snapshot.reports + 1
-                if report.report_id is not None and not standings.is_new_report(
-                    self._tx, snapshot.entity.id, report.report_id, number
-                ):
+                if not self._is_new(snapshot, report, number):
                     return False
-                for earlier in report.earlier_ids:
-                    standings.is_new_report(self._tx, snapshot.entity.id, earlier, number)
                 depth = self._firing.depth_behind(report.job_id)
                 snapshot.reports = number
                 snapshot.superseded += report.superseded
@@ -210,6 +206,12 @@ class Turn:
                 raise NotFound(f"there is no {owner_type.name.lower()} {entity_id}")
             self._snapshots[entity_id] = found
         return found
+
+    def _is_new(self, snapshot: Snapshot, report: Reported, number: int) -> bool:
+        """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
+        ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
+        new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
+        return report.report_id is None or any(new)
 
     def _merge(
         self,

@@ -657,6 +657,15 @@ async def test_the_ids_of_reports_that_one_stands_for_have_come_as_well(engine: 
     assert await state_of(engine, owner_id) == "working"
 
 
+async def test_a_report_that_comes_again_takes_no_other_along_that_it_was_merged_with(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    assert await engine.report(owner_id, "r1", temperature=20)
+    merged = Reported({"temperature": 20, "door": "open"}, "r1", superseded=1, earlier_ids=("r2",))
+    assert await engine.happens(owner_id, merged)
+    assert not await engine.happens(owner_id, merged)
+    assert sorted(row.name for row in await rows(engine, property_history)) == ["door", "temperature"]
+
+
 async def test_names_that_a_device_makes_up_are_bounded(engine: Engine) -> None:
     owner_id = await engine.thing()
     assert await engine.report(owner_id, **{f"n{number}": 1 for number in range(1000)})
