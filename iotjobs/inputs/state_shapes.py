@@ -158,7 +158,9 @@ class EntityStateOut(BaseModel):
     state_change_id: str | None
     heard_at: str | None = Field(description="of the last report; of a link, of either end")
     reports: int
-    superseded: int = Field(description="reports that came quicker than allowed and lived on in a later one")
+    superseded: int = Field(
+        description="reports, and words of its status, that came quicker than allowed and lived on in a later one"
+    )
 
 
 class PropertiesOut(RootModel[dict[str, Any]]):

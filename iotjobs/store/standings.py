@@ -42,7 +42,8 @@ class Snapshot:
         depth: of that change, how many triggers stand before it in its chain of causes.
         why: of that change.
         reports: how many had an effect.
-        superseded: how many came too quickly, and lived on in a later one only.
+        superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
+        online: the last such word; None: there was none.
         kept: there is a row of its state.
     """
 
@@ -57,6 +58,7 @@ class Snapshot:
     why: Mapping[str, Any]
     reports: int
     superseded: int
+    online: bool | None
     kept: bool
 
     def set_properties(self, changed: Mapping[str, Any]) -> None:
@@ -68,6 +70,14 @@ class Snapshot:
         """Something was heard of it."""
         before = self.standing
         self.standing = Standing(before.state, before.since, before.holding, at, False, before.forced)
+
+    def is_news(self, online: bool) -> bool:
+        """Whether a word of its connection that the broker had kept tells what is not known.
+
+        Another than the last was said since. The same as the last is that one, or tells as much; and
+        where there was none, what was heard of the device may be newer.
+        """
+        return self.standing.heard_at is None if self.online is None else online != self.online
 
     def see_ends(self, end: Entity) -> None:
         """A link's end is this one from now on."""
@@ -92,6 +102,7 @@ _STANDING = (
     S.forced,
     S.reports,
     S.superseded,
+    S.online,
 )
 _CLASS = (
     C.properties.label("defaults"),
@@ -187,6 +198,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         why=row.why or {},
         reports=row.reports or 0,
         superseded=row.superseded or 0,
+        online=row.online,
         kept=known,
     )
 
@@ -233,6 +245,7 @@ _CHANGING = (
     "wake_at",
     "reports",
     "superseded",
+    "online",
 )
 _update = Prepared(
     update(standings)
@@ -271,6 +284,7 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "wake_at": wake_at,
         "reports": snapshot.reports,
         "superseded": snapshot.superseded,
+        "online": snapshot.online,
     }
 
 

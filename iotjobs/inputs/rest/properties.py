@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
@@ -13,7 +14,7 @@ from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.engine.reactions import Happening, What, Written
-from iotjobs.engine.reports import reported
+from iotjobs.engine.reports import REPORT_ID_MEMBER, check_names, reported
 from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
 from iotjobs.inputs.rest.services import (
@@ -27,10 +28,11 @@ from iotjobs.inputs.rest.services import (
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import PropertiesOut, PropertyOut
 from iotjobs.store import definitions, standings
-from iotjobs.store.definitions import Kind
+from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
 _Values = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
+_NO_PROPERTY = "is a report's id, and no property"
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": PropertiesOut}}
 
 
@@ -65,8 +67,8 @@ def properties_of(kind: Kind) -> APIRouter:
         body: Annotated[dict[str, Any], Depends(patch_of(dict[str, Any]))],
     ) -> Response:
         """Set properties; writing a readwrite one runs the owner's operations that ask for it."""
-        values = reported(check_payload(body), None).values
-        return await _happen(services, engine, kind, entity_id, Written(values, caller))
+        what = Written(check_names(check_payload(body)), caller)
+        return await _happen(services, engine, kind, entity_id, what)
 
     @router.get("/properties", responses=_ANSWER)
     async def read_properties(services: Services, entity_id: Id) -> Response:
@@ -112,23 +114,27 @@ async def _happen(
 ) -> Response:
     def item(tx: Transaction) -> dict[str, Any]:
         if isinstance(what, Written):
-            _refuse_readonly(tx.conn, kind, entity_id, what)
+            refuse_unwritable(tx.conn, definitions.get(tx.conn, kind, entity_id, EVERYTHING), what.values)
         engine.reactions.react(tx, Happening(ENTITIES[kind], entity_id, what))
         return _properties(tx.conn, kind, entity_id)
 
     return json_response(await services.store.write(item))
 
 
-def _refuse_readonly(conn: Connection, kind: Kind, entity_id: str, written: Written) -> None:
-    entity = definitions.get(conn, kind, entity_id, EVERYTHING)
+def refuse_unwritable(conn: Connection, entity: Definition, names: Iterable[str]) -> None:
+    """Refuse that a person sets these properties of an entity.
+
+    Raises:
+        BadRequest: names each that only reports set.
+    """
     types = dict(entity.values["property_types"])
     if entity.values["class_id"] is not None:
         of_class = definitions.get(conn, Kind.CLASS, entity.values["class_id"], EVERYTHING)
         types = {**of_class.values["property_types"], **types}
     problems = tuple(
-        FieldError(name, "is readonly: only reports set it")
-        for name in written.values
-        if types.get(name) == PropertyType.READONLY
+        FieldError(name, _NO_PROPERTY if name == REPORT_ID_MEMBER else "is readonly: only reports set it")
+        for name in names
+        if name == REPORT_ID_MEMBER or types.get(name) == PropertyType.READONLY
     )
     if problems:
         raise BadRequest(f"{problems[0].field} {problems[0].message}", errors=problems)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,14 @@ from iotjobs.transports.base import Gone, KillProof
 from tests.services.rows import ADMIN, Engine, MakeEngine, job_of, plan, rows_of, running_job
 from tests.services.site import eventually
 from tests.services.ssh import marked, orphan_of, processes_of
+
+
+@pytest.fixture(autouse=True)
+async def reaped() -> AsyncIterator[None]:
+    """Before the loop is closed it has heard of the end of each process: these are killed from elsewhere."""
+    yield
+    await eventually(lambda: not any(thread.name.startswith("waitpid-") for thread in threading.enumerate()))
+    await asyncio.sleep(0)  # what those told the loop
 
 
 async def ended(engine: Engine, job_id: str) -> Job:
@@ -109,7 +120,7 @@ async def test_what_expires_while_it_waits_for_its_next_try_is_ended_on_the_devi
     sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     engine = make_engine(worker_id="alive")
-    job = await orphan(engine, tmp_path, idempotent=True)
+    job = await orphan_of(engine, tmp_path, idempotent=True)
     assert await rescue(sqlite_store, engine.settler, "alive") == 1
     long_ago = update(tables.jobs).where(tables.jobs.c.id == job.id).values(expires_at=1)
     await sqlite_store.write(lambda tx: tx.conn.execute(long_ago))
