@@ -323,10 +323,10 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     """A job's start has come: it stands ready from now on."""
     begun = tx.conn.execute(
         update(tables.jobs)
-        .where(J.id == job.id, J.status == Status.PENDING)
+        .where(J.id == job.id, J.status == Status.PENDING, J.start_at == job.start_at)
         .values(start_at=None, pending_reason=None)
     )
-    if begun.rowcount != 1:  # it was canceled, say, since it was looked for
+    if begun.rowcount != 1:  # it was canceled, say, or waits for another start since it was looked for
         return
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 
