@@ -80,9 +80,9 @@ class Executor:
         """Where the open connection to an ssh job's device leads; None without one."""
         return self.reach.open_way(job.target_id)
 
-    def ready_soon(self, job: Job) -> bool:
+    def ready_soon(self, job_id: str) -> bool:
         """Whether a message of a batch leaves in a moment: it may wait for those of its batch, see `MESSAGES_AHEAD`."""
-        return self._publishing.ready_for(job.id, ahead=MESSAGES_AHEAD)
+        return self._publishing.ready_for(job_id, ahead=MESSAGES_AHEAD)
 
     async def breathe(self) -> None:
         """Wait, not for long, until half of those places are free again."""

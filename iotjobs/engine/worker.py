@@ -15,6 +15,7 @@ from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.execution import Executor
+from iotjobs.engine.intake import Fired
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Membership
 from iotjobs.engine.sending import Begun, RunMark, new_nonce
@@ -85,25 +86,30 @@ class Worker(LoopService):
         """
         return {*self._running.values(), *self._left}
 
-    def begin_at_once(self, tx: Transaction, job: Job, plan: Plan) -> bool:
-        """Begin a message's attempt in the transaction that inserts its job, and send it with the commit.
+    def begin_at_once(self, tx: Transaction, fired: Fired) -> bool:
+        """Insert a message's job as begun, and send it with the commit.
 
         Only where nothing stands in its way: it waits for no answer, the site is open, its queue has a
-        place, the broker takes it in a moment. Else nothing is done, and the caller offers the job.
+        place, the broker takes it in a moment. Else nothing is done, and the caller inserts and offers the job.
         """
+        row, plan = fired.row, fired.plan
         if (
             self._drains
-            or job.transport is not Transport.MQTT
+            or plan is None
+            or row["transport"] is not Transport.MQTT
             or plan.answer_within_s is not None
             or not self._limits.opened.is_set()
-            or self._limits.of(job.queue) is not None
+            or self._limits.of(row["queue"]) is not None
             or not self._presence.is_fresh()
-            or not self._executor.ready_soon(job)
+            or not self._executor.ready_soon(row["id"])
         ):
             return False
         since = clock.monotonic()
-        begun = self._begin_attempt(tx, job, plan, sent=True)
-        tx.after_commit(lambda: self._adopt(replace(begun, since=since)))
+        job = jobs.insert_begun(
+            tx, row, plan, worker_id=self.worker_id, nonce=new_nonce(), at=clock.now_ms()
+        )
+        begun = Begun(job, plan, since=since)
+        tx.after_commit(lambda: self._adopt(begun))
         return True
 
     async def breathe(self) -> None:

@@ -155,7 +155,15 @@ def operation_for(conn: Connection, entity: Entity, operation_id: str) -> Operat
     Raises:
         NotFound: there is none, or it belongs to another owner.
     """
-    found = load_operation(conn, operation_id)
+    return checked_operation(load_operation(conn, operation_id), entity, operation_id)
+
+
+def checked_operation(found: OwnedOperation | None, entity: Entity, operation_id: str) -> Operation:
+    """What was found under an id, where it is an operation of the entity: its own or its class's.
+
+    Raises:
+        NotFound: it is not.
+    """
     if found is None:
         raise NotFound(f"there is no operation {operation_id}")
     own = (entity.owner_type.name.lower(), entity.id)

@@ -1,6 +1,6 @@
 """Jobs: how one is inserted, and the one function that writes a status.
 
-Every function here runs inside a transaction (`Transaction`). `_change` is the only writer of
+Every function here runs inside a transaction (`Transaction`). Beside the inserts, `_change` is the only writer of
 `job.status`: it asks the table of `domain.statuses`, compares the expected status (and, for an
 attempt, its number: a worker that lost its attempt writes nothing), and appends the event.
 """
@@ -71,6 +71,34 @@ def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secre
         tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": secret})
     _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=Status.PENDING, outcome=None)
     return seq
+
+
+def insert_begun(
+    tx: Transaction, row: Mapping[str, Any], plan: Plan, *, worker_id: str, nonce: str, at: int
+) -> Job:
+    """Insert a message's job with its first attempt under way and sent, as `begin_attempt` would leave it.
+
+    It is one row and both events, written together with those of the whole transaction, so that its `seq`
+    is not known here: it is 0.
+
+    Args:
+        tx: the transaction that makes the job known; nothing else in it reads the job.
+        row: see `insert_job`; its `id` and `cause_key` are new.
+        plan: what it will do, without secrets.
+        worker_id: who runs it.
+        nonce: marks the attempt.
+        at: the moment, milliseconds.
+    """
+    assert may_become(Status.PENDING, Status.RUNNING)
+    moments = {"started_at": at, "begun_at": at, "sent_at": at}
+    begun = {"status": Status.RUNNING, "attempt": 1, "delivery": Delivery.QUEUED}
+    values = {**_DEFAULTS, **row, **begun, **moments, "worker_id": worker_id, "nonce": nonce}
+    tx.append(tables.jobs, values)
+    tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": None})
+    job_id, owner_id = row["id"], row["owner_id"]
+    _event(tx, "job.added", row["timestamp"], job_id, owner_id, status=Status.PENDING, outcome=None)
+    _event(tx, "job.changed", at, job_id, owner_id, status=Status.RUNNING, outcome=None)
+    return Job(seq=0, **values)
 
 
 _DEFAULTS: dict[str, Any] = {name: None for name in _COLUMNS if name != "seq"} | {

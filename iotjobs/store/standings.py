@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, literal_column, or_, select, update
+from sqlalchemy import Connection, bindparam, exists, literal_column, or_, select, update
 
 from iotjobs.domain.entities import Entity, OwnerType, SshAddress
 from iotjobs.domain.expressions import Facts
@@ -21,6 +21,7 @@ from iotjobs.store.state_tables import (
     report_ids,
     standings,
     state_changes,
+    trigger_timers,
 )
 from iotjobs.store.statements import Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
@@ -44,6 +45,7 @@ class Snapshot:
         reports: how many had an effect.
         superseded: how many came too quickly, and lived on in a later one only.
         kept: there is a row of its state.
+        waits: a trigger's timer may wait for it.
     """
 
     entity: Entity
@@ -58,6 +60,7 @@ class Snapshot:
     reports: int
     superseded: int
     kept: bool
+    waits: bool
 
     def set_properties(self, changed: Mapping[str, Any]) -> None:
         """Give properties other values."""
@@ -98,18 +101,24 @@ _CLASS = (
     C.property_types.label("default_types"),
     C.no_data_after_s.label("default_no_data"),
 )
+
+
+def _timers_of(entity_id: Any) -> Any:
+    return exists().where(trigger_timers.c.entity_id == entity_id).label("waits")
+
+
 _every_object = (
     select(
         O.id, O.name, O.class_id, O.properties, O.property_types, O.tags, O.no_data_after_s, O.thing, O.ssh
     )
-    .add_columns(*_CLASS, *_STANDING)
+    .add_columns(*_CLASS, *_STANDING, _timers_of(O.id))
     .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == O.id, isouter=True)
 )
 _object = Prepared(_every_object.where(O.id == bindparam("wanted")))
 _links = (
     select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
-    .add_columns(*_CLASS, *_STANDING)
+    .add_columns(*_CLASS, *_STANDING, _timers_of(L.id))
     .join_from(tables.links, tables.classes, L.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == L.id, isouter=True)
     .where(L.id == bindparam("wanted"))
@@ -197,6 +206,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         reports=row.reports or 0,
         superseded=row.superseded or 0,
         kept=known,
+        waits=bool(row.waits),
     )
 
 
