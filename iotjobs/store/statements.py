@@ -86,11 +86,14 @@ class Prepared:
     def run_all(self, conn: Connection, rows: Sequence[Parameters]) -> int:
         """Execute an UPDATE again and again on one way there and back; how many rows it was in all.
 
-        PostgreSQL only, and not as the first of a transaction, which Core has not begun then.
+        On PostgreSQL not as the first of a transaction, which Core has not begun then.
         """
+        compiled = self._of(conn.dialect)
+        if conn.dialect.name == "sqlite":
+            cursor = run(conn, compiled.sql, [compiled.values(row) for row in rows], many=True)
+            return int(cursor.rowcount)
         import asyncpg  # the embedded mode does without
 
-        compiled = self._of(conn.dialect)
         sql, values = f"{compiled.sql} RETURNING 1", [compiled.values(row) for row in rows]
 
         async def fetch(driver: Any) -> int:

@@ -81,6 +81,10 @@ class Transaction:
         self.locked.update(missing)
         return True
 
+    def part(self) -> Transaction:
+        """Some of it: what is written last there is gathered, for `complete` to write before the item ends."""
+        return Transaction(self.conn, self.callbacks, locked=self.locked, defers=True)
+
     def gather(self, action: Action, value: Any) -> None:
         """Call `action` at the end of the transaction, once, with all that was gathered for it."""
         self.gathered.setdefault(action, []).append(value)
