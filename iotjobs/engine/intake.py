@@ -163,7 +163,8 @@ class Intake:
         Args:
             conn: of the transaction.
             request: with an origin, and without arguments.
-            owner: as it is in this transaction; `known`: what it knows of rules.
+            owner: as it is in this transaction.
+            known: the rules that it knows.
         """
         job_id = clock.new_id()
         try:
