@@ -21,7 +21,7 @@ from iotjobs.domain.retries import RetryPolicy
 from iotjobs.store import tables
 from iotjobs.store.references import JUMPS
 from iotjobs.store.secrets import Secrets
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Among, Prepared
 from iotjobs.store.writer import Transaction
 
 C, O, L = tables.classes.c, tables.objects.c, tables.links.c  # noqa: E741 - as in the queries
@@ -76,9 +76,14 @@ def objects_of(conn: Connection, named: Collection[tuple[str, str]]) -> dict[tup
     for kind in ("thing", "external_id"):
         names = sorted(name for of_kind, name in named if of_kind == kind)
         if names:
-            rows = conn.execute(select(O[kind], O.id).where(O[kind].in_(names)))
+            rows = _named[kind].all(conn, {"names": names})
             found |= {(kind, name): object_id for name, object_id in rows}
     return found
+
+
+_named = {
+    kind: Prepared(select(O[kind], O.id).where(Among(O[kind], "names"))) for kind in ("thing", "external_id")
+}
 
 
 # Members of `operation.settings` that a run does not need: they are for people and for triggers.

@@ -23,7 +23,7 @@ from iotjobs.store.state_tables import (
     state_changes,
     trigger_timers,
 )
-from iotjobs.store.statements import Prepared, insert_if_new
+from iotjobs.store.statements import Among, Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
 
 C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
@@ -115,6 +115,7 @@ _every_object = (
     .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == O.id, isouter=True)
 )
+_objects = Prepared(_every_object.where(Among(O.id, "wanted")))
 _object = Prepared(_every_object.where(O.id == bindparam("wanted")))
 _links = (
     select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
@@ -137,7 +138,7 @@ def load_objects(conn: Connection, object_ids: Iterable[str]) -> dict[str, Snaps
     wanted = sorted(set(object_ids))
     if not wanted or conn.dialect.name != "postgresql":
         return {}
-    return {row.id: _object_of(row) for row in conn.execute(_every_object.where(O.id.in_(wanted)))}
+    return {row.id: _object_of(row) for row in _objects.all(conn, {"wanted": wanted})}
 
 
 def _object_of(row: Any) -> Snapshot:
@@ -422,6 +423,12 @@ def standing_of(conn: Connection, entity_id: str) -> Any:
     return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
 
 
+_lock = {
+    owner_type: Prepared(select(E.id).where(Among(E.id, "wanted")).order_by(E.id).with_for_update())
+    for owner_type, E in ((OwnerType.OBJECT, O), (OwnerType.LINK, L))
+}
+
+
 def lock(tx: Transaction, owner_type: OwnerType, entity_ids: Iterable[str]) -> None:
     """Let nobody else change these until the transaction ends; in one order, so that two do not wait for each other.
 
@@ -432,6 +439,5 @@ def lock(tx: Transaction, owner_type: OwnerType, entity_ids: Iterable[str]) -> N
         return
     wanted = sorted({entity_id for entity_id in entity_ids if f"row {entity_id}" not in tx.locked})
     if wanted:
-        E = (tables.objects if owner_type is OwnerType.OBJECT else tables.links).c
-        tx.conn.execute(select(E.id).where(E.id.in_(wanted)).order_by(E.id).with_for_update()).all()
+        _lock[owner_type].all(tx.conn, {"wanted": wanted})
         tx.locked.update(f"row {entity_id}" for entity_id in wanted)

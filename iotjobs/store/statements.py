@@ -12,11 +12,26 @@ import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, Float, Insert, Table
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Float,
+    Insert,
+    String,
+    Table,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -24,6 +39,27 @@ Parameters = Mapping[str, Any]
 _Processor = Callable[[Any], Any]
 _NOTHING: Parameters = {}
 _PLACE = re.compile(r"\$(\d+)")
+
+
+class Among(ColumnElement[bool]):
+    """A column is one of the values that are bound by a name: unlike `IN`, one text however many they are."""
+
+    inherit_cache = False
+
+    def __init__(self, column: ColumnElement[str], name: str) -> None:
+        self.column, self.name = column, name
+
+
+@compiles(Among, "postgresql")
+def _any(element: Among, compiler: SQLCompiler, **given: Any) -> str:
+    values = func.any(bindparam(element.name, type_=ARRAY(String)))
+    return str(compiler.process(element.column == values, **given))
+
+
+@compiles(Among, "sqlite")
+def _in(element: Among, compiler: SQLCompiler, **given: Any) -> str:
+    values = func.json_each(bindparam(element.name, type_=JSON)).table_valued("value")
+    return str(compiler.process(element.column.in_(select(values.c.value)), **given))
 
 
 class Prepared:
@@ -35,7 +71,7 @@ class Prepared:
         """Nothing is compiled yet.
 
         Args:
-            statement: SELECT, INSERT, UPDATE or DELETE; no `IN`, whose text changes with its values.
+            statement: SELECT, INSERT, UPDATE or DELETE; no `IN`, whose text changes with its values (`Among`).
             columns: of an INSERT; each row then has all of them.
         """
         self._statement = statement
@@ -118,7 +154,7 @@ class Prepared:
 class _Compiled:
     """A statement in a database's words, with what its values go through on their way in and out."""
 
-    __slots__ = ("_binds", "_fixed", "_results", "_row", "sql")
+    __slots__ = ("_binds", "_fixed", "_given", "_results", "_row", "sql")
 
     def __init__(self, statement: Executable, dialect: Dialect, columns: Sequence[str] | None) -> None:
         compiled = cast(
@@ -131,7 +167,11 @@ class _Compiled:
         assert not compiled.post_compile_params, f"its text changes with its values: {compiled}"
         self.sql = str(compiled)
         processors = cast("Mapping[str, _Processor]", compiled._bind_processors)
-        self._binds = tuple((name, processors.get(name)) for name in compiled.positiontup or ())
+        names = tuple(compiled.positiontup or ())
+        self._binds = tuple((at, processors[name]) for at, name in enumerate(names) if name in processors)
+        self._given: Any = (
+            itemgetter(*names) if len(names) > 1 else lambda given: [given[name] for name in names]
+        )
         # Those of callers are not known yet; what Core made of constants is.
         known = compiled.construct_params(_check=False)
         self._fixed = {name: value for name, value in known.items() if value is not None}
@@ -148,13 +188,10 @@ class _Compiled:
 
     def values(self, given: Parameters) -> list[Any]:
         """What is bound, in order."""
-        fixed = self._fixed
-        return [
-            (given[name] if name in given else fixed[name])
-            if process is None
-            else process(given[name] if name in given else fixed[name])
-            for name, process in self._binds
-        ]
+        values = list(self._given({**self._fixed, **given} if self._fixed else given))
+        for at, process in self._binds:
+            values[at] = process(values[at])
+        return values
 
     def row(self, values: Sequence[Any]) -> Any:
         """A row as callers get it."""

@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 _READ_BYTES = 16_384
+_MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)  # Linux
 _TAKEN, _NOTHING_MORE = ReasonCode(PacketTypes.PUBACK), Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
@@ -46,6 +47,16 @@ class PahoClient(mqtt.Client):
         found = self._ahead[self._at : self._at + bufsize]
         self._at += len(found)
         return found
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        if (
+            not self._out_packet
+            or not isinstance(self._sock, socket.socket)
+            or isinstance(self._sock, ssl.SSLSocket)
+        ):
+            return super()._sock_send(buf)
+        # More follows in the same turn: the broker is not to be woken up for each packet.
+        return self._sock.send(buf, _MORE_FOLLOWS)
 
     def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
         packet = self._in_packet["packet"]
