@@ -86,7 +86,8 @@ class Volley:
         except TimeoutError:
             self._is_slow = True
             self._go_alone(begun)
-        except Exception:  # noqa: BLE001 - nothing has left: it meets the same when it goes alone, and tells it there
+        except Exception as error:  # noqa: BLE001 - nothing has left: its record tells what it meets again when alone
+            log.info("a message goes alone", extra={"job_id": job_id, "why": repr(error)})
             self._go_alone(begun)
         else:
             self._open[job_id] = Sent(begun, sending, answer)
@@ -133,6 +134,7 @@ class Volley:
         try:
             if taken:
                 await self._settler.end_messages([sent.begun for sent in taken])
-        except Exception:  # noqa: BLE001 - one of them is not as it was read: each finds out, and tells it, by itself
+        except Exception as error:  # noqa: BLE001 - one of them is not as it was read: each finds out by itself
+            log.info("messages end alone", extra={"job_id": taken[0].begun.job.id, "why": repr(error)})
             for sent in taken:
                 self._go_alone(sent.begun, sent)

@@ -25,7 +25,7 @@ from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingRe
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
 from iotjobs.store import tables
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Prepared, storable
 from iotjobs.store.writer import Transaction
 
 J = tables.jobs.c
@@ -78,16 +78,8 @@ def insert_begun(
 ) -> Job:
     """Insert a message's job with its first attempt under way and sent, as `begin_attempt` would leave it.
 
-    It is one row and both events, written together with those of the whole transaction, so that its `seq`
-    is not known here: it is 0.
-
-    Args:
-        tx: the transaction that makes the job known; nothing else in it reads the job.
-        row: see `insert_job`; its `id` and `cause_key` are new.
-        plan: what it will do, without secrets.
-        worker_id: who runs it.
-        nonce: marks the attempt.
-        at: the moment, milliseconds.
+    It is one row and both events, written with those of the whole transaction: nothing in it may read the job,
+    its `id` and `cause_key` are new, and its `seq` is not known here: it is 0. The plan has no secrets.
     """
     assert may_become(Status.PENDING, Status.RUNNING)
     moments = {"started_at": at, "begun_at": at, "sent_at": at}
@@ -337,7 +329,7 @@ def settle(
         outcome=ending.outcome,
         exit_code=ending.exit_code,
         error_code=ending.error_code,
-        error_message=_storable(ending.error_message),
+        error_message=storable(ending.error_message),
         ended_at=at,
         deadline_at=None,
         pending_reason=None,
@@ -445,18 +437,8 @@ def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
             "ended_at": at,
             "outcome": ending.outcome,
             "error_code": ending.error_code,
-            "error_message": _storable(ending.error_message),
+            "error_message": storable(ending.error_message),
         },
-    )
-
-
-def confirm_cancel(tx: Transaction, job: Job, confirmed: bool) -> None:
-    """Write what was found out about the device of a job after it was canceled: nobody is to any more."""
-    facts = {**(job.cancel or {}), "confirmed": confirmed}
-    tx.conn.execute(
-        update(tables.jobs)
-        .where(J.id == job.id, J.outcome == Outcome.CANCELED)
-        .values(cancel=facts, worker_id=None)
     )
 
 
@@ -507,17 +489,10 @@ def log(tx: Transaction, job_id: str, at: int, level: str, message: str, **info:
             "job_id": job_id,
             "at": at,
             "level": level,
-            "message": _storable(message),
+            "message": storable(message),
             "additional_info": info or None,
         },
     )
-
-
-def _storable(text: str | None) -> str | None:
-    """Text that every database keeps: in what devices say may be NUL, and halves of characters."""
-    if text is None or (text.isascii() and "\x00" not in text):
-        return text
-    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def ended(job: Job) -> bool:

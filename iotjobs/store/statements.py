@@ -248,3 +248,10 @@ def run(conn: Connection, sql: str, values: Sequence[Any] = (), *, many: bool = 
 def _wrapped(error: Exception, conn: Connection, sql: str, values: Any) -> BaseException:
     kind = conn.dialect.loaded_dbapi.Error
     return DBAPIError.instance(sql, values, error, kind, hide_parameters=True, dialect=conn.dialect)
+
+
+def storable(text: str | None) -> str | None:
+    """Text that every database keeps: in what devices say may be NUL, and halves of characters."""
+    if text is None or (text.isascii() and "\x00" not in text):
+        return text
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
