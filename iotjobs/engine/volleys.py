@@ -87,7 +87,7 @@ class Volley:
             self._is_slow = True
             self._go_alone(begun)
         except Exception as error:  # noqa: BLE001 - nothing has left: its record tells what it meets again when alone
-            log.info("a message goes alone", extra={"job_id": job_id, "why": repr(error)})
+            log.warning("a message goes alone", extra={"job_id": job_id, "why": repr(error)})
             self._go_alone(begun)
         else:
             self._open[job_id] = Sent(begun, sending, answer)
@@ -135,6 +135,6 @@ class Volley:
             if taken:
                 await self._settler.end_messages([sent.begun for sent in taken])
         except Exception as error:  # noqa: BLE001 - one of them is not as it was read: each finds out by itself
-            log.info("messages end alone", extra={"job_id": taken[0].begun.job.id, "why": repr(error)})
+            log.warning("messages end alone", extra={"job_id": taken[0].begun.job.id, "why": repr(error)})
             for sent in taken:
                 self._go_alone(sent.begun, sent)
