@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 # What an open HTTP exchange may still take after SIGTERM before it is cut.
 HTTP_GRACE_S = 2
 INTERRUPTED = 130
+# A batch of reports makes some thousands of objects that live until its commit: no garbage to be looked for.
+YOUNG_OBJECTS = 10_000
 
 
 class _Server(uvicorn.Server):
@@ -96,6 +99,13 @@ async def _stop(site: Site) -> None:
         raise StoreBroken("the disk did not keep what was written: look at it, then start again")
 
 
+def _set_aside_what_stays() -> None:
+    """Spare the garbage collector what was loaded at the start: searching it held the loop for 0.1 s each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
+
+
 def _stopping() -> asyncio.Event:
     """Set by the first signal; the second leaves at once."""
     stopping = asyncio.Event()
@@ -112,6 +122,7 @@ async def _started(site: Site, stopping: asyncio.Event) -> bool:
         await _first(starting, stopping, site.disk_failed)
         if starting.done():
             await starting
+            _set_aside_what_stays()
             return True
         return False
     finally:

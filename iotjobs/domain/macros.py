@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from iotjobs.domain.positions import line_and_column
 from iotjobs.domain.shelltext import place
@@ -35,6 +35,7 @@ _OPEN = ("properties.", "args.", "ask.")
 _ENDS = ("source.", "target.")
 _EXISTING = "id, name, properties.NAME, user.id, user.login, jobId, args.NAME, ask.NAME"
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _REMEMBERED_CHARACTERS = 1000
 _TOPIC_BYTES = 65_535  # MQTT 5, 1.5.4: the longest string
 # MQTT 5, 1.5.4: a receiver may close the connection that carries one of these, and Mosquitto does.
@@ -92,7 +93,7 @@ class Values:
 
     def get(self, name: str) -> JSON:
         """The value of one macro, None where it has none."""
-        found: JSON = dict(self.known)
+        found: JSON = cast("dict[str, JSON]", self.known)
         for part in _parts(name):
             found = found.get(part) if isinstance(found, dict) else None
         return found
@@ -258,6 +259,7 @@ def _strings(value: JSON) -> Iterator[str]:
                 yield from _strings(item)
 
 
+@lru_cache(4096)
 def _parts(name: str) -> tuple[str, ...]:
     """The keys that lead to a macro's value: `source.properties.a.b` is three."""
     for prefix in _ENDS:
@@ -335,7 +337,7 @@ def _topic_text(value: JSON, text: str, macro: Macro) -> str:
 
 def _encode(value: JSON, text: str, position: int, name: str | None) -> str:
     try:
-        encoded = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        encoded = _COMPACT.encode(value)
         encoded.encode()
     except ValueError as error:
         what = "the message" if name is None else f"the value of {{{{{name}}}}}"

@@ -330,7 +330,7 @@ def _refuse_missing(texts: list[tuple[str, str]], values: macros.Values) -> None
     for path, text in texts:
         problems += [
             FieldError(path, f"{{{{{name}}}}} has no value here")
-            for name in macros.missing(sorted(macros.names_in(text)), values)
+            for name in macros.missing(macros.names_in(text), values)
         ]
     if problems:
         names = ", ".join(sorted({problem.message.split(" ")[0] for problem in problems}))

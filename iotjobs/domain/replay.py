@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Condition, Standing
 from iotjobs.domain.triggers import HOUR_MS, Circumstances, Decision, History, Ruling, Trigger
 
-MOST_STEPS = 200_000
+MOST_STEPS = 200_000  # decisions: some seconds of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,45 +85,65 @@ class Past:
 
     facts: Facts
     standing: Standing
-    events: Sequence[Event]
+    events: Iterable[Event]
     until: int
     fired: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def replay(conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> Replayed:
     """What these conditions, and these triggers, would have done."""
-    run = _Run(conditions, rules, past)
-    for event in past.events:
-        if not run.pass_time(event.at):
-            break
-        run.take(event)
-    else:
-        run.pass_time(past.until + 1)
+    run = Replay(conditions, rules, past)
+    for _ in run.work():
+        pass
     return run.result
 
 
-class _Run:
-    def __init__(self, conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> None:
+class Replay:
+    """A replay that is done bit by bit; used once.
+
+    Attributes:
+        result: what has been found so far.
+        steps_left: how many decisions it may still take.
+    """
+
+    def __init__(
+        self,
+        conditions: Sequence[Condition],
+        rules: Sequence[Trigger],
+        past: Past,
+        steps: int = MOST_STEPS,
+    ) -> None:
+        self.steps_left = steps
+        self._events, self._until = past.events, past.until
         self._conditions, self._rules = conditions, rules
         self._facts, self._standing = past.facts, past.standing
         self._pinned: str | None = None
         self._wake_at: int | None = None
         self._timers: list[tuple[int, int, Trigger, int]] = []  # due, order, whose, repeat
         self._fired = {rule.id: list(past.fired.get(rule.id, ())) for rule in rules}
-        self._steps = self._order = 0
+        self._order = 0
         self.result = Replayed()
 
-    def pass_time(self, until: int) -> bool:
-        """Let the moments before `until` pass; False when there were too many."""
+    def work(self) -> Iterator[None]:
+        """Go through it all, or as far as the steps reach; between two bits others may have their turn."""
+        for event in self._events:
+            yield from self._pass_time(event.at)
+            if not self.result.complete:
+                return
+            self._take(event)
+        yield from self._pass_time(self._until + 1)
+
+    def _pass_time(self, until: int) -> Iterator[None]:
+        """Let the moments before `until` pass."""
         while True:
+            yield
             timer_at = self._timers[0][0] if self._timers else None
             moments = [at for at in (self._wake_at, timer_at) if at is not None and at < until]
-            if not moments:
-                return True
-            self._steps += 1
-            if self._steps > MOST_STEPS:
+            if self.steps_left <= 0:
                 self.result.complete = False
-                return False
+                return
+            if not moments:
+                return
             now = min(moments)
             if timer_at == now and (self._wake_at is None or now < self._wake_at):
                 _, _, trigger, number = heapq.heappop(self._timers)
@@ -131,7 +151,7 @@ class _Run:
             else:
                 self._judge(now)
 
-    def take(self, event: Event) -> None:
+    def _take(self, event: Event) -> None:
         """Give a recorded event its effect."""
         facts = self._facts
         if event.of == "entity":
@@ -150,6 +170,7 @@ class _Run:
         self._judge(event.at)
 
     def _judge(self, now: int) -> None:
+        self.steps_left -= 1
         judged = states.judge(self._conditions, self._facts, self._standing, now)
         self._wake_at = judged.wake_at
         before = self._standing.state
@@ -165,6 +186,7 @@ class _Run:
             self._decide(trigger, now, 0, waited=False)
 
     def _decide(self, trigger: Trigger, now: int, number: int, *, waited: bool) -> None:
+        self.steps_left -= 1
         fired, state = self._fired[trigger.id], self._standing.state
         recent = len(fired) - bisect_right(fired, now - HOUR_MS)
         around = Circumstances(waited=waited, history=History(fired[-1] if fired else None, recent))

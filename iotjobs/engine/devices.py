@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # What may wait here: 64 MB at most, of a device that floods us.
 INBOX_MESSAGES = 1000
-BATCH_MESSAGES = 128
+BATCH_MESSAGES = 64  # their effects hold the loop for some hundredths of a second
 LINES_A_SECOND = 50
 
 

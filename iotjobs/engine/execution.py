@@ -9,6 +9,7 @@ whether the device may have been reached, and how to find what may run there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from iotjobs.domain.errors import IotJobsError, LeaseLost
 from iotjobs.domain.jobs import Ending, Job, Transport
@@ -20,6 +21,7 @@ from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
 from iotjobs.engine.sending import Begun, Sending
 from iotjobs.engine.settle import Settler
+from iotjobs.engine.volleys import Sent, Volley
 from iotjobs.engine.watch import Watch, Why
 from iotjobs.store.session import Store
 
@@ -47,6 +49,7 @@ class Executor:
         self.store, self.settler, self.reach, self._publishing = store, settler, reach, publishing
         self.output_cap_bytes = output_cap_bytes
         self._watches: dict[str, tuple[Job, Watch]] = {}
+        self._volleys: list[Volley] = []
         self._asked: dict[str, int] = {}  # attempts that were begun, are to be ended, and do not run yet
 
     def interrupt(self) -> None:
@@ -63,6 +66,8 @@ class Executor:
         job, watch = self._watches.get(job_id, (None, None))
         if job is None or watch is None:
             self._asked[job_id] = attempt
+            for volley in self._volleys:
+                volley.stir()
         elif job.attempt == attempt:
             watch.end(Why.ASKED)
 
@@ -80,22 +85,48 @@ class Executor:
         """Where the open connection to an ssh job's device leads; None without one."""
         return self.reach.open_way(job.target_id)
 
-    def ready_soon(self, job: Job) -> bool:
+    def ready_soon(self, job_id: str) -> bool:
         """Whether a message of a batch leaves in a moment: it may wait for those of its batch, see `MESSAGES_AHEAD`."""
-        return self._publishing.ready_for(job.id, ahead=MESSAGES_AHEAD)
+        return self._publishing.ready_for(job_id, ahead=MESSAGES_AHEAD)
 
     async def breathe(self) -> None:
         """Wait, not for long, until half of those places are free again."""
         await self._publishing.breathe(MESSAGES_AHEAD // 2)
 
-    async def run(self, begun: Begun) -> None:
-        """Run one attempt; everything that can go wrong ends in its record."""
+    async def run_messages(self, messages: Sequence[Begun]) -> None:
+        """Run attempts of messages that one transaction began."""
+        if len(messages) == 1:
+            await self.run(messages[0])
+            return
+        volley = Volley(
+            self._publishing,
+            self.settler,
+            sending=self._sending,
+            alone=self.run,
+            asked=self._asked.keys(),
+        )
+        self._volleys.append(volley)
+        try:
+            await volley.run(messages)
+        finally:
+            self._volleys.remove(volley)
+
+    def _sending(self, begun: Begun) -> Sending:
+        return Sending(self.store, begun, self.presence)
+
+    async def run(self, begun: Begun, sent: Sent | None = None) -> None:
+        """Run one attempt; everything that can go wrong ends in its record.
+
+        Args:
+            begun: the attempt.
+            sent: its message, where that was handed over already.
+        """
         job = begun.job
-        sending = Sending(self.store, begun, self.presence)
+        sending, answer = (self._sending(begun), None) if sent is None else (sent.sending, sent.answer)
         try:
             if job.transport is Transport.MQTT:
                 watch = self._watched(job, Watch(begun.plan.timeout_s))
-                await self._publishing.publish(job, begun.plan, sending, watch)
+                await self._publishing.publish(job, begun.plan, sending, watch, answer)
             else:
                 run = CommandRun(
                     self.store,

@@ -11,12 +11,11 @@ from typing import Any, Protocol
 
 from iotjobs.domain import triggers
 from iotjobs.domain.errors import NotFound
-from iotjobs.domain.jobs import Cause, Ending, Job
-from iotjobs.domain.operations import Plan
+from iotjobs.domain.jobs import Cause, Ending
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger
-from iotjobs.engine.intake import Execute, Intake, Origin
+from iotjobs.engine.intake import Execute, Fired, Intake, Origin
 from iotjobs.engine.settle import Settler
 from iotjobs.store import facts, jobs, queue, rules, standings
 from iotjobs.store.known import Known
@@ -31,8 +30,8 @@ PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
 class AtOnce(Protocol):
     """Who may begin a message within the transaction that inserts its job."""
 
-    def begin_at_once(self, tx: Transaction, job: Job, plan: Plan) -> bool:
-        """Whether it did; else the job has to be offered."""
+    def begin_at_once(self, tx: Transaction, fired: Fired) -> bool:
+        """Insert a job as begun, and send its message with the commit; False: it has to be inserted, and offered."""
 
     async def breathe(self) -> None:
         """Wait, not for long, until there is room for the messages of another batch."""
@@ -67,8 +66,9 @@ class Firing:
         """The entity has entered the snapshot's state: nothing of the one before waits any more."""
         entity = snapshot.entity
         said = f"left {before} for {snapshot.standing.state} before its time"
-        for key in rules.drop_timers(self._tx, entity.id):
+        for key in rules.drop_timers(self._tx, entity.id) if snapshot.waits else ():
             rules.settle_trace(self._tx, key, Ruling(Decision.HOLD_CANCELED, said), None, self._now)
+        snapshot.waits = False
         for trigger, broken in self._known.triggers_of(self._tx.conn, entity):
             around = Circumstances(broken=broken, depth=snapshot.depth)
             self._decide(_Case(snapshot, trigger, before), around)
@@ -120,15 +120,18 @@ class Firing:
         """Insert a job; it begins with the commit, waits for its turn, or ends as refused. Its id."""
         entity, parts, tx, now = snapshot.entity, self._parts, self._tx, self._now
         request = Execute(entity.owner_type, entity.id, operation_id, caller, cause=cause, origin=origin)
-        fired = parts.intake.fire(tx, request, entity)
-        job = fired.job
+        fired = parts.intake.fire(tx.conn, request, entity, self._known)
+        job_id: str = fired.row["id"]
+        if parts.at_once.begin_at_once(tx, fired):
+            return job_id
+        job = jobs.inserted(fired.row, jobs.insert_job(tx, fired.row, fired.plan, None))
         if fired.refusal is not None:
             said = fired.refusal.detail
             ending = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
             parts.settler.finish(tx, job, ending, now)
-        elif fired.plan is None or not parts.at_once.begin_at_once(tx, job, fired.plan):
+        else:
             queue.offer_if_free(tx, job.lane, queue.ticket_of(tx.conn, job), now, parts.offers)
-        return job.id
+        return job_id
 
     def _decide(self, case: _Case, around: Circumstances) -> None:
         """Decide, do it, and leave a trace."""
@@ -155,7 +158,10 @@ class Firing:
         if case.number == 0 and around.waited:
             rules.settle_trace(self._tx, case.key, ruling, job_id, self._now)
         else:
-            rules.add_trace(self._tx, case.trace(ruling, job_id, self._now))
+            last = (
+                ruling.decision is not Decision.HELD
+            )  # its end is written into it, be it in this transaction
+            rules.add_trace(self._tx, case.trace(ruling, job_id, self._now), last=last)
 
     def _wait(self, case: _Case, for_s: float) -> None:
         timer = {
@@ -168,6 +174,7 @@ class Firing:
             "due_at": self._now + round(for_s * 1000),
         }
         rules.add_timer(self._tx, timer)
+        case.snapshot.waits = True
 
     def _history(self, trigger: Trigger, entity_id: str) -> History:
         if not trigger.remembers:

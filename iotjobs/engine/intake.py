@@ -25,6 +25,7 @@ from iotjobs.domain.rights import Caller
 from iotjobs.engine.commands import command_request
 from iotjobs.store import entities, idempotency, jobs, queue
 from iotjobs.store.drawn import Drawn, draw
+from iotjobs.store.known import Known
 from iotjobs.store.queue import Offers
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -99,14 +100,15 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """A run that something started by itself: inserted, and not offered yet.
+    """A run that something starts by itself, to be inserted.
 
     Attributes:
+        row: the job's columns.
         plan: None when it was refused.
         refusal: why.
     """
 
-    job: Job
+    row: dict[str, Any]
     plan: Plan | None = None
     refusal: RequestError | None = None
 
@@ -155,25 +157,25 @@ class Intake:
                 return submitted
         raise Conflict("the operation is being changed: try again")
 
-    def fire(self, tx: Transaction, request: Execute, owner: Entity) -> Fired:
-        """Insert a run within the transaction of what starts it, also one that is refused: that has to be seen.
+    def fire(self, conn: Connection, request: Execute, owner: Entity, known: Known) -> Fired:
+        """Make a run ready within the transaction of what starts it, also one that is refused: that has to be seen.
 
-        The caller offers it, or begins it, or ends it as rejected.
+        The caller inserts it, and offers it or ends it as rejected; or has it inserted as begun.
 
         Args:
-            tx: the transaction.
-            request: with an origin.
+            conn: of the transaction.
+            request: with an origin, and without arguments.
             owner: as it is in this transaction.
+            known: the rules that it knows.
         """
         job_id = clock.new_id()
         try:
-            operation = entities.operation_for(tx.conn, owner, request.operation_id)
-            rendered = self._render(request, job_id, _Seen(operation, owner, _script_of(tx.conn, operation)))
+            operation = known.operation_for(conn, owner, request.operation_id)
+            rendered = self._render(request, job_id, _Seen(operation, owner, _script_of(conn, operation)))
         except RequestError as error:
-            row = _refused_row(request, job_id, owner)
-            return Fired(jobs.inserted(row, jobs.insert_job(tx, row, None, None)), refusal=error)
-        seq = jobs.insert_job(tx, rendered.row, rendered.plan, rendered.secret)
-        return Fired(jobs.inserted(rendered.row, seq), rendered.plan)
+            return Fired(_refused_row(request, job_id, owner), refusal=error)
+        assert rendered.secret is None, "only arguments are secret"
+        return Fired(rendered.row, rendered.plan)
 
     def _render(self, request: Execute, job_id: str, seen: _Seen) -> _Rendered:
         operation, owner = seen.operation, seen.owner

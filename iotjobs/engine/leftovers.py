@@ -23,7 +23,7 @@ from iotjobs.engine.commands import RAW_LEFT, words_of
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.sending import RunMark
 from iotjobs.engine.settle import Settler, until_taken
-from iotjobs.store import jobs, queue
+from iotjobs.store import attempts, jobs, queue
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.base import Gone
@@ -111,7 +111,7 @@ class Leftovers:
         ended, said = await self._end(job)
 
         def item(tx: Transaction) -> None:
-            jobs.confirm_cancel(tx, job, ended.nonce is None)
+            attempts.confirm_cancel(tx, job, ended.nonce is None)
             jobs.log(tx, job.id, clock.now_ms(), "INFO", f"an earlier attempt: {said}")
 
         await until_taken(self._store, item, job.id)

@@ -13,13 +13,13 @@ from iotjobs.domain.errors import DeliveryError, DeviceUnreachable, LeaseLost, O
 from iotjobs.domain.jobs import Delivery, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
-from iotjobs.engine.settle import Settler, until_taken
+from iotjobs.engine.settle import TAKEN, Settler, delivery_of, until_taken
 from iotjobs.engine.watch import Watch, Why
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports import topics
-from iotjobs.transports.mqtt import MqttPublisher, PublishEnd
+from iotjobs.transports.mqtt import Acknowledged, MqttPublisher, PublishEnd, end_of
 from iotjobs.transports.mqtt_messages import MqttMessage
 
 # What was promised to an attempt whose begin then failed is free again after this long.
@@ -88,13 +88,31 @@ class Publishing:
         ):
             await clock.sleep(BREATH_LOOK_S)
 
-    async def publish(self, job: Job, plan: Plan, sending: BeforeSend, watch: Watch) -> None:
-        """Run one attempt of an mqtt job to its end, or until it is parked; the watch bounds it."""
+    async def hand_over(
+        self, job: Job, plan: Plan, before_send: Callable[[], Awaitable[None]]
+    ) -> Acknowledged:
+        """Send a job's message; what becomes of it is still to come. Raises as `MqttPublisher.hand_over`."""
         # Up to the window nothing is awaited that waits: with a free place it is taken in this turn.
         self._promised.pop(job.id, None)
+        if self._publisher is None:
+            raise DeviceUnreachable("this site has no MQTT broker, see /readyz")
+        return await self._publisher.hand_over(message_of(job, plan), before_send)
+
+    async def publish(
+        self, job: Job, plan: Plan, sending: BeforeSend, watch: Watch, answer: Acknowledged | None = None
+    ) -> None:
+        """Run one attempt of an mqtt job to its end, or until it is parked; the watch bounds it.
+
+        Args:
+            job: its row, with the attempt under way.
+            plan: what it does.
+            sending: the step before its first byte.
+            watch: not started yet.
+            answer: of a message that was handed over already.
+        """
         try:
             async with watch:
-                end = await self._send(message_of(job, plan), sending.before_send)
+                end = end_of(await (answer or await self.hand_over(job, plan, sending.before_send)))
             if end.no_subscriber and plan.require_subscriber:
                 raise OperationFailed("noSubscriber", "nobody has subscribed to the topic")
         except TimeoutError:
@@ -116,11 +134,6 @@ class Publishing:
             sending.sent_at = None
         await self._settler.end_attempt(replace(job, sent_at=sending.sent_at), plan, ending)
 
-    async def _send(self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]) -> PublishEnd:
-        if self._publisher is None:
-            raise DeviceUnreachable("this site has no MQTT broker, see /readyz")
-        return await self._publisher.publish(message, before_send)
-
     async def _acknowledged(self, job: Job, plan: Plan, end: PublishEnd, sent_at: int | None) -> None:
         if job.sent_at != sent_at:
             job = replace(job, sent_at=sent_at)
@@ -130,8 +143,7 @@ class Publishing:
                 self._store, lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said), job.id
             )
         if plan.answer_within_s is None:
-            delivery = Delivery.ACKNOWLEDGED if plan.qos else Delivery.SENT
-            await self._settler.end_attempt(job, plan, Ending(Outcome.SUCCEEDED), delivery=delivery)
+            await self._settler.end_attempt(job, plan, TAKEN, delivery=delivery_of(plan))
             return
         deadline = clock.now_ms() + int(plan.answer_within_s * 1000)
 
@@ -146,6 +158,11 @@ class Publishing:
             await until_taken(self._store, park, job.id)
         except LeaseLost:
             return  # the answer was quicker than the broker's acknowledgement
+
+
+def taken_plainly(answer: Acknowledged) -> bool:
+    """Whether the broker has just taken a message, with no word of refusal or of nobody who has subscribed."""
+    return not answer.cancelled() and answer.exception() is None and answer.result().value == 0
 
 
 def message_of(job: Job, plan: Plan) -> MqttMessage:

@@ -15,20 +15,22 @@ from typing import Any
 from iotjobs import clock
 from iotjobs.domain import control, retries
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
-from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.jobs import Delivery, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, Outcome, Status
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.limits import Limits
+from iotjobs.engine.sending import Begun
 from iotjobs.store import jobs, output, queue
 from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Offers
 from iotjobs.store.session import Store
-from iotjobs.store.writer import Item, Transaction
+from iotjobs.store.writer import Item, Transaction, complete
 
 log = logging.getLogger(__name__)
 
 STORE_RETRY_S = 1.0
+TAKEN = Ending(Outcome.SUCCEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class OutputEnd:
     chunks: tuple[Chunk, ...] = ()
     total_bytes: int = 0
     truncated: bool = False
+
+
+def delivery_of(plan: Plan) -> Delivery:
+    """How far a message came that the broker took."""
+    return Delivery.ACKNOWLEDGED if plan.qos else Delivery.SENT
 
 
 def _keep_output(tx: Transaction, job: Job, end: OutputEnd | None) -> dict[str, Any]:
@@ -97,6 +104,22 @@ class Settler:
                 self.finish(tx, job, ending, now, **facts)
 
         await self._write(job, ending, item, end, facts)
+
+    async def end_messages(self, messages: Sequence[Begun]) -> None:
+        """End jobs whose messages the broker took, all of them or none.
+
+        Raises:
+            EngineError, TransitionRefused, LeaseLost: one of them is not as it was read.
+        """
+
+        def item(tx: Transaction) -> None:
+            part, now = tx if len(messages) == 1 else tx.part(), clock.now_ms()
+            for begun in messages:
+                self.finish(part, begun.job, TAKEN, now, delivery=delivery_of(begun.plan))
+            if part is not tx:
+                complete(tx.conn, [part])
+
+        await until_taken(self._store, item, messages[0].job.id, locks=[])
 
     async def hand_over(self, job: Job, plan: Plan, ending: Ending, end: OutputEnd) -> None:
         """End an attempt that our own stop cut short: the next process repeats what may be repeated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from itertools import chain
 
 import msgspec
 
@@ -15,6 +16,7 @@ from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Status
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.execution import Executor
+from iotjobs.engine.intake import Fired
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Membership
 from iotjobs.engine.sending import Begun, RunMark, new_nonce
@@ -64,7 +66,9 @@ class Worker(LoopService):
         self._dispatcher, self._executor = dispatcher, executor
         self._presence = presence
         self._places = asyncio.Semaphore(at_once)
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._running: dict[asyncio.Task[None], list[str]] = {}
+        self._adopted: list[Begun] = []  # what runs from the next turn of the loop on
+        self._adopted_ids: list[str] = []
         self._left: set[str] = set()
         self._drains = False
 
@@ -76,34 +80,37 @@ class Worker(LoopService):
     @property
     def running(self) -> int:
         """Attempts under way here."""
-        return len(self._running)
+        return sum(map(len, self._running.values()))
 
     def under_way(self) -> set[str]:
         """Ids of the jobs that it has a ticket of, and of those that a drain left as they were.
 
         A job is among them before its attempt begins and until after its end is written.
         """
-        return {*self._running.values(), *self._left}
+        return {*chain.from_iterable(self._running.values()), *self._left}
 
-    def begin_at_once(self, tx: Transaction, job: Job, plan: Plan) -> bool:
-        """Begin a message's attempt in the transaction that inserts its job, and send it with the commit.
+    def begin_at_once(self, tx: Transaction, fired: Fired) -> bool:
+        """Insert a message's job as begun, and send it with the commit.
 
         Only where nothing stands in its way: it waits for no answer, the site is open, its queue has a
-        place, the broker takes it in a moment. Else nothing is done, and the caller offers the job.
+        place, the broker takes it in a moment. Else nothing is done, and the caller inserts and offers the job.
         """
+        row, plan = fired.row, fired.plan
         if (
             self._drains
-            or job.transport is not Transport.MQTT
+            or plan is None
+            or row["transport"] is not Transport.MQTT
             or plan.answer_within_s is not None
             or not self._limits.opened.is_set()
-            or self._limits.of(job.queue) is not None
+            or self._limits.of(row["queue"]) is not None
             or not self._presence.is_fresh()
-            or not self._executor.ready_soon(job)
+            or not self._executor.ready_soon(row["id"])
         ):
             return False
         since = clock.monotonic()
-        begun = self._begin_attempt(tx, job, plan, sent=True)
-        tx.after_commit(lambda: self._adopt(replace(begun, since=since)))
+        job = jobs.insert_begun(tx, row, plan, worker_id=self.worker_id, nonce=new_nonce(), at=clock.now_ms())
+        begun = Begun(job, plan, since=since)
+        tx.after_commit(lambda: self._adopt(begun))
         return True
 
     async def breathe(self) -> None:
@@ -111,22 +118,27 @@ class Worker(LoopService):
         await self._executor.breathe()
 
     def _adopt(self, begun: Begun) -> None:
-        """Run what has begun: it takes no place, for it ends in a moment."""
-        task = asyncio.create_task(self._run_adopted(begun), name=f"job {begun.job.id}")
-        self._running[task] = begun.job.id
-        task.add_done_callback(lambda done: self._running.pop(done, None))
+        """Run what has begun, together with the others of its commit: they take no place, for they end in a moment."""
+        if not self._adopted:
+            task = asyncio.create_task(self._run_adopted(), name="messages of reports")
+            self._running[task] = self._adopted_ids
+            task.add_done_callback(lambda done: self._running.pop(done, None))
+        self._adopted.append(begun)
+        self._adopted_ids.append(begun.job.id)
 
-    async def _run_adopted(self, begun: Begun) -> None:
+    async def _run_adopted(self) -> None:
+        messages, self._adopted, self._adopted_ids = self._adopted, [], []
         try:
-            await self._executor.run(begun)
+            await self._executor.run_messages(messages)
         except IotJobsError as error:
-            log.info("its end came first", extra={"job_id": begun.job.id, "why": str(error)})
+            log.info("its end came first", extra={"job_id": messages[0].job.id, "why": str(error)})
         finally:
-            self._executor.forget(begun.job.id)
+            for begun in messages:
+                self._executor.forget(begun.job.id)
 
     def end(self, job_id: str, attempt: int) -> None:
         """A cancel or stop was committed: end the attempt on its device, if it is under way here."""
-        if job_id in self._running.values():
+        if any(job_id in ids for ids in self._running.values()):
             self._executor.end(job_id, attempt)
 
     async def _loop(self) -> None:
@@ -141,7 +153,7 @@ class Worker(LoopService):
                 if not taken:
                     self._places.release()
             task = asyncio.create_task(self._work(ticket), name=f"job {ticket.job_id}")
-            self._running[task] = ticket.job_id
+            self._running[task] = [ticket.job_id]
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -163,12 +175,13 @@ class Worker(LoopService):
             await asyncio.wait(list(self._running), timeout=INTERRUPT_S)
         if not self._running:
             return []
-        cut_off = dict(self._running)
-        self._left.update(cut_off.values())
-        for task in cut_off:
+        tasks = list(self._running)
+        cut_off = set(chain.from_iterable(self._running.values()))
+        self._left |= cut_off
+        for task in tasks:
             task.cancel()
-        await asyncio.wait(cut_off, timeout=LEAVE_S)
-        left = await self._still_held(set(cut_off.values()))
+        await asyncio.wait(tasks, timeout=LEAVE_S)
+        left = await self._still_held(cut_off)
         for job_id in left:
             log.warning("a job was left under way", extra={"job_id": job_id})
         return left

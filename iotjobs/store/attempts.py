@@ -1,16 +1,17 @@
-"""The attempts of a job, and the lines about it, as people read them."""
+"""The attempts of a job, and the lines about it, as people read them; what a cancel was found to have left."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select, update
 
 from iotjobs.domain.jobs import Job
-from iotjobs.domain.statuses import ACTIVE
+from iotjobs.domain.statuses import ACTIVE, Outcome
 from iotjobs.store import tables
 from iotjobs.store.statements import Prepared
+from iotjobs.store.writer import Transaction
 
 A = tables.attempts.c
 L = tables.log_entries.c
@@ -61,3 +62,13 @@ def log_entries(conn: Connection, job_id: str, *, level: str | None, limit: int)
         query = query.where(L.level == level)
     rows = conn.execute(query.order_by(L.id.desc()).limit(limit)).all()
     return [dict(row._mapping) for row in reversed(rows)]
+
+
+def confirm_cancel(tx: Transaction, job: Job, confirmed: bool) -> None:
+    """Write what was found out about the device of a job after it was canceled: nobody is to any more."""
+    facts = {**(job.cancel or {}), "confirmed": confirmed}
+    tx.conn.execute(
+        update(tables.jobs)
+        .where(tables.jobs.c.id == job.id, tables.jobs.c.outcome == Outcome.CANCELED)
+        .values(cancel=facts, worker_id=None)
+    )

@@ -302,7 +302,7 @@ def remove(
 
 
 def _note(tx: Transaction, kind: Kind) -> None:
-    if kind in (Kind.CLASS, Kind.OBJECT, Kind.LINK):
+    if kind is not Kind.CREDENTIAL:
         rules.changed(tx)
 
 

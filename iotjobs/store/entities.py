@@ -21,7 +21,7 @@ from iotjobs.domain.retries import RetryPolicy
 from iotjobs.store import tables
 from iotjobs.store.references import JUMPS
 from iotjobs.store.secrets import Secrets
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Among, Prepared
 from iotjobs.store.writer import Transaction
 
 C, O, L = tables.classes.c, tables.objects.c, tables.links.c  # noqa: E741 - as in the queries
@@ -77,9 +77,14 @@ def objects_of(conn: Connection, named: Collection[tuple[str, str]]) -> dict[tup
     for kind in ("thing", "external_id"):
         names = sorted(name for of_kind, name in named if of_kind == kind)
         if names:
-            rows = conn.execute(select(O[kind], O.id).where(O[kind].in_(names)))
+            rows = _named[kind].all(conn, {"names": names})
             found |= {(kind, name): object_id for name, object_id in rows}
     return found
+
+
+_named = {
+    kind: Prepared(select(O[kind], O.id).where(Among(O[kind], "names"))) for kind in ("thing", "external_id")
+}
 
 
 # Members of `operation.settings` that a run does not need: they are for people and for triggers.
@@ -156,7 +161,15 @@ def operation_for(conn: Connection, entity: Entity, operation_id: str) -> Operat
     Raises:
         NotFound: there is none, or it belongs to another owner.
     """
-    found = load_operation(conn, operation_id)
+    return checked_operation(load_operation(conn, operation_id), entity, operation_id)
+
+
+def checked_operation(found: OwnedOperation | None, entity: Entity, operation_id: str) -> Operation:
+    """What was found under an id, where it is an operation of the entity: its own or its class's.
+
+    Raises:
+        NotFound: it is not.
+    """
     if found is None:
         raise NotFound(f"there is no operation {operation_id}")
     own = (entity.owner_type.name.lower(), entity.id)

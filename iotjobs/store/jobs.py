@@ -1,6 +1,6 @@
 """Jobs: how one is inserted, and the one function that writes a status.
 
-Every function here runs inside a transaction (`Transaction`). `_change` is the only writer of
+Every function here runs inside a transaction (`Transaction`). Beside the inserts, `_change` is the only writer of
 `job.status`: it asks the table of `domain.statuses`, compares the expected status (and, for an
 attempt, its number: a worker that lost its attempt writes nothing), and appends the event.
 """
@@ -13,20 +13,13 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
-from iotjobs.domain.errors import (
-    BadRequest,
-    Conflict,
-    EngineError,
-    LeaseLost,
-    NotFound,
-    TransitionRefused,
-)
+from iotjobs.domain.errors import BadRequest, Conflict, EngineError, LeaseLost, NotFound, TransitionRefused
 from iotjobs.domain.jobs import Cause, Delivery, Ending, Job, JobType, PendingReason, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
 from iotjobs.store import tables
 from iotjobs.store.drawn import Drawn
-from iotjobs.store.statements import Prepared
+from iotjobs.store.statements import Prepared, storable
 from iotjobs.store.writer import Transaction
 
 J = tables.jobs.c
@@ -77,6 +70,25 @@ def insert_job(tx: Transaction, row: Mapping[str, Any], plan: Plan | None, secre
         tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": secret})
     _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=Status.PENDING, outcome=None)
     return seq
+
+
+def insert_begun(
+    tx: Transaction, row: Mapping[str, Any], plan: Plan, *, worker_id: str, nonce: str, at: int
+) -> Job:
+    """Insert a message's job with its first attempt under way and sent, as `begin_attempt` would leave it.
+
+    It is one row and both events, written with those of the whole transaction: nothing in it may read the job,
+    its `id` and `cause_key` are new, and its `seq` is not known here: it is 0. The plan has no secrets.
+    """
+    assert may_become(Status.PENDING, Status.RUNNING)
+    moments = {"started_at": at, "begun_at": at, "sent_at": at}
+    begun = {"status": Status.RUNNING, "attempt": 1, "delivery": Delivery.QUEUED}
+    values = {**_DEFAULTS, **row, **begun, **moments, "worker_id": worker_id, "nonce": nonce}
+    tx.append(tables.jobs, values)
+    tx.append(tables.plans, {"job_id": row["id"], "plan": plan.to_json(), "secret": None})
+    _event(tx, "job.added", row["timestamp"], row["id"], row["owner_id"], status=Status.PENDING, outcome=None)
+    _event(tx, "job.changed", at, row["id"], row["owner_id"], status=Status.RUNNING, outcome=None)
+    return Job(seq=0, **values)
 
 
 _DEFAULTS: dict[str, Any] = {name: None for name in _COLUMNS if name != "seq"} | {
@@ -315,7 +327,7 @@ def settle(
         outcome=ending.outcome,
         exit_code=ending.exit_code,
         error_code=ending.error_code,
-        error_message=_storable(ending.error_message),
+        error_message=storable(ending.error_message),
         ended_at=at,
         deadline_at=None,
         pending_reason=None,
@@ -425,18 +437,8 @@ def _close_attempt(tx: Transaction, job: Job, ending: Ending, at: int) -> None:
             "ended_at": at,
             "outcome": ending.outcome,
             "error_code": ending.error_code,
-            "error_message": _storable(ending.error_message),
+            "error_message": storable(ending.error_message),
         },
-    )
-
-
-def confirm_cancel(tx: Transaction, job: Job, confirmed: bool) -> None:
-    """Write what was found out about the device of a job after it was canceled: nobody is to any more."""
-    facts = {**(job.cancel or {}), "confirmed": confirmed}
-    tx.conn.execute(
-        update(tables.jobs)
-        .where(J.id == job.id, J.outcome == Outcome.CANCELED)
-        .values(cancel=facts, worker_id=None)
     )
 
 
@@ -487,14 +489,7 @@ def log(tx: Transaction, job_id: str, at: int, level: str, message: str, **info:
             "job_id": job_id,
             "at": at,
             "level": level,
-            "message": _storable(message),
+            "message": storable(message),
             "additional_info": info or None,
         },
     )
-
-
-def _storable(text: str | None) -> str | None:
-    """Text that every database keeps: in what devices say may be NUL, and halves of characters."""
-    if text is None or (text.isascii() and "\x00" not in text):
-        return text
-    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from iotjobs.domain.entities import Entity
+from iotjobs.domain.operations import Operation
 from iotjobs.domain.states import Condition
 from iotjobs.domain.triggers import Trigger
-from iotjobs.store import rules, standings
+from iotjobs.store import entities, rules, standings
+from iotjobs.store.entities import OwnedOperation
 
 _MOST = 100_000  # entities
 
@@ -25,6 +27,7 @@ class Known:
     _conditions: dict[str, tuple[Condition, ...]] = field(default_factory=dict)
     _triggers: dict[str, tuple[tuple[Trigger, bool], ...]] = field(default_factory=dict)
     _links: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _operations: dict[str, OwnedOperation | None] = field(default_factory=dict)
 
     @property
     def full(self) -> bool:
@@ -44,6 +47,12 @@ class Known:
         if found is None:
             found = self._triggers[entity.id] = rules.triggers_of(conn, entity)
         return found
+
+    def operation_for(self, conn: Connection, entity: Entity, operation_id: str) -> Operation:
+        """See `entities`."""
+        if operation_id not in self._operations:
+            self._operations[operation_id] = entities.load_operation(conn, operation_id)
+        return entities.checked_operation(self._operations[operation_id], entity, operation_id)
 
     def links_of(self, conn: Connection, object_id: str) -> tuple[str, ...]:
         """See `standings`."""

@@ -1,14 +1,20 @@
-"""What was recorded of an entity, for a replay: its reports and writes, and states that conditions did not decide."""
+"""What was recorded of an entity, for a replay: its reports and writes, and states that conditions did not decide.
+
+It may be much, so it is read in pages (`values`, `changes`), each a short read of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
 from iotjobs.domain.entities import OwnerType
+from iotjobs.domain.expressions import Facts
 from iotjobs.domain.replay import Event, Past
 from iotjobs.domain.states import CREATED, Standing
 from iotjobs.domain.triggers import HOUR_MS, Decision, Trigger
@@ -21,15 +27,32 @@ V, H, X, F = property_history.c, state_changes.c, traces.c, firings.c
 _RECORDED = frozenset({"forced", "offline", "no_data"})
 
 
-def past_of(conn: Connection, snapshot: Snapshot, rules: Sequence[Trigger], since: int, until: int) -> Past:
-    """All that is known of an entity from a moment on.
+PAGE = 2000  # rows: a hundredth of a second
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What an entity was like at a moment.
+
+    Attributes:
+        facts: what conditions could read.
+        last: the change of state before it, or None.
+        fired: see `Past`.
+    """
+
+    facts: Facts
+    last: Any
+    fired: Mapping[str, Sequence[int]]
+
+
+def beginning(conn: Connection, snapshot: Snapshot, rules: Sequence[Trigger], since: int) -> Beginning:
+    """What is known of an entity at a moment.
 
     Values before the first recorded change are taken to be those of now, where nothing was recorded since,
     and not to be there, where something was and nothing before.
     """
     entity = snapshot.entity
     facts = replace(snapshot.facts, properties=_before(conn, entity.id, entity.properties, since))
-    events = list(_values(conn, entity.id, "entity", since, until))
     if entity.source is not None and entity.target is not None:
         source, target = entity.source, entity.target
         facts = replace(
@@ -37,13 +60,31 @@ def past_of(conn: Connection, snapshot: Snapshot, rules: Sequence[Trigger], sinc
             source=_before(conn, source.id, source.properties, since),
             target=_before(conn, target.id, target.properties, since),
         )
-        events += _values(conn, source.id, "source", since, until)
-        events += _values(conn, target.id, "target", since, until)
-    standing, pins = _states(conn, entity.id, since, until)
-    events += pins
+    earlier = select(state_changes).where(H.entity_id == entity.id, H.at < since)
+    last = conn.execute(earlier.order_by(H.id.desc()).limit(1)).first()
+    return Beginning(facts, last, _fired(conn, rules, entity.id, since))
+
+
+def past_of(
+    begin: Beginning, values: Mapping[str, Iterable[Any]], changes: Sequence[Any], since: int, until: int
+) -> Past:
+    """All that is known of an entity from a moment on; its events are made as they are asked for.
+
+    Args:
+        begin: at that moment.
+        values: rows of `values`: of the `entity`, or of a link's `source` and `target` too.
+        changes: rows of `changes`.
+        since: the moment, milliseconds.
+        until: the last one.
+    """
+    reports = [_reports(rows, of) for of, rows in values.items()]
+    pins = _pins(begin.last, changes, since)
     # At the same moment: what was reported, then what it ended, then what began.
-    events.sort(key=lambda event: (event.at, event.released, event.pinned is not None))
-    return Past(facts, standing, events, until, _fired(conn, rules, entity.id, since))
+    merged = heapq.merge(
+        *reports, pins, key=lambda event: (event.at, event.released, event.pinned is not None)
+    )
+    events = takewhile(lambda event: event.at <= until, merged)
+    return Past(begin.facts, _standing(begin.last, changes), events, until, begin.fired)
 
 
 def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str, Any]:
@@ -63,14 +104,26 @@ def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str,
     return found
 
 
-def _values(conn: Connection, entity_id: str, of: str, since: int, until: int) -> Iterator[Event]:
-    query = (
-        select(V.name, V.value, V.at, V.by, V.report)
-        .where(V.entity_id == entity_id, V.at >= since, V.at <= until)
-        .order_by(V.id)
-    )
+def values(conn: Connection, entity_id: str, since: int, until: int, after: Any) -> Sequence[Any]:
+    """A page of the values that an entity's properties got, in their order, behind a row or from the first one."""
+    query = select(V.id, V.name, V.value, V.at, V.by, V.report)
+    query = query.where(V.entity_id == entity_id, V.at >= since, V.at <= until)
+    if after is not None:
+        query = query.where(V.at >= after.at, or_(V.at > after.at, V.id > after.id))
+    return conn.execute(query.order_by(V.at, V.id).limit(PAGE)).all()
+
+
+def changes(conn: Connection, entity_id: str, since: int, until: int, after: Any) -> Sequence[Any]:
+    """A page of an entity's changes of state, likewise."""
+    query = select(state_changes).where(H.entity_id == entity_id, H.at >= since, H.at <= until)
+    if after is not None:
+        query = query.where(H.id > after.id)
+    return conn.execute(query.order_by(H.id).limit(PAGE)).all()
+
+
+def _reports(rows: Iterable[Any], of: str) -> Iterator[Event]:
     key, values = None, dict[str, Any]()
-    for row in conn.execute(query):
+    for row in rows:
         own = (row.at, row.report, row.by)
         if key is not None and own != key:
             yield Event(key[0], values, of, key[2])
@@ -80,28 +133,28 @@ def _values(conn: Connection, entity_id: str, of: str, since: int, until: int) -
         yield Event(key[0], values, of, key[2])
 
 
-def _states(conn: Connection, entity_id: str, since: int, until: int) -> tuple[Standing, list[Event]]:
-    """The state before the first event, and the states that were not decided by conditions."""
-    query = select(state_changes).where(H.entity_id == entity_id)
-    last = conn.execute(query.where(H.at < since).order_by(H.id.desc()).limit(1)).first()
-    following = conn.execute(query.where(H.at >= since, H.at <= until).order_by(H.id)).all()
-    standing, events = Standing(), []
+def _standing(last: Any, following: Sequence[Any]) -> Standing:
+    """The state before the first event."""
     if last is not None:
-        standing = Standing(last.to_state, last.at, heard_at=last.at)
-    elif following:
+        return Standing(last.to_state, last.at, heard_at=last.at)
+    if following:
         state = following[0].from_state
-        standing = Standing(state, 0, heard_at=None if state == CREATED else 0)
+        return Standing(state, 0, heard_at=None if state == CREATED else 0)
+    return Standing()
+
+
+def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[Event]:
+    """The states that were not decided by conditions."""
     recorded = last is not None and last.why["by"] in _RECORDED
     if recorded:
-        events.append(Event(since, pinned=standing.state))
+        yield Event(since, pinned=last.to_state)
     for change in following:
         pinned = change.why["by"] in _RECORDED
         if recorded and not pinned:
-            events.append(Event(change.at, released=True))
+            yield Event(change.at, released=True)
         if pinned:
-            events.append(Event(change.at, pinned=change.to_state))
+            yield Event(change.at, pinned=change.to_state)
         recorded = pinned
-    return standing, events
 
 
 def _fired(conn: Connection, rules: Sequence[Trigger], entity_id: str, since: int) -> dict[str, list[int]]:

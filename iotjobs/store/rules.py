@@ -42,7 +42,8 @@ _VERSION = "rules_version"  # a fact of the site
 def changed(tx: Transaction) -> None:
     """What decides about entities is different from the commit of this transaction on.
 
-    That is a class, an object or a link, conditions or triggers. See `known`.
+    That is a class, an object or a link, conditions or triggers, and what triggers start: operations and their
+    scripts. See `known`.
     """
     facts.put(tx, _VERSION, clock.new_id())  # never a value that was there before: a commit may have failed
 
@@ -245,9 +246,12 @@ _settle_trace = Prepared(
 )
 
 
-def add_trace(tx: Transaction, trace: Mapping[str, Any]) -> None:
-    """Keep what a trigger decided."""
-    _insert_trace.insert(tx.conn, trace)
+def add_trace(tx: Transaction, trace: Mapping[str, Any], *, last: bool) -> None:
+    """Keep what a trigger decided; `last`: nothing in this transaction reads it, or changes it, any more."""
+    if last:
+        tx.append(traces, dict(trace))
+    else:
+        _insert_trace.insert(tx.conn, trace)
 
 
 def settle_trace(tx: Transaction, cause_key: str, ruling: Ruling, job_id: str | None, at: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, literal_column, or_, select, update
+from sqlalchemy import Connection, bindparam, exists, literal_column, or_, select, update
 
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
@@ -21,8 +21,9 @@ from iotjobs.store.state_tables import (
     report_ids,
     standings,
     state_changes,
+    trigger_timers,
 )
-from iotjobs.store.statements import Prepared, insert_if_new
+from iotjobs.store.statements import Among, Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
 
 C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
@@ -45,6 +46,7 @@ class Snapshot:
         superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
         online: the last such word; None: there was none.
         kept: there is a row of its state.
+        waits: a trigger's timer may wait for it.
     """
 
     entity: Entity
@@ -60,6 +62,7 @@ class Snapshot:
     superseded: int
     online: bool | None
     kept: bool
+    waits: bool
 
     def set_properties(self, changed: Mapping[str, Any]) -> None:
         """Give properties other values."""
@@ -109,18 +112,25 @@ _CLASS = (
     C.property_types.label("default_types"),
     C.no_data_after_s.label("default_no_data"),
 )
+
+
+def _timers_of(entity_id: Any) -> Any:
+    return exists().where(trigger_timers.c.entity_id == entity_id).label("waits")
+
+
 _every_object = (
     select(
         O.id, O.name, O.class_id, O.properties, O.property_types, O.tags, O.no_data_after_s, O.thing, O.ssh
     )
-    .add_columns(*_CLASS, *_STANDING)
+    .add_columns(*_CLASS, *_STANDING, _timers_of(O.id))
     .join_from(tables.objects, tables.classes, O.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == O.id, isouter=True)
 )
+_objects = Prepared(_every_object.where(Among(O.id, "wanted")))
 _object = Prepared(_every_object.where(O.id == bindparam("wanted")))
 _links = (
     select(L.id, L.name, L.class_id, L.properties, L.property_types, L.tags, L.source, L.target)
-    .add_columns(*_CLASS, *_STANDING)
+    .add_columns(*_CLASS, *_STANDING, _timers_of(L.id))
     .join_from(tables.links, tables.classes, L.class_id == C.id, isouter=True)
     .join(standings, S.entity_id == L.id, isouter=True)
     .where(L.id == bindparam("wanted"))
@@ -139,7 +149,7 @@ def load_objects(conn: Connection, object_ids: Iterable[str]) -> dict[str, Snaps
     wanted = sorted(set(object_ids))
     if not wanted or conn.dialect.name != "postgresql":
         return {}
-    return {row.id: _object_of(row) for row in conn.execute(_every_object.where(O.id.in_(wanted)))}
+    return {row.id: _object_of(row) for row in _objects.all(conn, {"wanted": wanted})}
 
 
 def _object_of(row: Any) -> Snapshot:
@@ -200,6 +210,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         superseded=row.superseded or 0,
         online=row.online,
         kept=known,
+        waits=bool(row.waits),
     )
 
 
@@ -417,6 +428,12 @@ def standing_of(conn: Connection, entity_id: str) -> Any:
     return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
 
 
+_lock = {
+    owner_type: Prepared(select(E.id).where(Among(E.id, "wanted")).order_by(E.id).with_for_update())
+    for owner_type, E in ((OwnerType.OBJECT, O), (OwnerType.LINK, L))
+}
+
+
 def lock(tx: Transaction, owner_type: OwnerType, entity_ids: Iterable[str]) -> None:
     """Let nobody else change these until the transaction ends; in one order, so that two do not wait for each other.
 
@@ -427,6 +444,5 @@ def lock(tx: Transaction, owner_type: OwnerType, entity_ids: Iterable[str]) -> N
         return
     wanted = sorted({entity_id for entity_id in entity_ids if f"row {entity_id}" not in tx.locked})
     if wanted:
-        E = (tables.objects if owner_type is OwnerType.OBJECT else tables.links).c
-        tx.conn.execute(select(E.id).where(E.id.in_(wanted)).order_by(E.id).with_for_update()).all()
+        _lock[owner_type].all(tx.conn, {"wanted": wanted})
         tx.locked.update(f"row {entity_id}" for entity_id in wanted)

@@ -12,11 +12,26 @@ import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, Float, Insert, Table
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Float,
+    Insert,
+    String,
+    Table,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -25,6 +40,27 @@ _Processor = Callable[[Any], Any]
 _NOTHING: Parameters = {}
 _PLACE = re.compile(r"\$(\d+)")
 _TYPED_PLACE = re.compile(r"\$(\d+)::(\w+)")
+
+
+class Among(ColumnElement[bool]):
+    """A column is one of the values that are bound by a name: unlike `IN`, one text however many they are."""
+
+    inherit_cache = False
+
+    def __init__(self, column: ColumnElement[str], name: str) -> None:
+        self.column, self.name = column, name
+
+
+@compiles(Among, "postgresql")
+def _any(element: Among, compiler: SQLCompiler, **given: Any) -> str:
+    values = func.any(bindparam(element.name, type_=ARRAY(String)))
+    return str(compiler.process(element.column == values, **given))
+
+
+@compiles(Among, "sqlite")
+def _in(element: Among, compiler: SQLCompiler, **given: Any) -> str:
+    values = func.json_each(bindparam(element.name, type_=JSON)).table_valued("value")
+    return str(compiler.process(element.column.in_(select(values.c.value)), **given))
 
 
 class Prepared:
@@ -36,7 +72,7 @@ class Prepared:
         """Nothing is compiled yet.
 
         Args:
-            statement: SELECT, INSERT, UPDATE or DELETE; no `IN`, whose text changes with its values.
+            statement: SELECT, INSERT, UPDATE or DELETE; no `IN`, whose text changes with its values (`Among`).
             columns: of an INSERT; each row then has all of them.
         """
         self._statement = statement
@@ -87,11 +123,14 @@ class Prepared:
     def run_all(self, conn: Connection, rows: Sequence[Parameters]) -> int:
         """Execute an UPDATE again and again on one way there and back; how many rows it was in all.
 
-        PostgreSQL only, and not as the first of a transaction, which Core has not begun then.
+        On PostgreSQL not as the first of a transaction, which Core has not begun then.
         """
+        compiled = self._of(conn.dialect)
+        if conn.dialect.name == "sqlite":
+            cursor = run(conn, compiled.sql, [compiled.values(row) for row in rows], many=True)
+            return int(cursor.rowcount)
         import asyncpg  # the embedded mode does without
 
-        compiled = self._of(conn.dialect)
         sql, values = f"{compiled.sql} RETURNING 1", [compiled.values(row) for row in rows]
 
         async def fetch(driver: Any) -> int:
@@ -116,7 +155,7 @@ class Prepared:
 class _Compiled:
     """A statement in a database's words, with what its values go through on their way in and out."""
 
-    __slots__ = ("_binds", "_fixed", "_results", "_row", "sql")
+    __slots__ = ("_binds", "_fixed", "_given", "_results", "_row", "sql")
 
     def __init__(self, statement: Executable, dialect: Dialect, columns: Sequence[str] | None) -> None:
         compiled = cast(
@@ -129,7 +168,11 @@ class _Compiled:
         assert not compiled.post_compile_params, f"its text changes with its values: {compiled}"
         self.sql = str(compiled)
         processors = cast("Mapping[str, _Processor]", compiled._bind_processors)
-        self._binds = tuple((name, processors.get(name)) for name in compiled.positiontup or ())
+        names = tuple(compiled.positiontup or ())
+        self._binds = tuple((at, processors[name]) for at, name in enumerate(names) if name in processors)
+        self._given: Any = (
+            itemgetter(*names) if len(names) > 1 else lambda given: [given[name] for name in names]
+        )
         # Those of callers are not known yet; what Core made of constants is.
         known = compiled.construct_params(_check=False)
         self._fixed = {name: value for name, value in known.items() if value is not None}
@@ -146,13 +189,10 @@ class _Compiled:
 
     def values(self, given: Parameters) -> list[Any]:
         """What is bound, in order."""
-        fixed = self._fixed
-        return [
-            (given[name] if name in given else fixed[name])
-            if process is None
-            else process(given[name] if name in given else fixed[name])
-            for name, process in self._binds
-        ]
+        values = list(self._given({**self._fixed, **given} if self._fixed else given))
+        for at, process in self._binds:
+            values[at] = process(values[at])
+        return values
 
     def row(self, values: Sequence[Any]) -> Any:
         """A row as callers get it."""
@@ -226,3 +266,10 @@ def run(conn: Connection, sql: str, values: Sequence[Any] = (), *, many: bool = 
 def _wrapped(error: Exception, conn: Connection, sql: str, values: Any) -> BaseException:
     kind = conn.dialect.loaded_dbapi.Error
     return DBAPIError.instance(sql, values, error, kind, hide_parameters=True, dialect=conn.dialect)
+
+
+def storable(text: str | None) -> str | None:
+    """Text that every database keeps: in what devices say may be NUL, and halves of characters."""
+    if text is None or (text.isascii() and "\x00" not in text):
+        return text
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()

@@ -81,6 +81,10 @@ class Transaction:
         self.locked.update(missing)
         return True
 
+    def part(self) -> Transaction:
+        """Some of it: what is written last there is gathered, for `complete` to write before the item ends."""
+        return Transaction(self.conn, self.callbacks, locked=self.locked, defers=True)
+
     def gather(self, action: Action, value: Any) -> None:
         """Call `action` at the end of the transaction, once, with all that was gathered for it."""
         self.gathered.setdefault(action, []).append(value)
@@ -141,16 +145,16 @@ def complete(conn: Connection, parts: Sequence[Transaction]) -> None:
 
     On PostgreSQL, where each statement is a way there and back, they are one.
     """
-    by_table: dict[Table, list[dict[str, Any]]] = {}
+    by_table: dict[tuple[Table, tuple[str, ...]], list[dict[str, Any]]] = {}
     gathered: Gathered = {}
     for part in parts:
         for table, row in part.rows:
-            by_table.setdefault(table, []).append(row)
+            by_table.setdefault((table, tuple(row)), []).append(row)
         for action, values in part.gathered.items():
             gathered.setdefault(action, []).extend(values)
     together: list[tuple[str, Sequence[Any]]] = []
-    for table, members in by_table.items():
-        statement = _insert(table, tuple(members[0]))
+    for (table, columns), members in by_table.items():
+        statement = _insert(table, columns)
         if conn.dialect.name == "postgresql":
             together.append(statement.of_rows(conn, members))
         else:

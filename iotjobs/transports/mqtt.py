@@ -14,6 +14,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -180,6 +181,21 @@ class PublishEnd:
         return self.reason_code == _NO_SUBSCRIBER
 
 
+Acknowledged: TypeAlias = "asyncio.Future[ReasonCode]"
+
+
+def end_of(reason: ReasonCode) -> PublishEnd:
+    """What PUBACK's reason says of a message.
+
+    Raises:
+        DeviceUnreachable: the broker's quota was full.
+        OperationFailed: `brokerRefused`; nobody got it.
+    """
+    if reason.is_failure:
+        raise refused(reason)
+    return PublishEnd(reason.value, reason.getName())
+
+
 class MqttPublisher(Link):
     """Publishes on a connection of its own; safe for concurrent use within one loop.
 
@@ -215,6 +231,16 @@ class MqttPublisher(Link):
             LinkLost: sent, wholly or in part, and the connection ended before the PUBACK.
             OperationFailed: `brokerRefused`, `messageTooLarge`; nobody got it.
         """
+        return end_of(await (await self.hand_over(message, before_send)))
+
+    async def hand_over(
+        self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]
+    ) -> Acknowledged:
+        """The first half of `publish`: send one message, once; the broker's word is still to come (`end_of`).
+
+        Raises:
+            DeviceUnreachable, CredentialsRefused, OperationFailed: nothing was sent; see `publish`.
+        """
         packed = pack_properties(message)
         connection = await self._place(message, packet_bytes(message, packed))
         handed_over = False
@@ -225,10 +251,7 @@ class MqttPublisher(Link):
         finally:
             if message.qos and not handed_over:
                 connection.window.leave()
-        reason = await acknowledged
-        if reason.is_failure:
-            raise refused(reason)
-        return PublishEnd(reason.value, reason.getName())
+        return acknowledged
 
     async def _place(self, message: MqttMessage, size: int) -> Connection:
         """A connection that takes this message, with a place in its window for QoS 1."""

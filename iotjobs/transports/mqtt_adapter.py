@@ -73,6 +73,7 @@ class Connection:
         self._welcome: asyncio.Future[None] = self._loop.create_future()
         self._acks: dict[int, tuple[asyncio.Future[ReasonCode], int]] = {}  # by packet id; with the QoS
         self._subscribing: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._done: list[int] = []  # packet ids that are to be acknowledged
         self._flushing = self._writer_on = False
         self.lost = asyncio.Event()
         self.why = ConnectionEnded("not connected")
@@ -112,6 +113,7 @@ class Connection:
         """Say goodbye and end; what was not acknowledged fails. Safe to call twice."""
         if self.lost.is_set():
             return
+        self._write_done()
         self._client.disconnect()
         with contextlib.suppress(MQTTException, ValueError):
             self._client.loop_write()
@@ -237,8 +239,10 @@ class Connection:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
         client = self._client
+        if not self.lost.is_set() and client.socket() is not None:
+            self._write_done()  # while this is on, so that it asks for no further flush
+        self._flushing = False
         if self.lost.is_set() or client.socket() is None:
             return
         client.loop_write()
@@ -338,7 +342,13 @@ class Connection:
 
     def _acknowledge(self, mid: int) -> None:
         if not self.lost.is_set():
-            self._client.ack(mid, 1)
+            self._done.append(mid)
+            self._flush_soon()
+
+    def _write_done(self) -> None:
+        if self._done:
+            done, self._done = self._done, []
+            self._client.ack_all(done)
 
     # --- the end ------------------------------------------------------------------------------
 

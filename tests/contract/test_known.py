@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
+from iotjobs.domain.errors import NotFound
 from iotjobs.domain.triggers import MAX_DEPTH
 from iotjobs.engine.reactions import Happening, Reported
 from iotjobs.store import definitions, known, rules
@@ -48,7 +50,9 @@ async def test_what_was_read_is_kept_until_somebody_changes_a_rule(engine: Engin
     assert (await engine.store.write(asked(kept, entity)))[1] == ["overloaded"]
 
 
-@pytest.mark.parametrize("what", ["triggers", "breaker", "object", "link", "class", "gone"])
+@pytest.mark.parametrize(
+    "what", ["triggers", "breaker", "object", "link", "class", "gone", "operation", "script"]
+)
 async def test_everything_that_decides_counts_as_a_rule(engine: Engine, what: str) -> None:
     owner_id, operation_id = await engine.script("true")
     other, spare = await engine.thing(), await engine.thing()
@@ -68,9 +72,39 @@ async def test_everything_that_decides_counts_as_a_rule(engine: Engine, what: st
             await engine.link(owner_id, other)
         case "class":
             await engine.class_()
+        case "operation":
+            await engine.operation(owner_id, parameters={"text": "false"})
+        case "script":
+            script = {"name": "s", "interpreter": "sh", "text": "true"}
+            await engine.store.write(lambda tx: definitions.create(tx, Kind.SCRIPT, script, clock.now_ms()))
         case "gone":
             await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, spare))
     assert await engine.store.read(rules.version) != before
+
+
+async def test_an_operation_is_kept_until_somebody_changes_it(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("true")
+    stranger = Entity(await engine.thing(), OwnerType.OBJECT, "y")
+    kept, entity = KnownRules(), Entity(owner_id, OwnerType.OBJECT, "x")
+
+    async def version() -> int:
+        return await engine.store.write(
+            lambda tx: kept.at(tx.conn).operation_for(tx.conn, entity, operation_id).version
+        )
+
+    async def change(name: str) -> None:
+        await engine.store.write(
+            lambda tx: definitions.change(tx, Kind.OPERATION, operation_id, lambda _: {"name": name})
+        )
+
+    assert await version() == 1
+    await change("other")
+    assert (await version(), await version()) == (2, 2)
+    with pytest.raises(NotFound):
+        await engine.store.write(lambda tx: kept.at(tx.conn).operation_for(tx.conn, stranger, operation_id))
+    await engine.store.write(lambda tx: definitions.remove(tx, Kind.OPERATION, operation_id))
+    with pytest.raises(NotFound):
+        await version()
 
 
 async def test_a_change_that_failed_leaves_nothing_behind(engine: Engine) -> None:

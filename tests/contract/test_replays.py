@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,12 +13,12 @@ from sqlalchemy import Connection, func, select
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import NotFound
-from iotjobs.domain.states import Forced
+from iotjobs.domain.states import Condition, Forced
 from iotjobs.engine import replays
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Redefined, Said, Written
 from iotjobs.engine.replays import Span
-from iotjobs.store import retention, rules, standings
+from iotjobs.store import past, retention, rules, standings
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import standings as standing_table
 from iotjobs.store.state_tables import traces, trigger_timers
@@ -115,11 +116,10 @@ async def test_a_replayed_day_decides_what_that_day_decided(
     for since in (day.began, middle):
         span = Span(since, day.now)
 
-        def query(conn: Connection, span: Span = span) -> Any:
-            conditions = rules.conditions_of(conn, standings.load_object(conn, owner_id).entity)  # type: ignore[union-attr]
-            return replays.of_conditions(conn, "object", owner_id, conditions, span)
-
-        [found] = await engine.store.read(query)
+        conditions = await engine.store.read(
+            lambda conn: rules.conditions_of(conn, standings.load_object(conn, owner_id).entity)  # type: ignore[union-attr]
+        )
+        [found] = await replays.of_conditions(engine.store, "object", owner_id, conditions, span)
         replayed = sorted(
             (firing.at, firing.trigger_id, firing.state, firing.ruling.decision.value)
             for firing in found.replayed.firings
@@ -152,12 +152,12 @@ async def test_a_replay_of_a_trigger_covers_its_class_and_writes_nothing(engine:
 
     before = await engine.store.read(everything)
     span = Span(began, clock.now_ms())
-    found = await engine.store.read(lambda conn: replays.of_trigger(conn, trigger_id, span))
+    found = await replays.of_trigger(engine.store, trigger_id, span)
     assert [one.snapshot.entity.id for one in found] == owners
     assert [[f.ruling.decision.value for f in one.replayed.firings] for one in found] == [["fired"]] * 3
     assert await engine.store.read(everything) == before
     with pytest.raises(NotFound):
-        await engine.store.read(lambda conn: replays.of_trigger(conn, "f" * 32, span))
+        await replays.of_trigger(engine.store, "f" * 32, span)
 
 
 async def test_a_link_is_replayed_from_what_its_ends_reported(engine: Engine) -> None:
@@ -179,9 +179,7 @@ async def test_a_link_is_replayed_from_what_its_ends_reported(engine: Engine) ->
         )
     ]
     span = Span(began, clock.now_ms())
-    [found] = await engine.store.read(
-        lambda conn: replays.of_conditions(conn, "link", link_id, proposed, span)
-    )
+    [found] = await replays.of_conditions(engine.store, "link", link_id, proposed, span)
     assert [change.after for change in found.replayed.changes] == ["working", "alarm"]
     assert found.snapshot.entity.owner_type is OwnerType.LINK
 
@@ -192,12 +190,13 @@ async def test_a_replay_says_when_what_it_needs_was_deleted(engine: Engine) -> N
         await engine.report(owner_id, a=n)
     span = Span(0, clock.now_ms())
 
-    def complete(conn: Connection) -> bool:
-        return replays.of_conditions(conn, "object", owner_id, [], span)[0].replayed.complete
+    async def complete() -> bool:
+        [found] = await replays.of_conditions(engine.store, "object", owner_id, [], span)
+        return found.replayed.complete
 
-    assert await engine.store.read(complete)
+    assert await complete()
     await engine.store.write(lambda tx: retention.drop_values_over(tx, limit=9, most=2))
-    assert not await engine.store.read(complete)
+    assert not await complete()
 
 
 async def test_what_a_person_set_is_no_report_in_a_replay_either(engine: Engine) -> None:
@@ -206,7 +205,7 @@ async def test_what_a_person_set_is_no_report_in_a_replay_either(engine: Engine)
     await engine.happens(owner_id, Written({"a": 1}, ADMIN))
     await engine.happens(owner_id, Redefined({"a": 1, "b": 1}, ADMIN))
     span = Span(began, clock.now_ms())
-    [found] = await engine.store.read(lambda conn: replays.of_conditions(conn, "object", owner_id, [], span))
+    [found] = await replays.of_conditions(engine.store, "object", owner_id, [], span)
     assert found.replayed.changes == []  # it is `created` still
     assert await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id)) == []
 
@@ -228,7 +227,76 @@ async def test_a_replay_knows_of_a_cooldown_that_began_before_the_oldest_trace(
     await engine.report(owner_id, t=9)
 
     span = Span(later, clock.now_ms())
-    [found] = await engine.store.read(lambda conn: replays.of_trigger(conn, trigger_id, span))
+    [found] = await replays.of_trigger(engine.store, trigger_id, span)
     decided = [firing.ruling.decision.value for firing in found.replayed.firings]
     really = await engine.store.read(lambda conn: _decided(conn, owner_id, later))
     assert decided == [row[-1] for row in really] == ["cooling_down"]
+
+
+async def test_pages_and_slices_change_nothing_of_a_replay(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    for number in range(25):
+        day.now += number % 3  # so that several have one moment
+        await engine.report(owner_id, t=number % 2, other=number)
+    span = Span(day.began, day.now)
+    proposed = [_condition("t > 0")]
+    [whole] = await replays.of_conditions(engine.store, "object", owner_id, proposed, span)
+    monkeypatch.setattr(past, "PAGE", 3)
+    monkeypatch.setattr(replays, "SLICE_S", 0)
+    [paged] = await replays.of_conditions(engine.store, "object", owner_id, proposed, span)
+    assert len(whole.replayed.changes) == 25
+    assert paged.replayed == whole.replayed
+
+
+async def test_a_replay_of_too_much_goes_as_far_as_it_may_and_says_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    class_id = await engine.class_()
+    owners = [await engine.thing(class_id=class_id) for _ in range(3)]
+    for owner_id in owners:
+        for number in range(10):
+            day.now += 1
+            await engine.report(owner_id, t=number % 2)
+    span, proposed = Span(day.began, day.now), [_condition("t > 0")]
+    monkeypatch.setattr(past, "PAGE", 4)
+
+    async def found() -> list[tuple[int, bool]]:
+        each = await replays.of_conditions(engine.store, "class", class_id, proposed, span)
+        return [(len(one.replayed.changes), one.replayed.complete) for one in each]
+
+    assert await found() == [(10, True)] * 3
+    monkeypatch.setattr(replays, "MOST_ROWS", 20)  # each has ten values and a change
+    assert await found() == [(10, True), (7, False)]
+    monkeypatch.setattr(replays, "MOST_ROWS", 1000)
+    monkeypatch.setattr(replays, "MOST_STEPS", 15)
+    assert await found() == [(10, True), (5, False)]
+
+
+async def test_a_long_replay_lets_others_have_their_turn(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    operation_id = await engine.operation(owner_id, parameters={"text": "true"})
+    [trigger_id] = await engine.triggers(
+        owner_id, {"states": ["working"], "operation_id": operation_id, "repeat_s": 1}
+    )
+    began = clock.now_ms() - 1
+    await engine.report(owner_id, t=1)
+    span = Span(began, clock.now_ms() + DAY_MS)
+    longest = turns = 0.0
+    replaying = asyncio.create_task(replays.of_trigger(engine.store, trigger_id, span))
+    while not replaying.done():
+        before = clock.monotonic()
+        await asyncio.sleep(0)
+        longest, turns = max(longest, clock.monotonic() - before), turns + 1
+    [found] = await replaying
+    assert len(found.replayed.firings) > 50_000
+    assert turns > 50
+    assert longest < 1
+
+
+def _condition(when: str) -> Condition:
+    given = {"id": "c", "state": "alarm", "when": when, "hold_s": 0, "description": "", "period": None}
+    return rules.condition_of(given)

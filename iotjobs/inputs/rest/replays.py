@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
@@ -12,6 +15,7 @@ from sqlalchemy import Connection
 from iotjobs import clock
 from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.replay import Change, Firing
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
 from iotjobs.engine import replays
@@ -27,6 +31,7 @@ from iotjobs.store.definitions import Kind
 
 router = APIRouter(tags=["triggers"])
 
+T = TypeVar("T", Change, Firing)
 LISTED = 1000
 _operator = [operator_for("replaying")]  # it costs the server seconds
 _SPAN = re.compile(r"([0-9]{1,6})(s|m|h|d)\Z")
@@ -78,7 +83,8 @@ class ReplayOut(BaseModel):
     entities: int
     fired: int = Field(description="how often triggers would have fired")
     complete: bool = Field(
-        description="false: too much to simulate, a class with more than 500 entities, or older than what is kept"
+        description="false: too much to read or to simulate (the first part was), a class with more than 500 entities,"
+        " or older than what is kept"
     )
     changes: list[ReplayedChange]
     firings: list[ReplayedFiring] = Field(description="decisions other than not_in_states")
@@ -95,7 +101,7 @@ async def replay_trigger(
 ) -> Response:
     """What a trigger would have decided, as if it had been on."""
     span = _span(body.since)
-    found = await services.store.read(lambda conn: replays.of_trigger(conn, trigger_id, span))
+    found = await replays.of_trigger(services.store, trigger_id, span)
     return json_response(_shown(found, span))
 
 
@@ -107,13 +113,14 @@ async def replay_conditions(
     span, kind = _span(body.since), Kind(body.owner_kind)
     items = [{**item.model_dump(by_alias=True), "id": item.id or clock.new_id()} for item in body.items]
 
-    def query(conn: Connection) -> list[EntityReplay]:
+    def check(conn: Connection) -> None:
         definitions.get(conn, kind, body.owner_id, EVERYTHING)
         states.check_names(conn, ((f"items[{at}].state", item["state"]) for at, item in enumerate(items)))
-        proposed = [rules.condition_of(item) for item in items]
-        return replays.of_conditions(conn, kind, body.owner_id, proposed, span)
 
-    return json_response(_shown(await services.store.read(query), span))
+    await services.store.read(check)
+    proposed = [rules.condition_of(item) for item in items]
+    found = await replays.of_conditions(services.store, kind, body.owner_id, proposed, span)
+    return json_response(_shown(found, span))
 
 
 def _span(since: str) -> Span:
@@ -126,25 +133,8 @@ def _span(since: str) -> Span:
 
 
 def _shown(found: list[EntityReplay], span: Span) -> dict[str, Any]:
-    changes, firings, fired = [], [], 0
-    for one in found:
-        entity = {"entity_id": one.snapshot.entity.id, "entity_name": one.snapshot.entity.name}
-        for change in one.replayed.changes:
-            told = {"from": change.before, "to": change.after, "at": rfc3339(change.at), "why": change.why}
-            changes.append({**entity, **told})
-        for firing in one.replayed.firings:
-            fired += firing.ruling.decision is Decision.FIRED
-            if firing.ruling.decision is not Decision.NOT_IN_STATES:
-                firings.append(
-                    {
-                        **entity,
-                        "trigger_id": firing.trigger_id,
-                        "state": firing.state,
-                        "decision": firing.ruling.decision,
-                        "reason": firing.ruling.reason,
-                        "at": rfc3339(firing.at),
-                    }
-                )
+    firings = [one.replayed.firings for one in found]
+    fired = sum(firing.ruling.decision is Decision.FIRED for each in firings for firing in each)
     complete = len(found) < replays.ENTITIES and all(one.replayed.complete for one in found)
     return {
         "since": rfc3339(span.since),
@@ -152,6 +142,41 @@ def _shown(found: list[EntityReplay], span: Span) -> dict[str, Any]:
         "entities": len(found),
         "fired": fired,
         "complete": complete,
-        "changes": sorted(changes, key=lambda told: str(told["at"]))[:LISTED],
-        "firings": sorted(firings, key=lambda told: str(told["at"]))[:LISTED],
+        "changes": _first(found, lambda one: one.replayed.changes, _change),
+        "firings": _first(found, _decisions, _firing),
+    }
+
+
+def _first(
+    found: list[EntityReplay],
+    of: Callable[[EntityReplay], Iterable[T]],
+    told: Callable[[T], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The first of what all entities have, each in their order, with whose it is."""
+
+    def owned(one: EntityReplay) -> Iterator[tuple[EntityReplay, T]]:
+        return ((one, what) for what in of(one))
+
+    merged = heapq.merge(*map(owned, found), key=lambda pair: pair[1].at)
+    return [
+        {"entity_id": one.snapshot.entity.id, "entity_name": one.snapshot.entity.name, **told(what)}
+        for one, what in islice(merged, LISTED)
+    ]
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {"from": change.before, "to": change.after, "at": rfc3339(change.at), "why": change.why}
+
+
+def _decisions(one: EntityReplay) -> Iterator[Firing]:
+    return (firing for firing in one.replayed.firings if firing.ruling.decision is not Decision.NOT_IN_STATES)
+
+
+def _firing(firing: Firing) -> dict[str, Any]:
+    return {
+        "trigger_id": firing.trigger_id,
+        "state": firing.state,
+        "decision": firing.ruling.decision,
+        "reason": firing.ruling.reason,
+        "at": rfc3339(firing.at),
     }

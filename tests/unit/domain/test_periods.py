@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from datetime import datetime, time
+from collections.abc import Iterator
+from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -78,3 +79,57 @@ def test_nothing_changes_before_the_next_edge(
     assert {period.covers(at + (until - at) * part // 97) for part in range(97)} == {period.covers(at)}
     if edge is not None:
         assert period.covers(edge) is not period.covers(at)
+
+
+def around(period: Period, now: int) -> Iterator[tuple[int, int]]:
+    """Its intervals near a moment, counted out anew."""
+    zone = ZoneInfo(period.zone)
+    today = (EPOCH + timedelta(milliseconds=now)).astimezone(zone).date()
+    for ahead in range(-1, 9):
+        day = today + timedelta(days=ahead)
+        if day.weekday() in period.days:
+            last = day if period.end > period.begin else day + timedelta(days=1)
+            begin, end = (
+                datetime.combine(on, at, zone) for on, at in ((day, period.begin), (last, period.end))
+            )
+            yield (begin - EPOCH) // timedelta(milliseconds=1), (end - EPOCH) // timedelta(milliseconds=1)
+
+
+def covers(period: Period, now: int) -> bool:
+    return any(begin <= now < end for begin, end in around(period, now))
+
+
+def next_edge(period: Period, now: int) -> int | None:
+    edges = [edge for interval in around(period, now) for edge in interval]
+    later = [edge for edge in edges if edge > now and covers(period, edge) != covers(period, edge - 1)]
+    return min(later, default=None)
+
+
+EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+# Each with a day on which its clock was set: by an hour, half an hour, at midnight, by a whole day.
+SET = [
+    ("Europe/Berlin", "2026-03-29 02:00"),
+    ("Europe/Berlin", "2026-10-25 02:00"),
+    ("America/New_York", "2026-11-01 01:30"),
+    ("Australia/Lord_Howe", "2026-10-04 02:00"),
+    ("America/Sao_Paulo", "2018-11-04 00:00"),
+    ("Pacific/Apia", "2011-12-31 00:00"),
+    ("Asia/Kathmandu", "2026-05-01 12:00"),
+]
+half_hours = st.integers(0, 47).map(lambda half: time(half // 2, 30 * (half % 2)))
+
+
+@given(
+    st.sampled_from(SET),
+    st.frozensets(st.integers(0, 6)),
+    half_hours,
+    half_hours,
+    st.integers(-3 * 48, 3 * 48),
+    st.sampled_from([-1, 0, 1, 600_000]),
+)
+def test_what_is_kept_of_a_period_is_what_counting_it_out_says(
+    at: tuple[str, str], days: frozenset[int], begin: time, end: time, halves: int, beside: int
+) -> None:
+    period = Period(days, begin, end, at[0])
+    now = ms(at[1], at[0]) + halves * 30 * MINUTE + beside
+    assert (period.covers(now), period.next_edge(now)) == (covers(period, now), next_edge(period, now))

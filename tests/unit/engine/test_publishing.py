@@ -11,6 +11,7 @@ from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import execution
+from iotjobs.engine.intake import Fired
 from iotjobs.engine.publishing import BREATH_S, PROMISE_S, message_of
 from iotjobs.engine.sending import Begun
 from iotjobs.engine.watch import Watch
@@ -19,13 +20,18 @@ from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.transports.mqtt import MqttPublisher
 from tests.services.mosquitto import Mosquitto
-from tests.services.rows import Engine, MakeEngine, add_job, job_of, rows_of, running_job
+from tests.services.rows import Engine, MakeEngine, add_job, job_of, job_row, rows_of, running_job
 from tests.services.site import eventually
 
 
 def message(**members: object) -> Plan:
     given = {"timeout_s": 5.0, "topic": "line/1", "message": "on", **members}
     return Plan(OperationType.MQTT, **given)  # type: ignore[arg-type]
+
+
+def fired(**members: object) -> Fired:
+    """What a trigger starts, before it is anywhere."""
+    return Fired(job_row(transport=Transport.MQTT, queue="mix"), message(**members))
 
 
 async def begun(store: Store, plan: Plan, *, sent: bool = True) -> Job:
@@ -216,19 +222,17 @@ async def test_a_batch_of_reports_may_go_ahead_of_the_places_and_is_bounded(
 ) -> None:
     monkeypatch.setattr(execution, "MESSAGES_AHEAD", 4)
     engine = make_engine(publisher=three_places)
-    waiting = [await add_job(sqlite_store, of=message(), transport=Transport.MQTT) for _ in range(9)]
+    waiting = [fired() for _ in range(9)]
 
-    began = await sqlite_store.write(
-        lambda tx: [engine.worker.begin_at_once(tx, job, message()) for job in waiting]
-    )
+    began = await sqlite_store.write(lambda tx: [engine.worker.begin_at_once(tx, one) for one in waiting])
 
     assert began == [True] * 7 + [False] * 2
 
-    async def four_wait() -> bool:
-        return three_places.waiting == 4
+    async def the_rest_waits() -> bool:
+        return three_places.waiting == 1  # the other three behind it
 
-    await eventually(four_wait, 3)
-    again = await sqlite_store.write(lambda tx: engine.worker.begin_at_once(tx, waiting[7], message()))
+    await eventually(the_rest_waits, 3)
+    again = await sqlite_store.write(lambda tx: engine.worker.begin_at_once(tx, waiting[7]))
     assert again is False
 
 
@@ -237,8 +241,8 @@ async def test_a_breath_ends_when_the_broker_goes_on_and_also_when_it_does_not(
 ) -> None:
     monkeypatch.setattr(execution, "MESSAGES_AHEAD", 4)
     engine = make_engine(publisher=three_places)
-    jobs_ = [await add_job(sqlite_store, of=message(), transport=Transport.MQTT) for _ in range(7)]
-    await sqlite_store.write(lambda tx: [engine.worker.begin_at_once(tx, job, message()) for job in jobs_])
+    waiting = [fired() for _ in range(7)]
+    await sqlite_store.write(lambda tx: [engine.worker.begin_at_once(tx, one) for one in waiting])
     began = clock.monotonic()
 
     await engine.worker.breathe()
@@ -250,11 +254,11 @@ async def test_a_breath_ends_when_the_broker_goes_on_and_also_when_it_does_not(
 async def test_a_message_begins_at_once_but_not_while_its_worker_drains(
     online: Engine, sqlite_store: Store
 ) -> None:
-    async def at_once() -> Job:
-        job = await add_job(sqlite_store, of=message(), transport=Transport.MQTT)
-        await sqlite_store.write(lambda tx: online.worker.begin_at_once(tx, job, message()))
-        return await job_of(sqlite_store, job.id)
+    async def at_once(one: Fired) -> bool:
+        return await sqlite_store.write(lambda tx: online.worker.begin_at_once(tx, one))
 
-    assert (await at_once()).status is not Status.PENDING
+    first = fired()
+    assert await at_once(first)
+    assert (await job_of(sqlite_store, first.row["id"])).status is not Status.PENDING
     await online.worker.drain(5.0)
-    assert (await at_once()).status is Status.PENDING
+    assert not await at_once(fired())

@@ -903,6 +903,11 @@ def test_the_private_parts_of_paho_that_we_lean_on_are_there() -> None:
         "_last_mid",
         "_sock_close",
         "_in_packet",
+        "_sock_recv",
+        "_handle_pubackcomp",
+        "_do_on_publish",
+        "_out_messages",
+        "_packet_queue",
     )
     assert [name for name in names if not hasattr(theirs, name)] == []
     assert issubclass(PahoClient, paho.Client)
