@@ -25,8 +25,9 @@ from tests.services.ssh import marked, orphan_of, processes_of
 async def reaped() -> AsyncIterator[None]:
     """Before the loop is closed it has heard of the end of each process: these are killed from elsewhere."""
     yield
-    await eventually(lambda: not any(thread.name.startswith("waitpid-") for thread in threading.enumerate()))
-    await asyncio.sleep(0)  # what those told the loop
+    await eventually(lambda: not any("waitpid" in thread.name for thread in threading.enumerate()))
+    for _ in range(10):
+        await asyncio.sleep(0)  # what those told the loop, and what follows of it
 
 
 async def ended(engine: Engine, job_id: str) -> Job:
