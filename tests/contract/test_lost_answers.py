@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.engine import make_url
 
 from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.store import tables
 from iotjobs.store.session import Store, open_store
@@ -124,3 +126,45 @@ async def test_a_begin_that_was_not_committed_is_offered_again_as_it_was(online:
 
     job = await online.ended(job_id)
     assert (job.outcome, job.attempt) == (Outcome.SUCCEEDED, 1)
+
+
+async def test_an_end_whose_answer_was_lost_is_not_told_as_one_that_came_too_late(
+    store: Store, wire: Wire
+) -> None:
+    engine = Engine(store)
+    ended, repeated = [await running_job(store, sent=True, lane=lane) for lane in ("a", "b")]
+    again = Ending(Outcome.FAILED, error_code="unreachable", error_message="nobody there")
+
+    wire.lose_answer_to(b"COMMIT;")
+    await engine.settler.end_attempt(ended, plan(), GOOD)
+    wire.lose_answer_to(b"COMMIT;")
+    await engine.settler.end_attempt(repeated, plan(retry=RetryPolicy(2)), again)
+
+    assert (await job_of(store, ended.id)).outcome is Outcome.SUCCEEDED
+    assert await lines_of(store, ended) == []
+    assert (await job_of(store, repeated.id)).status is Status.PENDING
+    assert await attempts_of(store, repeated) == [(1, "failed", True)]
+    assert await lines_of(store, repeated) == ["attempt 1: nobody there; tried again"]
+    await engine.stop()
+
+
+@pytest.mark.parametrize(("asked", "status"), [("stop", Status.STOPPED), ("cancel", Status.CANCELED)])
+async def test_an_end_that_was_asked_for_and_whose_answer_was_lost_stays_what_it_was(
+    store: Store, wire: Wire, asked: str, status: Status
+) -> None:
+    engine = Engine(store)
+    job = replace(await running_job(store, lane="a"), nonce=None)  # proven: nothing is left of it
+    if asked == "stop":
+        await engine.control.stop_job(job.id, ADMIN)
+    else:
+        await engine.control.cancel(job.id, ADMIN, None)
+    cut_short = Ending(Outcome.LOST, error_code="signal", error_message="ended by a signal")
+
+    # The first is refused, and rolls back; the next is what the request makes of it.
+    wire.lose_answer_to(b"COMMIT;")
+    await engine.settler.end_attempt(job, plan(), cut_short)
+
+    assert (await job_of(store, job.id)).status is status
+    assert await attempts_of(store, job) == [(1, "canceled", False)]
+    assert (await lines_of(store, job))[asked == "stop" :] == [f"attempt 1, {asked}: ended by a signal"]
+    await engine.stop()
