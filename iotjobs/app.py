@@ -184,9 +184,9 @@ class Site:
             store, vault, dispatcher, executor, limits=limits, presence=presence, at_once=at_once
         )
         place.tell_running(lambda: worker.running)
-        deadlines = Deadlines(store, dispatcher, settler, worker, standing=place.leader)
-        await deadlines.timekeeper.begin()
         leftovers = Leftovers(store, settler, reach)
+        deadlines = Deadlines(store, dispatcher, settler, worker, leftovers, standing=place.leader)
+        await deadlines.timekeeper.begin()
         control = Control(store, settler, dispatcher, leftovers=leftovers, worker=worker)
         if self._events is not None:
             place.connect(feed, self._events, control)

@@ -32,7 +32,7 @@ from iotjobs.settings import Settings
 from iotjobs.store.migrations.migrate import HEAD, REVISIONS, refuse_half_restored, revision_of
 from iotjobs.store.secrets import load_or_make_key
 from iotjobs.store.session import forgets_in_crash, open_store
-from iotjobs.transports.broker import BrokerProcess
+from iotjobs.transports.broker import EVERYWHERE, BrokerProcess, cannot_listen
 from iotjobs.transports.broker_child import find_mosquitto
 from iotjobs.transports.broker_files import Credential, broker_username, hash_password
 from iotjobs.transports.broker_probe import Trait, probe
@@ -251,7 +251,7 @@ def http_port(chosen: Settings, state: State | None) -> Finding:
 
 
 def _port(name: str, host: str, port: int, setting: str) -> Finding:
-    problem = _cannot_bind(host, port)
+    problem = cannot_listen(host, port)
     if problem is None:
         return ok(name, f"{host}:{port} is free")
     if problem.errno == errno.EADDRINUSE:
@@ -261,24 +261,9 @@ def _port(name: str, host: str, port: int, setting: str) -> Finding:
     return fail(name, f"{host}:{port}: {problem.strerror}", f"choose another with {setting}")
 
 
-def _cannot_bind(host: str, port: int) -> OSError | None:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probing:
-            probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probing.bind(address)
-            probing.listen()
-    except OSError as error:
-        return error
-    return None
-
-
 def site_state(host: str, port: int) -> State | None:
     """What `/readyz` says, or None when it is no server of ours."""
-    asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    connection = http.client.HTTPConnection(asked, port, timeout=_ANSWER_S)
+    connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=_ANSWER_S)
     try:
         connection.request("GET", "/readyz")
         content = json.loads(connection.getresponse().read(65_536))

@@ -59,7 +59,10 @@ class Settings(BaseSettings):
     mqtt_bind: str = Field("127.0.0.1", description="address that our broker binds")
     mqtt_port: int = Field(1883, ge=1, le=65535, description="port of our broker")
     report_rate: float = Field(
-        10.0, ge=0, description="reports a second of one device, five times as many in a burst; 0: any number"
+        10.0,
+        ge=0,
+        description="reports a second of one device, its `online` and `offline` among them, "
+        "five times as many in a burst; 0: any number",
     )
     ingest: tuple[IngestSetting, ...] = Field(
         (),

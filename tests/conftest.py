@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = [
-    "tests.services.ssh",
     "tests.services.mosquitto",
     "tests.services.postgres",
     "tests.services.api",
@@ -11,6 +10,7 @@ pytest_plugins = [
     "tests.services.nodes",
     "tests.services.network",
     "tests.services.rows",
+    "tests.services.ssh",
     "tests.services.tls",
 ]
 

@@ -46,7 +46,7 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
     heard = state["heard_at"]
     yield f"  {state['reports']} reports, the last {heard}" if heard else "  never heard of"
     if state["superseded"]:
-        yield f"  {state['superseded']} reports came quicker than allowed: only their last values counted"
+        yield f"  {state['superseded']} messages came quicker than allowed: only the last values counted"
     triggers = client.triggers(entity)
     yield f"  {len(triggers)} triggers" + (":" if triggers else ": nothing starts by itself")
     for trigger in triggers:

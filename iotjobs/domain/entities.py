@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Literal
 
 # design: a thing's name is its user name and its topic level on the broker.
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
@@ -43,6 +43,32 @@ class SshAddress:
     credential_id: str | None = None
     host_key: str | None = None
     jump_id: str | None = None
+
+
+CredentialKind = Literal["ssh_key", "password", "ssh_agent"]
+
+
+@dataclass(frozen=True, slots=True)
+class SshCredential:
+    """How to log in, with its secrets, which are in no `repr`.
+
+    Attributes:
+        id: with `version` the key under which parsed keys and options are kept.
+        version: grows with each change.
+        kind: which of the fields below counts.
+        username: for addresses that name none.
+        private_key: OpenSSH or PEM text.
+        passphrase: of the private key.
+        password: for `password`.
+    """
+
+    id: str
+    version: int = 1
+    kind: CredentialKind = "ssh_key"
+    username: str | None = None
+    private_key: str | None = field(default=None, repr=False)
+    passphrase: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

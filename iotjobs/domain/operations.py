@@ -114,8 +114,8 @@ class Plan:
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_json`."""
-        given = dict(members)
+        """The inverse of `to_json`. Members that only a newer version knows are left out."""
+        given = {name: value for name, value in members.items() if name in cls.__dataclass_fields__}
         given["type"] = OperationType(given["type"])
         if "retry" in given:
             given["retry"] = RetryPolicy(**{**given["retry"], "on": tuple(given["retry"]["on"])})

@@ -29,6 +29,7 @@ class Event:
         at: milliseconds.
         values: new values of properties.
         of: whose: `entity`, or of a link `source` or `target`.
+        by: the person who set them; None: they were reported.
         pinned: a state that was not decided by conditions, entered then.
         released: such a state ended then.
     """
@@ -36,6 +37,7 @@ class Event:
     at: int
     values: dict[str, Any] = field(default_factory=dict)
     of: str = "entity"
+    by: str | None = None
     pinned: str | None = None
     released: bool = False
 
@@ -139,7 +141,7 @@ class _Run:
         else:
             facts = replace(facts, target={**(facts.target or {}), **event.values})
         self._facts = facts
-        if event.values:
+        if event.values and (event.by is None or event.of != "entity"):
             self._standing = replace(self._standing, heard_at=event.at)
         if event.released:
             self._pinned = None
@@ -172,8 +174,9 @@ class _Run:
             fired.append(now)
         if ruling.decision is Decision.HELD:
             self._wait(trigger, now, trigger.hold_s, 0)
-        if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
-            self._wait(trigger, now, trigger.repeat_s, number + 1)
+        again_s = triggers.repeat_after_s(trigger, ruling.decision, number)
+        if again_s is not None:
+            self._wait(trigger, now, again_s, number + 1)
 
     def _wait(self, trigger: Trigger, now: int, for_s: float, number: int) -> None:
         self._order += 1

@@ -17,7 +17,7 @@ class Decision(StrEnum):
 
     FIRED = "fired"
     HELD = "held"  # fires when the entity stays in the state for `hold_s`
-    HOLD_CANCELED = "hold_canceled"  # it left the state before
+    HOLD_CANCELED = "hold_canceled"  # it left the state before, or it or the trigger is gone
     COOLING_DOWN = "cooling_down"
     RATE_LIMITED = "rate_limited"
     DISABLED = "disabled"
@@ -49,6 +49,11 @@ class Trigger:
     max_per_hour: int | None = None
     enabled: bool = True
     dry: bool = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it asks when it fired before."""
+        return bool(self.cooldown_s) or self.max_per_hour is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +134,18 @@ def _fire(trigger: Trigger, state: str) -> Ruling:
     return Ruling(Decision.FIRED, f"entered {state}")
 
 
-# After these a trigger with `repeat_s` looks again, for the entity is in one of its states.
+# After these a trigger with `repeat_s` begins to repeat, for the entity is in one of its states.
 REPEATS_AFTER = frozenset({Decision.FIRED, Decision.DRY, Decision.COOLING_DOWN, Decision.RATE_LIMITED})
+
+
+def repeat_after_s(trigger: Trigger, decision: Decision, number: int) -> float | None:
+    """When a trigger looks again at the same change, in seconds; None: it does not.
+
+    Repeats that have begun go on until the entity leaves the state, whatever keeps one of them from firing. A
+    change that met a pause, a switch or the loop guard is not made up for.
+    """
+    goes_on = decision is not Decision.NOT_IN_STATES if number else decision in REPEATS_AFTER
+    return trigger.repeat_s if goes_on else None
 
 
 def cause_key(trigger_id: str, state_change_id: str, number: int) -> str:

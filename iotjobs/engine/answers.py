@@ -18,9 +18,17 @@ from iotjobs.transports.topics import DeviceTopic, TopicKind
 
 
 def take_word(
-    tx: Transaction, settler: Settler, topic: DeviceTopic, object_id: str, payload: dict[str, Any]
+    tx: Transaction,
+    settler: Settler,
+    topic: DeviceTopic,
+    object_id: str,
+    payload: dict[str, Any],
+    *,
+    retained: bool = False,
 ) -> None:
     """Append a device's word to its job, and end a job that waits for it.
+
+    One that the broker had kept (`retained`) may be one that is there already: then it has no effect.
 
     Raises:
         ValueError: the job is not the device's.
@@ -29,6 +37,8 @@ def take_word(
     assert topic.job_id is not None
     job = reads.job_by_reference(tx.conn, topic.job_id, EVERYTHING)
     _refuse_stranger(tx.conn, topic.thing, object_id, job)
+    if retained and reads.has_result(tx.conn, job.id, object_id, payload):
+        return
     now = clock.now_ms()
     jobs.append_result(tx, job, payload, object_id, now)
     job = jobs.get(tx.conn, job.id)  # again: the append has locked its row

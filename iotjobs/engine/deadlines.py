@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable
 
 from iotjobs import clock
-from iotjobs.domain.errors import AnswerTimeout, LeaseLost, TransitionRefused
+from iotjobs.domain import control
+from iotjobs.domain.errors import AnswerTimeout, LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job, JobType
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.leases import Always, Standing
+from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.rescue import Strays, UnderWay
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
@@ -48,12 +50,13 @@ class Deadlines(LoopService):
         dispatcher: Dispatcher,
         settler: Settler,
         worker: UnderWay,
+        leftovers: Leftovers,
         *,
         standing: Standing = _ALWAYS,
     ) -> None:
         super().__init__()
         self._store, self._dispatcher, self._settler = store, dispatcher, settler
-        self._standing = standing
+        self._leftovers, self._standing = leftovers, standing
         self.timekeeper = Timekeeper(store, standing)
         self.strays = Strays(store, settler, worker)
         self.swept = 0
@@ -102,6 +105,10 @@ class Deadlines(LoopService):
             await self._store.write(item)
         except (TransitionRefused, LeaseLost) as error:
             log.debug("the clock came second", extra={"job_id": job.id, "why": str(error)})
+        except (StoreUnavailable, StorageFull):
+            raise
+        except Exception:  # of one job, and the others' moments come too
+            log.exception("a job could not be moved by the clock", extra={"job_id": job.id})
 
     def _begin(self, tx: Transaction, job: Job, now: int) -> None:
         queue.begin_waiting(tx, job, now, self._dispatcher)
@@ -109,6 +116,9 @@ class Deadlines(LoopService):
     def _expire(self, tx: Transaction, job: Job, now: int) -> None:
         waited = f"still {job.status} when its time to live ended"
         reason = f" (waiting: {job.pending_reason})" if job.pending_reason else ""
+        if control.nothing_left(job) is False:
+            reason += f"; attempt {job.attempt} may still run on the device, see the log"
+            tx.after_commit(lambda: self._leftovers.look_after(job))
         self._settler.finish(
             tx, job, Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason), now
         )

@@ -17,8 +17,8 @@ from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUna
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.engine.answers import take_word
 from iotjobs.engine.leases import Standing
-from iotjobs.engine.rates import Held, Rates, Who
-from iotjobs.engine.reactions import Happening, Reactions, Reported, Turn, What
+from iotjobs.engine.rates import Held, Rates, Said, Who
+from iotjobs.engine.reactions import Happening, Reactions, Turn
 from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
 from iotjobs.store import entities, standings
@@ -153,13 +153,13 @@ class DeviceMessages:
                 messages.append(self._inbox.get_nowait())
             now = clock.monotonic()
             for who, held in self._rates.due(now):
-                batch.append(_held(who, held))
+                batch += _held(who, held)
             for message in messages:
                 batch += self._heard(message, now)
         return batch
 
     def _heard(self, message: Received, now: float) -> list[_Heard]:
-        """What a message does, behind what waits and must not come after it; nothing when it has to wait."""
+        """What a message does; nothing when it has to wait."""
         try:
             topic = parse_topic(message.topic)
             if topic is None:
@@ -176,12 +176,11 @@ class DeviceMessages:
         if what is None:
             message.ack()
             return []
-        if isinstance(what, Reported):
-            return [_happening(message, who, what)] if self._rates.admit(who, message, what, now) else []
-        held = self._rates.held.pop(who, None)  # else the end of a connection would be taken back by it
-        return [*([] if held is None else [_held(who, held)]), _happening(message, who, what)]
+        if message.retain:
+            what = replace(what, retained=True)
+        return [_happening([message], who, what)] if self._rates.admit(who, message, what, now) else []
 
-    def _ingested(self, message: Received) -> tuple[tuple[str, str], What | None]:
+    def _ingested(self, message: Received) -> tuple[Who, Said | None]:
         for rule in self._ingest:
             match = rule.match(message.topic)
             if match is not None:
@@ -192,7 +191,7 @@ class DeviceMessages:
         payload = check_payload(read_payload(message.payload))
 
         def effect(tx: Transaction, _turn: Turn, object_id: str) -> None:
-            take_word(tx, self._settler, topic, object_id, payload)
+            take_word(tx, self._settler, topic, object_id, payload, retained=message.retain)
 
         return _Heard(message, ("thing", topic.thing), effect)
 
@@ -254,7 +253,7 @@ class DeviceMessages:
         return refused
 
 
-def _read(message: Received, kind: TopicKind) -> What | None:
+def _read(message: Received, kind: TopicKind) -> Said | None:
     match kind:
         case TopicKind.STATUS:
             return read_status(message)
@@ -263,12 +262,12 @@ def _read(message: Received, kind: TopicKind) -> What | None:
     return read_report(message)
 
 
-def _happening(message: Received, who: tuple[str, str], what: What) -> _Heard:
+def _happening(messages: Sequence[Received], who: Who, what: Said) -> _Heard:
     def effect(_tx: Transaction, turn: Turn, object_id: str) -> None:
         turn.take(Happening(OwnerType.OBJECT, object_id, what))
 
-    return _Heard(message, who, effect)
+    return _Heard(messages[-1], who, effect, earlier=messages[:-1])
 
 
-def _held(who: Who, held: Held) -> _Heard:
-    return replace(_happening(held.message, who, held.reported), earlier=held.earlier)
+def _held(who: Who, held: Held) -> list[_Heard]:
+    return [_happening(messages, who, what) for messages, what in held.parts]

@@ -15,7 +15,7 @@ from iotjobs.domain.jobs import Cause, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
-from iotjobs.domain.triggers import Circumstances, Decision, Ruling, Trigger
+from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger
 from iotjobs.engine.intake import Execute, Intake, Origin
 from iotjobs.engine.settle import Settler
 from iotjobs.store import facts, jobs, queue, rules, standings
@@ -24,6 +24,7 @@ from iotjobs.store.queue import Offers
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
 
+_NOTHING = History()
 PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
 
 
@@ -53,6 +54,14 @@ class Firing:
     def __init__(self, parts: FiringParts, tx: Transaction, now: int, known: Known) -> None:
         self._parts, self._tx, self._now, self._known = parts, tx, now, known
         self._paused: bool | None = None
+        self._histories: dict[tuple[str, str], History] = {}
+        self._fired: list[tuple[Trigger, str]] = []  # those that ask for it the next time
+
+    def finish(self) -> None:
+        """Keep what fired."""
+        if self._fired:
+            rules.add_firings(self._tx, self._fired, self._now)
+            self._fired.clear()
 
     def changed(self, snapshot: Snapshot, before: str) -> None:
         """The entity has entered the snapshot's state: nothing of the one before waits any more."""
@@ -126,7 +135,7 @@ class Firing:
         trigger, snapshot = case.trigger, case.snapshot
         state = snapshot.standing.state
         if state in trigger.states:
-            history = rules.history_of(self._tx.conn, trigger, snapshot.entity.id, self._now)
+            history = self._history(trigger, snapshot.entity.id)
             around = replace(around, paused=self._is_paused(), history=history)
         ruling = triggers.rule(trigger, state, around, self._now)
         job_id = None
@@ -134,13 +143,15 @@ class Firing:
             case Decision.FIRED:
                 origin = Origin(case.key, case.process_meta, state, trigger.name)
                 job_id = self.start(snapshot, trigger.operation_id, Cause.TRIGGER, origin)
+                self._remember(trigger, snapshot.entity.id, around.history)
             case Decision.HELD:
                 self._wait(case, trigger.hold_s)
             case Decision.LOOP_GUARD if not around.broken:
                 rules.set_breaker(self._tx, trigger.id, self._now)
                 self._known = Known()  # what is read from here on is not committed: for nobody else
-        if ruling.decision in triggers.REPEATS_AFTER and trigger.repeat_s is not None:
-            self._wait(replace(case, number=case.number + 1), trigger.repeat_s)
+        again_s = triggers.repeat_after_s(trigger, ruling.decision, case.number)
+        if again_s is not None:
+            self._wait(replace(case, number=case.number + 1), again_s)
         if case.number == 0 and around.waited:
             rules.settle_trace(self._tx, case.key, ruling, job_id, self._now)
         else:
@@ -157,6 +168,17 @@ class Firing:
             "due_at": self._now + round(for_s * 1000),
         }
         rules.add_timer(self._tx, timer)
+
+    def _history(self, trigger: Trigger, entity_id: str) -> History:
+        if not trigger.remembers:
+            return _NOTHING
+        found = self._histories.get((trigger.id, entity_id))
+        return found or rules.history_of(self._tx.conn, trigger, entity_id, self._now)
+
+    def _remember(self, trigger: Trigger, entity_id: str, before: History) -> None:
+        if trigger.remembers:
+            self._histories[trigger.id, entity_id] = History(self._now, before.in_hour + 1)
+            self._fired.append((trigger, entity_id))
 
     def _is_paused(self) -> bool:
         if self._paused is None:

@@ -1,7 +1,7 @@
 """Ends on devices what no worker of ours looks after any more, and writes down what could be proven.
 
 Two kinds: the run of a dead worker whose job was to be canceled or stopped, and what an earlier
-attempt may have left of a job that was canceled while it waited for its next. Each takes as long as
+attempt may have left of a job that was canceled, or expired, while it waited for its next. Each takes as long as
 its device does, so it happens beside everything else. The rows say what is to be done until it is: what we do
 not get to, the next start does, or the leader.
 """
@@ -70,7 +70,7 @@ class Leftovers:
         self._begin(job, self._take_over)
 
     def look_after(self, job: Job) -> None:
-        """Confirm the cancel of a job whose earlier attempt may still run on its device; again: nothing."""
+        """End what an earlier attempt of a job may have left on its device, and confirm its cancel; again: nothing."""
         self._begin(job, self._look_after)
 
     def _begin(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:

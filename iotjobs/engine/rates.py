@@ -1,15 +1,17 @@
-"""How often a device may report: a bucket of tokens each, and what becomes of reports above it.
+"""How often a device may speak of itself: a bucket of tokens each, and what becomes of what is above it.
 
 Above the rate the last value wins: a report waits for its token, and one that comes meanwhile is merged
-into it. So a device that floods us costs the others nothing and loses nothing but values that were old.
+into it; so does the word of its connection, `online` or `offline`, behind the report that came before it. So
+a device that floods us costs the others nothing and loses nothing but values that were old.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from iotjobs.engine.reactions import Reported
+from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
@@ -18,39 +20,88 @@ EARLIER = 16
 _MOST = 10_000  # buckets, before those that are full again are let go of
 
 Who = tuple[str, str]  # `thing` or `external_id`, and its value
+Said: TypeAlias = Reported | Connection
 
 
 @dataclass(slots=True)
 class Held:
-    """A report that waits for its token.
+    """What a device said that waits for its token; of what it said twice the later.
 
     Attributes:
-        message: the newest that went into it.
-        earlier: those before that have values which no later one has.
+        reported: its reports, merged.
+        connection: the word of its connection that came after them.
     """
 
-    message: Received
-    reported: Reported
-    earlier: list[Received] = field(default_factory=list)
+    reported: Reported | None = None
+    connection: Connection | None = None
+    _reports: list[Received] = field(default_factory=list)
+    _word: Received | None = None
 
-    def add(self, message: Received, reported: Reported) -> None:
+    @property
+    def messages(self) -> list[Received]:
+        """Those that have values, or the word, which no later one has; in their order."""
+        return [*self._reports, *([] if self._word is None else [self._word])]
+
+    @property
+    def parts(self) -> list[tuple[list[Received], Said]]:
+        """What it stands for in the order of its effects, each with its messages."""
+        found: list[tuple[list[Received], Said]] = []
+        if self.reported is not None:
+            found.append((self._reports, self.reported))
+        if self.connection is not None and self._word is not None:
+            found.append(([self._word], self.connection))
+        return found
+
+    def add(self, message: Received, what: Said) -> None:
         """Merge a later one into it; messages that then have no effect any more are acknowledged."""
-        before = self.reported
-        self.earlier.append(self.message)
-        if before.values.keys() <= reported.values.keys():
-            for superseded in self.earlier:
-                superseded.ack()
-            self.earlier.clear()
-        self.message = message
-        self.reported = Reported(
-            {**before.values, **reported.values},
-            reported.report_id,
-            reported.job_id,
-            superseded=before.superseded + 1,
-            earlier_ids=before.earlier_ids
-            if before.report_id is None
-            else (*before.earlier_ids, before.report_id),
-        )
+        if isinstance(what, Connection):
+            self._say(message, what)
+            return
+        if self.connection is not None and not what.retained:  # it is heard of, whatever was said before
+            what = replace(what, superseded=self.connection.superseded + 1)
+            self._let_go()
+        if self.reported is None:
+            self.reported = what
+        else:
+            before, self.reported = self.reported, _merged(self.reported, what)
+            if before.values.keys() <= what.values.keys() and before.retained == what.retained:
+                for superseded in self._reports:
+                    superseded.ack()
+                self._reports.clear()
+        self._reports.append(message)
+
+    def _say(self, message: Received, word: Connection) -> None:
+        before = self.connection
+        if before is not None and word.retained and not before.retained:
+            message.ack()  # what the broker had kept is older
+            self.connection = replace(before, superseded=before.superseded + 1)
+            return
+        if before is not None:
+            word = replace(word, superseded=before.superseded + 1)
+            self._let_go()
+        self.connection, self._word = word, message
+
+    def _let_go(self) -> None:
+        if self._word is not None:
+            self._word.ack()
+        self.connection = self._word = None
+
+
+def _merged(before: Reported, later: Reported) -> Reported:
+    """Two reports in one; what the broker kept is older than what came as it was sent."""
+    first, last = (later, before) if later.retained and not before.retained else (before, later)
+    return Reported(
+        {**first.values, **last.values},
+        last.report_id,
+        last.job_id,
+        superseded=before.superseded + later.superseded + 1,
+        earlier_ids=(
+            *first.earlier_ids,
+            *(() if first.report_id is None else (first.report_id,)),
+            *last.earlier_ids,
+        ),
+        retained=last.retained,
+    )
 
 
 @dataclass(slots=True)
@@ -64,7 +115,7 @@ class Rates:
     """The buckets of all devices, by what names them.
 
     Attributes:
-        per_s: reports a second, of each; 0 is any number.
+        per_s: reports, and words of its connection, a second, of each; 0 is any number.
         held: what waits.
     """
 
@@ -73,21 +124,20 @@ class Rates:
     _buckets: dict[Who, _Bucket] = field(default_factory=dict)
     _most: int = 0
 
-    def admit(self, who: Who, message: Received, reported: Reported, now: float) -> bool:
-        """Whether a report may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
+    def admit(self, who: Who, message: Received, what: Said, now: float) -> bool:
+        """Whether it may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
         waiting = self.held.get(who)
-        if waiting is not None:
-            waiting.add(message, reported)
-            return False
-        if self._take(who, now):
-            return True
-        self.held[who] = Held(message, reported)
+        if waiting is None:
+            if self._take(who, now):
+                return True
+            waiting = self.held[who] = Held()
+        waiting.add(message, what)
         return False
 
     def due(self, now: float) -> Iterator[tuple[Who, Held]]:
         """Those that have got their token."""
         for who in [
-            who for who, held in self.held.items() if len(held.earlier) >= EARLIER or self._take(who, now)
+            who for who, held in self.held.items() if len(held.messages) > EARLIER or self._take(who, now)
         ]:
             yield who, self.held.pop(who)
 

@@ -28,7 +28,7 @@ from iotjobs.store.session import Store
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, KillProof
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.ssh import CheckStep, SshTransport
-from iotjobs.transports.ssh_trust import CredentialKind, HostKey, SshCredential, SshTarget
+from iotjobs.transports.ssh_trust import HostKey, SshTarget
 
 log = logging.getLogger(__name__)
 
@@ -164,28 +164,18 @@ class Reach:
         if kept is not None and kept.until > clock.monotonic():
             return kept.target
         access = await self._store.look(lambda conn: entities.ssh_access(conn, object_id, self._secrets))
-        if access is None:
-            raise BadRequest("the object has no SSH address: set ssh.host", field="ssh")
         target = _target_of(access)
         self._kept[object_id] = _Kept(target, clock.monotonic() + KEPT_S)
         return target
 
 
 def _target_of(access: SshAccess) -> SshTarget:
-    address, stored = access.address, access.credential
-    if stored is None:
+    address, credential = access.address, access.credential
+    if credential is None:
         raise CredentialsRefused(f"{access.object_name} has no credential: set ssh.credential_id")
-    username = address.username or stored.username
+    username = address.username or credential.username
     if not username:
         raise CredentialsRefused(f"{access.object_name} has no user to log in as: set ssh.username")
-    credential = SshCredential(
-        id=stored.id,
-        version=stored.version,
-        kind=_kind(stored.kind),
-        private_key=stored.private_key,
-        passphrase=stored.passphrase,
-        password=stored.password,
-    )
     return SshTarget(
         key=access.object_id,
         host=address.host,
@@ -195,11 +185,3 @@ def _target_of(access: SshAccess) -> SshTarget:
         host_keys=tuple(line for line in (address.host_key or "").splitlines() if line.strip()),
         jump=None if access.jump is None else _target_of(access.jump),
     )
-
-
-def _kind(text: str) -> CredentialKind:
-    match text:
-        case "ssh_key" | "password" | "ssh_agent":
-            return text
-        case _:
-            raise CredentialsRefused(f"a credential of kind {text} cannot be used over SSH")

@@ -35,8 +35,9 @@ class Reported:
     Attributes:
         report_id: one that came before has no effect.
         job_id: the job whose message led to it, as far as it is known.
-        superseded: how many reports of the device it stands for beside itself, that came too quickly.
-        earlier_ids: theirs, which have come as well.
+        superseded: how much of what the device said it stands for beside itself, that came too quickly.
+        earlier_ids: those of reports among that, which have come as well.
+        retained: the broker had kept it, nobody knows how long: values, and no sign of life.
     """
 
     values: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Reported:
     job_id: str | None = None
     superseded: int = 0
     earlier_ids: tuple[str, ...] = ()
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,25 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Redefined:
+    """A person changed the definition of an entity, which is written already; `before`: its own properties."""
+
+    before: Mapping[str, Any]
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
-    """The broker told that a device came, or went."""
+    """The broker told that a device came, or went.
+
+    Attributes:
+        superseded: as of `Reported`.
+        retained: the broker had kept it, nobody knows how long.
+    """
 
     online: bool
+    superseded: int = 0
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +90,7 @@ class Looked:
     """Time has passed, or what decides was changed."""
 
 
-What: TypeAlias = Reported | Written | Connection | Said | Looked
+What: TypeAlias = Reported | Written | Redefined | Connection | Said | Looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +153,23 @@ class Turn:
         match happening.what:
             case Reported() as report:
                 number = snapshot.reports + 1
-                if report.report_id is not None and not standings.is_new_report(
-                    self._tx, snapshot.entity.id, report.report_id, number
-                ):
+                if not self._is_new(snapshot, report, number):
                     return False
-                for earlier in report.earlier_ids:
-                    standings.is_new_report(self._tx, snapshot.entity.id, earlier, number)
                 depth = self._firing.depth_behind(report.job_id)
                 snapshot.reports = number
                 snapshot.superseded += report.superseded
-                snapshot.heard(self._now)
-                self._merge(snapshot, report.values, None, depth)
+                if not report.retained:
+                    snapshot.heard(self._now)
+                self._merge(snapshot, report.values, None, depth, alive=not report.retained)
             case Written(values, caller):
                 self._merge(snapshot, values, caller, depth)
-            case Connection(online):
-                snapshot.standing = replace(standing, offline=not online)
+            case Redefined(before, caller):
+                self._redefine(snapshot, before, caller)
+            case Connection() as word:
+                snapshot.superseded += word.superseded
+                if not word.retained or snapshot.is_news(word.online):
+                    snapshot.standing = replace(standing, offline=not word.online)
+                snapshot.online = word.online
                 self._judge(snapshot, depth)
             case Said(forced):
                 snapshot.standing = replace(standing, forced=forced)
@@ -160,7 +179,8 @@ class Turn:
         return True
 
     def finish(self) -> None:
-        """Write what is to be written of entities."""
+        """Write what is to be written of entities and of what fired."""
+        self._firing.finish()
         standings.save_properties(self._tx, [self._snapshots[entity_id] for entity_id in self._written])
         wakes = self._wakes.items()
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
@@ -187,10 +207,22 @@ class Turn:
             self._snapshots[entity_id] = found
         return found
 
+    def _is_new(self, snapshot: Snapshot, report: Reported, number: int) -> bool:
+        """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
+        ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
+        new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
+        return report.report_id is None or any(new)
+
     def _merge(
-        self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller | None, depth: int
+        self,
+        snapshot: Snapshot,
+        values: Mapping[str, Any],
+        caller: Caller | None,
+        depth: int,
+        *,
+        alive: bool = True,
     ) -> None:
-        """Set properties, and judge whatever can see them."""
+        """Set properties, with what follows from it."""
         before = snapshot.entity.properties
         changed = {
             name: value
@@ -200,6 +232,33 @@ class Turn:
         if changed:
             snapshot.set_properties(changed)
             self._written.add(snapshot.entity.id)
+        self._follow(snapshot, changed, caller, depth, alive=alive)
+        if caller is not None:
+            self._run_on_write(snapshot, values, caller)
+
+    def _redefine(self, snapshot: Snapshot, before: Mapping[str, Any], caller: Caller) -> None:
+        """Properties were written with the definition: what would have followed from them as such follows."""
+        own, effective = snapshot.own, snapshot.entity.properties
+        given = {
+            name: value
+            for name, value in own.items()
+            if name not in before or not operators.equal(before[name], value)
+        }
+        gone = {name: effective.get(name) for name in before if name not in own}
+        self._follow(snapshot, {**given, **gone}, caller, 0)
+        self._run_on_write(snapshot, given, caller)
+
+    def _follow(
+        self,
+        snapshot: Snapshot,
+        changed: Mapping[str, Any],
+        caller: Caller | None,
+        depth: int,
+        *,
+        alive: bool = True,
+    ) -> None:
+        """Keep properties' new values, and judge whatever can see them."""
+        if changed:
             by = None if caller is None else caller.user_id
             standings.add_history(self._tx, snapshot, changed, by, self._now)
         self._judge(snapshot, depth)
@@ -210,10 +269,9 @@ class Turn:
                 except NotFound:
                     continue  # it was deleted since
                 link.see_ends(snapshot.entity)
-                link.heard(self._now)
+                if alive:
+                    link.heard(self._now)
                 self._judge(link, depth)
-        if caller is not None:
-            self._run_on_write(snapshot, values, caller)
 
     def _run_on_write(self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller) -> None:
         readwrite = [name for name in values if snapshot.types.get(name) == PropertyType.READWRITE]

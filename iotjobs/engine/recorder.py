@@ -93,14 +93,18 @@ class Recorder:
         total, size = self.total_bytes, sum(len(chunk.data) for chunk in chunks)
 
         def item(tx: Transaction) -> None:
+            if again:  # the answer to the first may have been lost, and not what it wrote
+                output.drop(tx, self._job_id, self._attempt, [chunk.number for chunk in chunks])
             jobs.note(tx, self._job_id, self._attempt, output_bytes=total, output_truncated=self.truncated)
             output.append(tx, self._job_id, self._attempt, chunks)
             output.drop(tx, self._job_id, self._attempt, dropped)
 
+        again = False
         while True:
             try:
                 await self._store.write(item, size=size, locks=())
             except StoreUnavailable:
+                again = True
                 await clock.sleep(STORE_RETRY_S)  # the device waits: that is the back-pressure
                 continue
             except StorageFull:

@@ -111,10 +111,19 @@ def reported(values: dict[str, Any], report_id: str | None, job_id: str | None =
     chosen = report_id if report_id is not None else member
     if chosen is not None and (not isinstance(chosen, str) or not 0 < len(chosen) <= REPORT_ID_CHARACTERS):
         raise BadRequest(f"a report's id is a text of 1 to {REPORT_ID_CHARACTERS} characters")
+    return Reported(check_names(values), chosen, job_id)
+
+
+def check_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, whose names are those of properties.
+
+    Raises:
+        BadRequest: one is too long, or empty.
+    """
     for name in values:
         if not 0 < len(name) <= PROPERTY_NAME_CHARACTERS:
             raise BadRequest(f"a property's name has 1 to {PROPERTY_NAME_CHARACTERS} characters")
-    return Reported(values, chosen, job_id)
+    return values
 
 
 def read_status(message: Received) -> Connection:

@@ -15,9 +15,8 @@ from typing import Protocol
 
 from iotjobs import clock
 from iotjobs.domain import retries
-from iotjobs.domain.errors import LeaseLost, StoreUnavailable, TransitionRefused
+from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
-from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.leftovers import Leftovers
@@ -59,18 +58,24 @@ async def rescue(store: Store, settler: Settler, worker_id: str, standing: Stand
     The embedded process calls it before it takes its first ticket, a leader again and again.
     """
     count = 0
+    failed: set[str] = set()
     while True:
         found = await store.read(lambda conn: queue.orphans(conn, worker_id))
-        if not found:
+        rest = [job for job in found if job.id not in failed]
+        if not rest:
             return count
-        for job in found:
-            await _rescue_one(store, settler, job, standing)
+        for job in rest:
+            if await _rescue_one(store, settler, job, standing):
+                count += 1
+            else:
+                failed.add(job.id)
             if not standing.leads:
                 return count
-            count += 1
 
 
-async def _rescue_one(store: Store, settler: Settler, found: Job, standing: Standing) -> None:
+async def _rescue_one(store: Store, settler: Settler, found: Job, standing: Standing) -> bool:
+    """Whether nothing is left to be done; False after a fault of ours, that the others must not suffer from."""
+
     def item(tx: Transaction) -> None:
         standing.check(tx)
         # Read again: its worker may have woken up and noted that it is about to send.
@@ -84,13 +89,19 @@ async def _rescue_one(store: Store, settler: Settler, found: Job, standing: Stan
         await store.write(item)
     except (LeaseLost, TransitionRefused) as error:
         log.info("a rescue came second", extra={"job_id": found.id, "why": str(error)})
+    except (StoreUnavailable, StorageFull):
+        raise
+    except Exception:
+        log.exception("an attempt that nobody runs could not be ended", extra={"job_id": found.id})
+        return False
+    return True
 
 
 def _give_up(tx: Transaction, settler: Settler, job: Job, endings: tuple[Ending, Ending]) -> None:
     """Give the job its next attempt by the first of the endings, or its end by the second."""
     again, end = endings
-    plan, now = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0]), clock.now_ms()
-    decision = retries.redelivery(sent=job.sent_at is not None, idempotent=plan.idempotent)
+    plan, now = jobs.plan_of(tx.conn, job.id)[0], clock.now_ms()
+    decision = retries.redelivery(sent=job.sent_at is not None, idempotent=bool(plan.get("idempotent")))
     if decision is retries.Redelivery.NEXT_ATTEMPT and job.status is Status.RUNNING:
         settler.again_now(tx, job, again, now)
     else:

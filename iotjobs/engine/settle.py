@@ -203,7 +203,7 @@ class Settler:
         """Give a job its next attempt at once, inside a transaction."""
         jobs.try_again(tx, job, ending, now, now)
         self._limits.left(tx, job, self._offers)
-        queue.offer_if_free(tx, job.lane, queue.ticket_of(tx.conn, job), now, self._offers)
+        queue.offer_again(tx, job, now, self._offers)
 
     async def _refused(self, job: Job, tried: Sequence[Ending], error: Exception) -> None:
         """A late write: what it would have said is kept as a log entry, unless it has been said.

@@ -158,7 +158,9 @@ class EntityStateOut(BaseModel):
     state_change_id: str | None
     heard_at: str | None = Field(description="of the last report; of a link, of either end")
     reports: int
-    superseded: int = Field(description="reports that came quicker than allowed and lived on in a later one")
+    superseded: int = Field(
+        description="reports, and words of its status, that came quicker than allowed and lived on in a later one"
+    )
 
 
 class PropertiesOut(RootModel[dict[str, Any]]):
@@ -207,12 +209,7 @@ def forced_json(stored: dict[str, Any] | None) -> dict[str, Any] | None:
     """A stored forced state as `ForcedOut`."""
     if stored is None:
         return None
-    until = stored["until"]
-    return {
-        **stored,
-        "since": rfc3339(stored["since"]),
-        "until": None if until is None else rfc3339(until),
-    }
+    return {**stored, "since": rfc3339(stored["since"]), "until": rfc3339(stored["until"])}
 
 
 def change_json(row: Any) -> dict[str, Any]:
@@ -232,19 +229,7 @@ def change_json(row: Any) -> dict[str, Any]:
 
 def trace_json(row: Any) -> dict[str, Any]:
     """A row of traces as `TraceOut`."""
-    return {
-        "id": row.id,
-        "decision": row.decision,
-        "reason": row.reason,
-        "trigger_id": row.trigger_id,
-        "trigger_name": row.trigger_name,
-        "owner_id": row.owner_id,
-        "owner_type": row.owner_type,
-        "state_change_id": row.state_change_id,
-        "state": row.state,
-        "job_id": row.job_id,
-        "at": rfc3339(row.at),
-    }
+    return {**{name: getattr(row, name) for name in TraceOut.model_fields}, "at": rfc3339(row.at)}
 
 
 def trigger_json(row: Any) -> dict[str, Any]:
@@ -256,5 +241,5 @@ def trigger_json(row: Any) -> dict[str, Any]:
         **row.settings,
         "owner_kind": row.owner_kind,
         "owner_id": row.owner_id,
-        "broken_at": None if row.broken_at is None else rfc3339(row.broken_at),
+        "broken_at": rfc3339(row.broken_at),
     }

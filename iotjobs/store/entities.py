@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, bindparam, or_, select, update
 
-from iotjobs.domain.entities import Entity, OwnerType, SshAddress
+from iotjobs.domain.entities import Entity, OwnerType, SshAddress, SshCredential
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.operations import Operation, OperationType, Via
 from iotjobs.domain.retries import RetryPolicy
@@ -43,7 +43,7 @@ def load_entity(conn: Connection, owner_type: OwnerType, entity_id: str) -> Enti
     """An object or a link with its class's properties merged under its own; a link with both ends."""
     if owner_type is OwnerType.OBJECT:
         row = _object.first(conn, {"wanted": entity_id})
-        return None if row is None else _of_object(row)
+        return None if row is None else object_of(row)
     row = _link.first(conn, {"wanted": entity_id})
     if row is None:
         return None
@@ -58,7 +58,8 @@ def load_entity(conn: Connection, owner_type: OwnerType, entity_id: str) -> Enti
     )
 
 
-def _of_object(row: Any) -> Entity:
+def object_of(row: Any) -> Entity:
+    """An object from its own columns and `defaults`, the properties of its class."""
     return Entity(
         row.id,
         OwnerType.OBJECT,
@@ -189,24 +190,6 @@ def script_text(conn: Connection, script_id: str) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class CredentialSecret:
-    """A credential, opened: lives only in memory.
-
-    Attributes:
-        version: grows with each change; a cache of parsed keys is keyed by id and version.
-        kind: `ssh_key`, `password` or `ssh_agent`.
-    """
-
-    id: str
-    version: int
-    kind: str
-    username: str | None = None
-    private_key: str | None = field(default=None, repr=False)
-    passphrase: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class SshAccess:
     """All that a connection to an object needs.
 
@@ -218,7 +201,7 @@ class SshAccess:
     object_id: str
     object_name: str
     address: SshAddress
-    credential: CredentialSecret | None
+    credential: SshCredential | None
     jump: SshAccess | None
 
 
@@ -254,13 +237,13 @@ def _ssh_access(conn: Connection, object_id: str, secrets: Secrets, *, jumps_lef
     return SshAccess(row.id, row.name, address, credential, jump)
 
 
-def open_credential(conn: Connection, credential_id: str, secrets: Secrets) -> CredentialSecret | None:
+def open_credential(conn: Connection, credential_id: str, secrets: Secrets) -> SshCredential | None:
     """A credential with its secrets."""
     row = _credential.first(conn, {"wanted": credential_id})
     if row is None:
         return None
     opened = msgspec.json.decode(secrets.open(row.secret, credential_context(row.id)))
-    return CredentialSecret(row.id, row.version, row.kind, row.username, **opened)
+    return SshCredential(row.id, row.version, row.kind, row.username, **opened)
 
 
 def seal_credential(secrets: Secrets, credential_id: str, members: Mapping[str, str | None]) -> bytes:

@@ -11,7 +11,7 @@ from iotjobs.domain.statuses import ACTIVE
 from iotjobs.store import events, facts, nodes, tables, tickets
 from iotjobs.store.events import Position
 from iotjobs.store.jobs import J
-from iotjobs.store.state_tables import standings, trigger_timers
+from iotjobs.store.state_tables import firings, standings, trigger_timers
 from iotjobs.store.writer import Transaction
 
 E = tables.events.c
@@ -62,6 +62,8 @@ def clock_and_mark(conn: Connection) -> tuple[int, Mark]:
 def shift(tx: Transaction, by_ms: int, before: Mark, at: int) -> Mark:
     """Move every moment that is still to come, so that what remains until it is as before; the new mark.
 
+    Also when triggers fired, as long as that bears on what is still to come.
+
     Args:
         tx: the transaction.
         by_ms: how far the clock was set, beyond what the mark before tells.
@@ -84,6 +86,7 @@ def shift(tx: Transaction, by_ms: int, before: Mark, at: int) -> Mark:
     tx.conn.execute(update(tables.jobs).where(under_way).values(expires_at=J.expires_at + by_ms))
     tx.conn.execute(update(tables.idempotency).values(at=KEPT.at + by_ms))
     tx.conn.execute(update(trigger_timers).values(due_at=trigger_timers.c.due_at + by_ms))
+    tx.conn.execute(update(firings).values(at=firings.c.at + by_ms))
     _shift_standings(tx, by_ms)
     if tx.conn.dialect.name == "postgresql":
         tickets.shift(tx.conn, by_ms)

@@ -14,9 +14,9 @@ from iotjobs.domain.states import CREATED, Standing
 from iotjobs.domain.triggers import HOUR_MS, Decision, Trigger
 from iotjobs.store import tables
 from iotjobs.store.standings import Snapshot
-from iotjobs.store.state_tables import property_history, state_changes, traces
+from iotjobs.store.state_tables import firings, property_history, state_changes, traces
 
-V, H, X = property_history.c, state_changes.c, traces.c
+V, H, X, F = property_history.c, state_changes.c, traces.c, firings.c
 # Who decides these is not in the conditions.
 _RECORDED = frozenset({"forced", "offline", "no_data"})
 
@@ -73,11 +73,11 @@ def _values(conn: Connection, entity_id: str, of: str, since: int, until: int) -
     for row in conn.execute(query):
         own = (row.at, row.report, row.by)
         if key is not None and own != key:
-            yield Event(key[0], values, of)
+            yield Event(key[0], values, of, key[2])
             values = {}
         key, values = own, {**values, row.name: row.value}
     if key is not None:
-        yield Event(key[0], values, of)
+        yield Event(key[0], values, of, key[2])
 
 
 def _states(conn: Connection, entity_id: str, since: int, until: int) -> tuple[Standing, list[Event]]:
@@ -106,17 +106,24 @@ def _states(conn: Connection, entity_id: str, since: int, until: int) -> tuple[S
 
 def _fired(conn: Connection, rules: Sequence[Trigger], entity_id: str, since: int) -> dict[str, list[int]]:
     """When triggers had fired before a moment, as far as that bears on what comes after it."""
-    found: dict[str, list[int]] = {}
+    back = {rule.id: since - max(HOUR_MS, round(rule.cooldown_s * 1000)) for rule in rules}
+    found: dict[str, list[int]] = {rule.id: [] for rule in rules}
+    if not rules:
+        return found
+    # By the entity alone: the other columns have indexes too, which lead to more than one entity's.
+    query = select(X.trigger_id, X.decision, X.at).where(
+        X.owner_id == entity_id, X.at < since, X.at >= min(back.values())
+    )
+    for row in conn.execute(query.order_by(X.id)):
+        if row.decision == Decision.FIRED and row.at >= back.get(row.trigger_id, since):
+            found[row.trigger_id].append(row.at)
     for rule in rules:
-        back = max(HOUR_MS, round(rule.cooldown_s * 1000))
-        query = select(X.at).where(
-            X.trigger_id == rule.id,
-            X.owner_id == entity_id,
-            X.decision == Decision.FIRED,
-            X.at < since,
-            X.at >= since - back,
-        )
-        found[rule.id] = list(conn.execute(query.order_by(X.at)).scalars())
+        found[rule.id].sort()
+        if rule.cooldown_s and not found[rule.id]:  # what is kept longer than traces are
+            last = select(func.max(F.at)).where(
+                F.trigger_id == rule.id, F.entity_id == entity_id, F.at < since
+            )
+            found[rule.id] = [at for at in conn.execute(last).scalars() if at is not None]
     return found
 
 

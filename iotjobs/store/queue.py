@@ -217,21 +217,31 @@ def nobody_waits(conn: Connection, lane: str | None, now: int) -> bool:
 
 def offer_next(
     tx: Transaction, lane: str | None, now: int, offers: Offers, *, held_back: bool = True
-) -> None:
-    """A job left the lane: offer the next one, if nothing else is under way there.
+) -> str | None:
+    """A job left the lane: offer the next one, if nothing else is under way there; the id of what was offered.
 
     What a full queue or a drained site holds back comes last; without `held_back`, not at all.
     """
     if lane is None:
-        return
+        return None
     tx.lock(lane)
     following = _next_in_lane if held_back else _next_free_in_lane
     row = following.first(tx.conn, {"lane": lane, "now": now})
-    if row is not None and not lane_active(tx.conn, lane):
-        job = job_of(row)
-        if job.pending_reason is not None:
-            _wait_for.run(tx.conn, {"is_id": job.id, "reason": None})
+    if row is None or lane_active(tx.conn, lane):
+        return None
+    job = job_of(row)
+    if job.pending_reason is not None:
+        _wait_for.run(tx.conn, {"is_id": job.id, "reason": None})
+    offers.offer(tx, ticket_of(tx.conn, job))
+    return job.id
+
+
+def offer_again(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
+    """A job left its lane and stands ready there again: offer it, or whoever is before it now."""
+    if job.lane is None:
         offers.offer(tx, ticket_of(tx.conn, job))
+    elif offer_next(tx, job.lane, now, offers) != job.id:
+        _wait_for.run(tx.conn, {"is_id": job.id, "reason": PendingReason.LANE})
 
 
 def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> bool:
@@ -313,10 +323,10 @@ def begin_waiting(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
     """A job's start has come: it stands ready from now on."""
     begun = tx.conn.execute(
         update(tables.jobs)
-        .where(J.id == job.id, J.status == Status.PENDING)
+        .where(J.id == job.id, J.status == Status.PENDING, J.start_at == job.start_at)
         .values(start_at=None, pending_reason=None)
     )
-    if begun.rowcount != 1:  # it was canceled, say, since it was looked for
+    if begun.rowcount != 1:  # it was canceled, say, or waits for another start since it was looked for
         return
     offer_if_free(tx, job.lane, ticket_of(tx.conn, job), now, offers)
 

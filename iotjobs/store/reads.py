@@ -198,6 +198,12 @@ def _results(conn: Connection, ids: list[str], limited: bool) -> dict[str, list[
 R = tables.results.c
 
 
+def has_result(conn: Connection, job_id: str, by: str, payload: dict[str, Any]) -> bool:
+    """Whether somebody has appended this custom result to a job."""
+    query = select(R.payload).where(R.job_id == job_id, R.by == by)
+    return any(found == payload for found in conn.execute(query).scalars())
+
+
 def _write_cursor(job: Job) -> str:
     return base64.urlsafe_b64encode(f"{job.timestamp}:{job.seq}".encode()).decode().rstrip("=")
 

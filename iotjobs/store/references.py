@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select
 
 from iotjobs.domain.errors import BadRequest, Conflict
-from iotjobs.store import tables
-from iotjobs.store.state_tables import condition_lists, report_ids, standings, trigger_timers, triggers
+from iotjobs.store import rules, tables
+from iotjobs.store.state_tables import report_ids, standings, triggers
 
 O, L, P = tables.objects.c, tables.links.c, tables.operations.c  # noqa: E741 - as in the queries
 
@@ -100,13 +100,8 @@ def refuse_used(conn: Connection, kind: str, own_id: str, name: str) -> None:
 
 def forget_rules(conn: Connection, owner_id: str) -> None:
     """Delete the conditions and triggers of an owner that goes, and what waits for it; its records stay."""
-    for column in (
-        condition_lists.c.owner_id,
-        triggers.c.owner_id,
-        standings.c.entity_id,
-        report_ids.c.entity_id,
-        trigger_timers.c.entity_id,
-    ):
+    rules.forget(conn, owner_id)
+    for column in (standings.c.entity_id, report_ids.c.entity_id):
         conn.execute(column.table.delete().where(column == owner_id))
 
 

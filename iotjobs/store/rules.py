@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from datetime import time
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from iotjobs import clock
 from iotjobs.domain.entities import Entity
@@ -18,12 +29,12 @@ from iotjobs.domain.periods import DAYS, Period
 from iotjobs.domain.states import Condition
 from iotjobs.domain.triggers import HOUR_MS, Decision, History, Ruling, Trigger
 from iotjobs.store import facts
-from iotjobs.store.state_tables import condition_lists, traces, trigger_timers, triggers
+from iotjobs.store.state_tables import condition_lists, firings, traces, trigger_timers, triggers
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 N, T = condition_lists.c, triggers.c
-X, M = traces.c, trigger_timers.c
+X, M, F = traces.c, trigger_timers.c, firings.c
 
 _VERSION = "rules_version"  # a fact of the site
 
@@ -125,7 +136,8 @@ def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequenc
     before = {row.id: row for row in trigger_rows(tx.conn, owner_id)}
     gone = sorted(set(before) - {item["id"] for item in items})
     if gone:
-        tx.conn.execute(delete(trigger_timers).where(M.trigger_id.in_(gone)))
+        cancel_waits(tx.conn, M.trigger_id.in_(gone), "the trigger was taken away")
+        tx.conn.execute(delete(firings).where(F.trigger_id.in_(gone)))
     tx.conn.execute(delete(triggers).where(T.owner_id == owner_id))
     rows = [
         {
@@ -142,6 +154,14 @@ def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequenc
     ]
     if rows:
         tx.conn.execute(insert(triggers), rows)
+    asking = [item["id"] for item in items if _remembers(item)]
+    asked = {row.id for row in before.values() if _remembers(row.settings)}
+    if recalling := sorted(set(asking) - asked):
+        _recall(tx, recalling, clock.now_ms())
+
+
+def _remembers(settings: Mapping[str, Any]) -> bool:
+    return bool(settings["cooldown_s"]) or settings["max_per_hour"] is not None
 
 
 def set_breaker(tx: Transaction, trigger_id: str, broken_at: int | None) -> None:
@@ -152,33 +172,51 @@ def set_breaker(tx: Transaction, trigger_id: str, broken_at: int | None) -> None
 
 # --- traces and timers ------------------------------------------------------------------------
 
-_last_fired = Prepared(
-    select(func.max(X.at)).where(
-        X.trigger_id == bindparam("trigger"),
-        X.owner_id == bindparam("owner"),
-        X.decision == bindparam("fired"),
-    )
+_fired = Prepared(
+    select(
+        func.max(F.at),
+        func.coalesce(func.sum(case((F.at > bindparam("since"), 1), else_=0)), 0),
+    ).where(F.trigger_id == bindparam("trigger"), F.entity_id == bindparam("entity"))
 )
-_fired_since = Prepared(
-    select(func.count())
-    .select_from(traces)
-    .where(
-        X.trigger_id == bindparam("trigger"),
-        X.owner_id == bindparam("owner"),
-        X.decision == bindparam("fired"),
-        X.at > bindparam("since"),
+_insert_firing = Prepared(firings.insert().inline(), ("trigger_id", "entity_id", "at"))
+_drop_firings = Prepared(
+    firings.delete().where(
+        F.trigger_id == bindparam("trigger"), F.entity_id == bindparam("entity"), F.at <= bindparam("upto")
     )
 )
 
 
-def history_of(conn: Connection, trigger: Trigger, owner_id: str, now: int) -> History:
-    """How a trigger fired for an entity; nothing is read that it does not ask for."""
-    which = {"trigger": trigger.id, "owner": owner_id, "fired": Decision.FIRED}
-    last = _last_fired.scalar(conn, which) if trigger.cooldown_s else None
-    count = 0
-    if trigger.max_per_hour is not None:
-        count = _fired_since.scalar(conn, {**which, "since": now - HOUR_MS})
-    return History(last, count)
+def history_of(conn: Connection, trigger: Trigger, entity_id: str, now: int) -> History:
+    """How a trigger with a cooldown or a rate fired for an entity."""
+    which = {"trigger": trigger.id, "entity": entity_id, "since": now - HOUR_MS}
+    return History(*_fired.first(conn, which))
+
+
+def add_firings(tx: Transaction, fired: Sequence[tuple[Trigger, str]], now: int) -> None:
+    """Keep that triggers fired for entities, and of what was before what they still need."""
+    before = [
+        {
+            "trigger": trigger.id,
+            "entity": entity_id,
+            "upto": now if trigger.max_per_hour is None else now - HOUR_MS,
+        }
+        for trigger, entity_id in fired
+    ]
+    _drop_firings.run_each(tx.conn, before)
+    rows = [{"trigger_id": trigger.id, "entity_id": entity_id, "at": now} for trigger, entity_id in fired]
+    _insert_firing.insert_all(tx.conn, rows)
+
+
+def _recall(tx: Transaction, trigger_ids: Sequence[str], now: int) -> None:
+    """Triggers that ask for it from now on know when they fired last, as far as there are traces of it."""
+    last = func.max(X.at)
+    known = select(F.id).where(F.trigger_id == X.trigger_id, F.entity_id == X.owner_id)
+    found = (
+        select(X.trigger_id, X.owner_id, case((last > now, now), else_=last))
+        .where(X.trigger_id.in_(trigger_ids), X.decision == Decision.FIRED, ~known.exists())
+        .group_by(X.trigger_id, X.owner_id)
+    )
+    tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
 
 
 _TRACE = (
@@ -238,6 +276,23 @@ def drop_timers(tx: Transaction, entity_id: str) -> list[str]:
     if found:
         _drop_timers.run(tx.conn, {"entity": entity_id})
     return [row.cause_key for row in found if row.number == 0]
+
+
+def cancel_waits(conn: Connection, which: ColumnElement[bool], reason: str) -> None:
+    """Take timers away, of which `which` is said in columns of `trigger_timer`; traces of holds say why."""
+    held = select(M.cause_key).where(which, M.number == 0)
+    told = {"decision": Decision.HOLD_CANCELED, "reason": reason, "at": clock.now_ms()}
+    conn.execute(update(traces).where(X.cause_key.in_(held)).values(told))
+    conn.execute(delete(trigger_timers).where(which))
+
+
+def forget(conn: Connection, owner_id: str) -> None:
+    """An owner goes: its conditions, its triggers, and what is kept of when they fired and of their waits."""
+    cancel_waits(conn, M.entity_id == owner_id, "the object or link was deleted")
+    own = select(T.id).where(T.owner_id == owner_id)
+    conn.execute(delete(firings).where(or_(F.entity_id == owner_id, F.trigger_id.in_(own))))
+    for column in (N.owner_id, T.owner_id):
+        conn.execute(column.table.delete().where(column == owner_id))
 
 
 def drop_timer(tx: Transaction, cause_key: str) -> bool:

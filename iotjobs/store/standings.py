@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, literal_column, or_, select, update
 
-from iotjobs.domain.entities import Entity, OwnerType, SshAddress
+from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Forced, Standing
-from iotjobs.store import references, tables
+from iotjobs.store import entities, references, tables
 from iotjobs.store.state_tables import (
     WAKES,
     property_history,
@@ -42,7 +42,8 @@ class Snapshot:
         depth: of that change, how many triggers stand before it in its chain of causes.
         why: of that change.
         reports: how many had an effect.
-        superseded: how many came too quickly, and lived on in a later one only.
+        superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
+        online: the last such word; None: there was none.
         kept: there is a row of its state.
     """
 
@@ -57,6 +58,7 @@ class Snapshot:
     why: Mapping[str, Any]
     reports: int
     superseded: int
+    online: bool | None
     kept: bool
 
     def set_properties(self, changed: Mapping[str, Any]) -> None:
@@ -68,6 +70,14 @@ class Snapshot:
         """Something was heard of it."""
         before = self.standing
         self.standing = Standing(before.state, before.since, before.holding, at, False, before.forced)
+
+    def is_news(self, online: bool) -> bool:
+        """Whether a word of its connection that the broker had kept tells what is not known.
+
+        Another than the last was said since. The same as the last is that one, or tells as much; and
+        where there was none, what was heard of the device may be newer.
+        """
+        return self.standing.heard_at is None if self.online is None else online != self.online
 
     def see_ends(self, end: Entity) -> None:
         """A link's end is this one from now on."""
@@ -92,6 +102,7 @@ _STANDING = (
     S.forced,
     S.reports,
     S.superseded,
+    S.online,
 )
 _CLASS = (
     C.properties.label("defaults"),
@@ -132,17 +143,8 @@ def load_objects(conn: Connection, object_ids: Iterable[str]) -> dict[str, Snaps
 
 
 def _object_of(row: Any) -> Snapshot:
-    entity = Entity(
-        row.id,
-        OwnerType.OBJECT,
-        row.name,
-        row.class_id,
-        {**(row.defaults or {}), **row.properties},
-        thing=row.thing,
-        ssh=None if row.ssh is None else SshAddress(**row.ssh),
-    )
     after_s = row.default_no_data if row.no_data_after_s is None else row.no_data_after_s
-    return _snapshot(row, entity, after_s)
+    return _snapshot(row, entities.object_of(row), after_s)
 
 
 def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None) -> Snapshot | None:
@@ -196,6 +198,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         why=row.why or {},
         reports=row.reports or 0,
         superseded=row.superseded or 0,
+        online=row.online,
         kept=known,
     )
 
@@ -242,6 +245,7 @@ _CHANGING = (
     "wake_at",
     "reports",
     "superseded",
+    "online",
 )
 _update = Prepared(
     update(standings)
@@ -280,6 +284,7 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "wake_at": wake_at,
         "reports": snapshot.reports,
         "superseded": snapshot.superseded,
+        "online": snapshot.online,
     }
 
 

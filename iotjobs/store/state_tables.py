@@ -53,7 +53,7 @@ class StandingRow(SQLModel, table=True):
     """What is remembered of an entity's state; `domain.states.Standing` says what each means.
 
     `why` and `change_id` are of the last change; `depth` of its chain of causes; `reports` and
-    `superseded` count.
+    `superseded` count, `online` is what the device's status said last.
     """
 
     __tablename__ = "standing"
@@ -71,6 +71,7 @@ class StandingRow(SQLModel, table=True):
     wake_at: int | None = ms_column()
     reports: int = 0
     superseded: int = 0
+    online: bool | None = None
     __table_args__ = (
         Index("standing_wake", "wake_at", sqlite_where=text(WAKES), postgresql_where=text(WAKES)),
     )
@@ -113,12 +114,27 @@ class TraceRow(SQLModel, table=True):
     at: int = ms_column(nullable=False)
     __table_args__ = (
         Index("trigger_trace_owner", "owner_id", "id"),
-        Index("trigger_trace_fired", "trigger_id", "owner_id", "decision", "at"),
+        Index("trigger_trace_trigger", "trigger_id", "id"),
         Index("trigger_trace_change", "state_change_id"),
         Index("trigger_trace_job", "job_id"),
         Index("trigger_trace_at", "at"),
+        Index("trigger_trace_decision", "decision", "id"),
         {"sqlite_autoincrement": True},
     )
+
+
+class FiringRow(SQLModel, table=True):
+    """That a trigger with a cooldown or a rate fired for an entity: the last time, and those within the hour.
+
+    Traces are records of a clock that may be set since, and go after a while; these move with it, and stay.
+    """
+
+    __tablename__ = "trigger_firing"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    trigger_id: str
+    entity_id: str = Field(index=True)
+    at: int = ms_column(nullable=False)
+    __table_args__ = (Index("trigger_firing_at", "trigger_id", "entity_id", "at"),)
 
 
 class TriggerTimerRow(SQLModel, table=True):
@@ -169,5 +185,5 @@ class ReportIdRow(SQLModel, table=True):
 
 states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)
 standings, state_changes = core(StandingRow), core(StateChangeRow)
-traces, trigger_timers = core(TraceRow), core(TriggerTimerRow)
+traces, trigger_timers, firings = core(TraceRow), core(TriggerTimerRow), core(FiringRow)
 property_history, report_ids = core(PropertyRow), core(ReportIdRow)

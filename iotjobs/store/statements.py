@@ -216,6 +216,8 @@ def run(conn: Connection, sql: str, values: Sequence[Any] = (), *, many: bool = 
     cursor = driver.cursor()
     try:
         (cursor.executemany if many else cursor.execute)(sql, values)
+    except OSError:
+        raise  # the way to the server, or the time for its answer; Core's own statements raise it as it is, too
     except Exception as error:
         raise _wrapped(error, conn, sql, values) from error
     return cursor

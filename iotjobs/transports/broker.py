@@ -46,7 +46,7 @@ _CONNECT_S = 2.0
 _SAVE_EVERY_S = 300.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 30.0
 # What to connect to on this host where it listens on all addresses.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class BrokerProcess:
@@ -100,7 +100,7 @@ class BrokerProcess:
     @property
     def address(self) -> BrokerAddress:
         """Where our own connections go, with the service's login."""
-        host = _EVERYWHERE.get(self._listener.bind, self._listener.bind)
+        host = EVERYWHERE.get(self._listener.bind, self._listener.bind)
         return BrokerAddress(host, self._listener.port, self._service, self._service_password)
 
     def found_by(self, name: str | None) -> str:
@@ -109,7 +109,7 @@ class BrokerProcess:
         That counts where it listens everywhere; without a name that others could use it is the host's own.
         """
         host = self._listener.bind
-        if host in _EVERYWHERE:
+        if host in EVERYWHERE:
             host = name if name is not None and is_reachable(name) else socket.gethostname()
         return str(BrokerAddress(host, self._listener.port))
 
@@ -289,18 +289,10 @@ class BrokerProcess:
         return child
 
     def _port_is_free(self) -> bool:
-        try:
-            family, _, _, _, address = socket.getaddrinfo(
-                self._listener.bind, self._listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except PermissionError as error:
-            raise ConfigurationError(f"port {self._listener.port} may not be opened: {error}") from error
-        except OSError:
-            return False
-        return True
+        problem = cannot_listen(self._listener.bind, self._listener.port)
+        if isinstance(problem, PermissionError):
+            raise ConfigurationError(f"port {self._listener.port} may not be opened: {problem}") from problem
+        return problem is None
 
     async def _lets_in(self, username: str, password: str) -> bool:
         """Whether a CONNECT with these succeeds now (MQTT 5 §3.1; an empty client id takes over nobody's session)."""
@@ -320,6 +312,21 @@ class BrokerProcess:
                         await writer.wait_closed()
         except (OSError, EOFError):
             return False
+
+
+def cannot_listen(host: str, port: int) -> OSError | None:
+    """Why no program of ours could listen there now; None when it could."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probing:
+            probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probing.bind(address)
+            probing.listen()
+    except OSError as error:
+        return error
+    return None
 
 
 def connect_packet(username: str, password: str) -> bytes:

@@ -32,15 +32,12 @@ class LocalTransport:
     async def run(self, target: object, request: CommandRequest, hooks: CommandHooks) -> CommandEnd:
         """See `CommandTransport.run`; cancelling it leaves the processes alone."""
         del target
-        if request.interpreter == "raw" and request.script is not None:
-            shell.check(request)
+        command, lines = shell.exec_request(request)
+        if lines is None:
             await hooks.before_send()
-            process = await self._start(request.script, _LocalProcess(None))
-        else:
-            lines = shell.prologue(request)
-            process = await self._start(shell.run_command(request.nonce), _LocalProcess(request.nonce))
+        process = await self._start(command, _LocalProcess(None if lines is None else request.nonce))
         try:
-            if process.header is not None:
+            if lines is not None:
                 await hooks.before_send()
                 process.send(lines)
             return await follow(process, hooks, _START_WITHIN_S, _EOF_WAIT_S)

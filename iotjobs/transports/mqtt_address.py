@@ -22,15 +22,8 @@ class BrokerAddress:
     ca_file: Path | None = None
 
     @classmethod
-    def parse(
-        cls,
-        url: str,
-        *,
-        username: str | None = None,
-        password: str | None = None,
-        ca_file: Path | None = None,
-    ) -> BrokerAddress:
-        """Read `mqtt://user:pass@host:port` or `mqtts://…`; the arguments win over the URL.
+    def parse(cls, url: str, *, ca_file: Path | None = None) -> BrokerAddress:
+        """Read `mqtt://user:pass@host:port` or `mqtts://…`.
 
         Raises:
             ConfigurationError: another scheme or shape; its message has no part of the URL.
@@ -50,8 +43,8 @@ class BrokerAddress:
         return cls(
             host=parts.hostname,
             port=port or (8883 if tls else 1883),
-            username=username if username is not None else _unquoted(parts.username),
-            password=password if password is not None else _unquoted(parts.password),
+            username=_unquoted(parts.username),
+            password=_unquoted(parts.password),
             tls=tls,
             ca_file=ca_file,
         )

@@ -150,6 +150,18 @@ _RUN_QUOTED = quote(RUN_TEXT[_WITHOUT_LAST_NEWLINE])
 _KILL_QUOTED = quote(KILL_TEXT[_WITHOUT_LAST_NEWLINE])
 
 
+def exec_request(request: CommandRequest) -> tuple[str, bytes | None]:
+    """The exec request of a run, and what it reads from stdin: None for `raw`, whose request is all of it.
+
+    Raises:
+        BadRequest: a name or a value that no shell could carry unharmed.
+    """
+    if request.interpreter == "raw" and request.script is not None:
+        check(request)
+        return request.script, None
+    return run_command(request.nonce), prologue(request)
+
+
 def run_command(nonce: str) -> str:
     """The exec request of a run: constant but for the nonce."""
     _check_nonce(nonce)

@@ -17,6 +17,7 @@ from typing import Literal
 
 import asyncssh
 
+from iotjobs.domain.entities import SshCredential
 from iotjobs.domain.errors import (
     BadAnswer,
     CredentialsRefused,
@@ -36,7 +37,6 @@ from iotjobs.transports.ssh_trust import (
     HOST_KEY_ALGS,
     KEX_ALGS,
     HostKey,
-    SshCredential,
     SshTarget,
     TrustStore,
     delivery_error,
@@ -104,20 +104,15 @@ class SshTransport:
         `before_send` is awaited when the device waits for the command; for `raw`, whose exec request is
         the command, before the channel is asked for, and again where it opened too late.
         """
-        raw = request.interpreter == "raw" and request.script is not None
-        if raw:
-            shell.check(request)
-        lines = None if raw else shell.prologue(request)
+        command, lines = shell.exec_request(request)
+        nonce, first = (None, hooks.before_send) if lines is None else (request.nonce, None)
         limits = self._limits
         reconnected = False
         while True:
             async with self._pool.channel(target) as link:
                 warm, link.used = link.used, True
                 try:
-                    if lines is None:
-                        session = await self._open(link, request.script or "", None, hooks.before_send)
-                    else:
-                        session = await self._open(link, shell.run_command(request.nonce), request.nonce)
+                    session = await self._open(link, command, nonce, first)
                 except DeviceUnreachable:
                     # Nothing has left: a pooled connection that turns out to be dead costs one more
                     # connection and not the job.
@@ -161,8 +156,7 @@ class SshTransport:
                 pass  # it is open now, and stays so for the kill and for what is sent after it
         except DeliveryError as error:
             return KillProof(Gone.UNCONFIRMED, error.message)
-        command, answer_s = shell.kill_command(nonce, group, kill_after_s), self._limits.answer_s
-        return await self._prove(target, command, kill_after_s + answer_s, first_word_s=answer_s)
+        return await self.kill(target, nonce, group, kill_after_s, first_word_s=self._limits.answer_s)
 
     async def scan_host_key(self, host: str, port: int = 22, jump: SshTarget | None = None) -> list[HostKey]:
         """The host keys that a host shows now, one of each kind, to be compared and then trusted.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncssh
 
+from iotjobs.domain.entities import SshCredential
 from iotjobs.domain.errors import CredentialsRefused, DeviceUnreachable
 from iotjobs.transports.ssh_dial import Budget, DroppedError, dial, greeting, resolve
 from iotjobs.transports.ssh_socket import Dialled
@@ -22,7 +23,6 @@ from iotjobs.transports.ssh_trust import (
     MAC_ALGS,
     SIGNATURE_ALGS,
     HostKeyWatch,
-    SshCredential,
     SshTarget,
     TrustStore,
     delivery_error,

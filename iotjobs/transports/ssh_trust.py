@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import asyncssh
 
+from iotjobs.domain.entities import SshCredential
 from iotjobs.domain.errors import (
     BadAnswer,
     ConfigurationError,
@@ -59,39 +59,8 @@ HOST_KEY_ALGS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-HOST_CERT_ALGS = (
-    "ssh-ed25519-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp256-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp384-cert-v01@openssh.com",
-    "ecdsa-sha2-nistp521-cert-v01@openssh.com",
-    "rsa-sha2-512-cert-v01@openssh.com",
-    "rsa-sha2-256-cert-v01@openssh.com",
-)
+HOST_CERT_ALGS = tuple(f"{name}-cert-v01@openssh.com" for name in HOST_KEY_ALGS)
 SIGNATURE_ALGS = (*HOST_KEY_ALGS, "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
-
-
-CredentialKind = Literal["ssh_key", "password", "ssh_agent"]
-
-
-@dataclass(frozen=True, slots=True)
-class SshCredential:
-    """How to log in. Its secrets are in no `repr`.
-
-    Attributes:
-        id: with `version` the key under which parsed keys and options are kept.
-        version: changes with every change of the secrets.
-        kind: which of the fields below counts.
-        private_key: OpenSSH or PEM text.
-        passphrase: of the private key.
-        password: for `password`.
-    """
-
-    id: str
-    version: int = 1
-    kind: CredentialKind = "ssh_key"
-    private_key: str | None = field(default=None, repr=False)
-    passphrase: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from iotjobs.domain.entities import THING_NAME
 from iotjobs.domain.errors import BadRequest
 
 ROOT = "iotjobs"
@@ -26,7 +27,6 @@ DEVICE_FILTERS = (
     "$aws/things/+/shadow/update",
 )
 
-_THING = re.compile(r"[a-zA-Z0-9:_-]{1,128}")
 _JOB_ID = re.compile(r"[0-9a-f]{32}|[0-9]{1,18}")
 # Control characters, lone surrogates, non-characters; U+FEFF because paho 2.2 drops the connection over it.
 _UNFIT = re.compile(
@@ -65,28 +65,18 @@ class DeviceTopic:
 
 def is_thing_name(name: str) -> bool:
     """Whether `name` can be an object's name on the broker."""
-    return _THING.fullmatch(name) is not None
+    return THING_NAME.match(name) is not None
 
 
-def check_thing_name(name: str, *, field: str = "thing_name") -> str:
+def check_thing_name(name: str) -> str:
     """Give the name back.
 
     Raises:
         BadRequest: it is not 1-128 of letters, digits, `:`, `_`, `-`.
     """
     if not is_thing_name(name):
-        raise BadRequest("a thing name is 1-128 letters, digits, ':', '_' or '-'", field=field)
+        raise BadRequest("a thing name is 1-128 letters, digits, ':', '_' or '-'", field="thing_name")
     return name
-
-
-def report_topic(thing: str) -> str:
-    """Build the topic that the thing's reports come on."""
-    return f"{ROOT}/{check_thing_name(thing)}/report"
-
-
-def status_topic(thing: str) -> str:
-    """Build the topic that holds `online` or `offline`, retained."""
-    return f"{ROOT}/{check_thing_name(thing)}/status"
 
 
 def results_topic(thing: str, job_id: str) -> str:

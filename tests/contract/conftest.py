@@ -22,13 +22,6 @@ def postgres_template(postgres_server: PostgresServer) -> str:
     return "iotjobs_migrated"
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
     """Makes migrated databases of a kind; each call gives another one."""
@@ -38,7 +31,7 @@ def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], 
             made: str = request.getfixturevalue("fresh_database")()
             return made
         path = tmp_path / f"iotjobs{len(list(tmp_path.glob('*.db')))}.db"
-        path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
+        path.write_bytes(request.getfixturevalue("migrated_file").read_bytes())
         return f"sqlite:///{path}"
 
     return make

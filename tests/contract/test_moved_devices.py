@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from iotjobs.store.session import Store
 from iotjobs.transports.ssh_trust import SshTarget
 from tests.services.rows import ADMIN, Engine, begin, job_of, plan, running_job
 from tests.services.site import eventually
-from tests.services.ssh import marked, processes_of, target_of, until
+from tests.services.ssh import marked, orphan_of, processes_of, target_of
 from tests.services.zoo import says_gone, ssh_server
 
 
@@ -56,16 +55,8 @@ async def move(engine: Engine, object_id: str, to: dict[str, Any]) -> None:
 async def orphan(engine: Engine, server: SshServer, folder: Path, **members: Any) -> Job:
     """A job under way on a device whose worker, `w1`, has died; the row."""
     thing = await engine.thing(ssh=await address(engine, target_of(server)))
-    made = plan(script=f"echo $$ >{folder}/pid; exec sleep 77", kill_after_s=0.2, **members)
-    job = await running_job(engine.store, of=made, transport=Transport.SSH, target_id=thing)
-    task = asyncio.create_task(
-        engine.executor.run(Begun(replace(job, worker_id=engine.worker.worker_id), made))
-    )
-    await until((folder / "pid").exists)
-    task.cancel()
-    await asyncio.wait({task})
-    assert marked(job.nonce or "")
-    return await job_of(engine.store, job.id)
+    where = {"transport": Transport.SSH, "target_id": thing}
+    return await orphan_of(engine, folder, where, **members)
 
 
 async def end_on_device(engine: Engine, job: Job) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -17,11 +17,11 @@ from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import definitions, facts, rules, standings, states, tables
+from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import property_history, trigger_timers
+from iotjobs.store.state_tables import firings, property_history, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
 from tests.services.rows import ADMIN, Engine
 
@@ -245,6 +245,43 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     assert len({key.rpartition(":")[0] for key in keys}) == 1
 
 
+async def test_repeats_go_on_behind_a_pause_a_switch_and_a_loop_until_the_state_is_left(
+    engine: Engine,
+) -> None:
+    owner_id, trigger_id = await hot_thing(engine, repeat_s=10)
+    (row,) = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    item = {**row.settings, "id": trigger_id, "name": row.name, "operation_id": row.operation_id}
+
+    async def put(*, enabled: bool = True, paused: bool = False, broken_at: int | None = None) -> None:
+        def change(tx: Any) -> None:
+            rules.put_triggers(tx, "object", owner_id, [{**item, "enabled": enabled}])
+            rules.set_breaker(tx, trigger_id, broken_at)
+            facts.put(tx, "triggers_paused", "yes" if paused else "no")
+
+        await engine.store.write(change)
+
+    await engine.report(owner_id, temperature=90)
+    hindrances: list[dict[str, Any]] = [{"paused": True}, {"enabled": False}, {"broken_at": 1}]
+    for hindrance in hindrances:
+        await put(**hindrance)
+        assert await due(engine, 11) == 1
+        await put()
+        assert await due(engine, 11) == 1
+    assert await decisions_of(engine, owner_id) == [
+        "fired",
+        *("paused", "fired"),
+        *("disabled", "fired"),
+        *("loop_guard", "fired"),
+    ]
+    await engine.report(owner_id, temperature=20)
+    assert await due(engine, 11) == 0
+    for hindrance in hindrances:  # a change is not made up for
+        await put(**hindrance)
+        await engine.report(owner_id, temperature=90)
+        assert await due(engine, 11) == 0
+        await engine.report(owner_id, temperature=20)
+
+
 async def test_two_who_take_the_same_timer_fire_once(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine, hold_s=5)
     await engine.report(owner_id, temperature=90)
@@ -266,6 +303,93 @@ async def test_cooldown_and_rate_count_for_each_entity_alone(engine: Engine) -> 
 
     assert [d for d in await decisions_of(engine, one) if d != "not_in_states"] == ["fired", "cooling_down"]
     assert [d for d in await decisions_of(engine, other) if d != "not_in_states"] == ["fired"]
+
+
+async def flap(engine: Engine, owner_id: str) -> str:
+    """Into alarm and out of it again; what its trigger decided."""
+    await engine.report(owner_id, temperature=90)
+    await engine.report(owner_id, temperature=20)
+    return [d for d in await decisions_of(engine, owner_id) if d != "not_in_states"][-1]
+
+
+async def test_a_cooldown_lasts_longer_than_traces_are_kept(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, cooldown_s=86_400)
+    assert await flap(engine, owner_id) == "fired"
+    later = clock.now_ms() + 1
+    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=500, before=later)):
+        pass
+
+    assert await flap(engine, owner_id) == "cooling_down"
+
+
+async def test_of_what_fired_before_only_what_bears_on_later_is_kept(engine: Engine) -> None:
+    cooling, _ = await hot_thing(engine, cooldown_s=0.001)
+    limited, _ = await hot_thing(engine, max_per_hour=100)
+    neither, _ = await hot_thing(engine)
+    for owner_id in (cooling, limited, neither):
+        for _ in range(3):
+            assert await flap(engine, owner_id) == "fired"
+    kept = [row.entity_id for row in await rows(engine, firings)]
+    assert (kept.count(cooling), kept.count(limited), kept.count(neither)) == (1, 3, 0)
+
+    hour = 3_600_000
+    await engine.store.write(lambda tx: tx.conn.execute(update(firings).values(at=firings.c.at - hour)))
+    assert await flap(engine, limited) == "fired"
+    assert [row.entity_id for row in await rows(engine, firings)].count(limited) == 1
+
+
+async def test_a_trigger_that_is_given_a_cooldown_knows_when_it_fired(engine: Engine) -> None:
+    owner_id, trigger_id = await hot_thing(engine)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", "fired"]
+    items = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    given = {**items[0].settings, "id": trigger_id, "operation_id": items[0].operation_id, "name": "t"}
+
+    for item in ({**given, "cooldown_s": 3600}, given, {**given, "max_per_hour": 1}):
+        await engine.store.write(lambda tx, item=item: rules.put_triggers(tx, "object", owner_id, [item]))
+        expected = {"max_per_hour": "rate_limited", "cooldown_s": "cooling_down"}
+        [wanted] = [said for name, said in expected.items() if item[name]] or ["fired"]
+        assert await flap(engine, owner_id) == wanted
+
+
+async def test_what_fired_goes_with_its_trigger_and_with_its_entity(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    await engine.conditions(class_id, HOT, owner_kind="class")
+    given = {"states": ["alarm"], "operation_id": operation_id, "cooldown_s": 60}
+    await engine.triggers(class_id, given, owner_kind="class")
+    one, other = await engine.thing(class_id=class_id), await engine.thing(class_id=class_id)
+    for owner_id in (one, other):
+        await engine.report(owner_id, temperature=90)
+
+    await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, one))
+    assert [row.entity_id for row in await rows(engine, firings)] == [other]
+    await engine.store.write(lambda tx: rules.put_triggers(tx, "class", class_id, []))
+    assert await rows(engine, firings) == []
+
+
+async def test_a_hold_whose_trigger_is_taken_away_is_canceled_and_says_so(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=60)
+    await engine.report(owner_id, temperature=90)
+
+    await engine.store.write(lambda tx: rules.put_triggers(tx, "object", owner_id, []))
+
+    (trace,) = await traces_of(engine, owner_id)
+    assert (trace.decision, trace.reason) == ("hold_canceled", "the trigger was taken away")
+    assert await rows(engine, trigger_timers) == []
+
+
+async def test_a_hold_of_an_entity_that_is_deleted_is_canceled_and_says_so(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=60)
+    other, _ = await hot_thing(engine, hold_s=60)
+    for each in (owner_id, other):
+        await engine.report(each, temperature=90)
+
+    await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, owner_id))
+
+    (trace,) = await traces_of(engine, owner_id)
+    assert (trace.decision, trace.reason) == ("hold_canceled", "the object or link was deleted")
+    assert await decisions_of(engine, other) == ["held"]
+    assert await due(engine, 61) == 1
 
 
 async def test_conditions_of_its_own_take_the_place_of_its_class_s(engine: Engine) -> None:
@@ -390,6 +514,53 @@ async def test_the_end_of_a_connection_is_down_until_the_device_is_heard_of(engi
     assert await state_of(engine, owner_id) == "working"
 
 
+async def test_a_report_that_the_broker_had_kept_has_values_and_is_no_sign_of_life(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    other = await engine.thing()
+    link_id = await engine.link(owner_id, other)
+    await engine.happens(owner_id, Reported({"door": "open"}, retained=True))
+    assert await state_of(engine, owner_id) == "created"
+    assert await state_of(engine, link_id) == "created"
+    await engine.report(owner_id, temperature=20)
+    heard_at = (await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))).heard_at
+    await engine.happens(owner_id, Broker(online=False))
+
+    await engine.happens(owner_id, Reported({"temperature": 90}, retained=True))
+
+    standing = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
+    assert (standing.state, standing.offline, standing.heard_at) == ("down", True, heard_at)
+    await engine.report(owner_id, door="open")
+    assert await state_of(engine, owner_id) == "alarm"  # its value is known since
+
+
+@pytest.mark.parametrize(
+    ("before", "kept", "state"),
+    [
+        ((), "offline", "down"),  # nothing is known of it yet
+        ((), "online", "created"),
+        (("report",), "offline", "working"),  # it may be of long before the report
+        (("online", "report"), "offline", "down"),  # said since: it kept the other one before
+        (("offline", "report"), "offline", "working"),  # that one, which the report has answered
+        (("report", "offline"), "offline", "down"),
+        (("report", "offline"), "online", "working"),
+        (("report", "offline", "online"), "online", "working"),
+        (("report", "kept offline", "kept online"), "offline", "down"),
+    ],
+)
+async def test_a_word_that_the_broker_had_kept_counts_when_it_tells_what_is_not_known(
+    engine: Engine, before: tuple[str, ...], kept: str, state: str
+) -> None:
+    owner_id = await engine.thing()
+    for word in (*before, f"kept {kept}"):
+        if word == "report":
+            await engine.report(owner_id, temperature=20)
+        else:
+            what = Broker(online=word.endswith("online"), retained=word.startswith("kept"))
+            await engine.happens(owner_id, what)
+
+    assert await state_of(engine, owner_id) == state
+
+
 async def test_time_alone_changes_a_state_and_is_asked_at_the_right_moment(engine: Engine) -> None:
     owner_id = await engine.thing(no_data_after_s=60)
     await engine.report(owner_id, temperature=20)
@@ -484,6 +655,15 @@ async def test_the_ids_of_reports_that_one_stands_for_have_come_as_well(engine: 
     for again in ("r1", "r2", "r3"):
         assert not await engine.report(owner_id, again, temperature=90)
     assert await state_of(engine, owner_id) == "working"
+
+
+async def test_a_report_that_comes_again_takes_no_other_along_that_it_was_merged_with(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    assert await engine.report(owner_id, "r1", temperature=20)
+    merged = Reported({"temperature": 20, "door": "open"}, "r1", superseded=1, earlier_ids=("r2",))
+    assert await engine.happens(owner_id, merged)
+    assert not await engine.happens(owner_id, merged)
+    assert sorted(row.name for row in await rows(engine, property_history)) == ["door", "temperature"]
 
 
 async def test_names_that_a_device_makes_up_are_bounded(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from iotjobs.domain.errors import NotFound
 from iotjobs.domain.states import Forced
 from iotjobs.engine import replays
 from iotjobs.engine.reactions import Connection as Broker
-from iotjobs.engine.reactions import Happening, Looked, Said
+from iotjobs.engine.reactions import Happening, Looked, Redefined, Said, Written
 from iotjobs.engine.replays import Span
 from iotjobs.store import retention, rules, standings
 from iotjobs.store.session import Store
@@ -198,3 +198,37 @@ async def test_a_replay_says_when_what_it_needs_was_deleted(engine: Engine) -> N
     assert await engine.store.read(complete)
     await engine.store.write(lambda tx: retention.drop_values_over(tx, limit=9, most=2))
     assert not await engine.store.read(complete)
+
+
+async def test_what_a_person_set_is_no_report_in_a_replay_either(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    began = clock.now_ms() - 1
+    await engine.happens(owner_id, Written({"a": 1}, ADMIN))
+    await engine.happens(owner_id, Redefined({"a": 1, "b": 1}, ADMIN))
+    span = Span(began, clock.now_ms())
+    [found] = await engine.store.read(lambda conn: replays.of_conditions(conn, "object", owner_id, [], span))
+    assert found.replayed.changes == []  # it is `created` still
+    assert await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id)) == []
+
+
+async def test_a_replay_knows_of_a_cooldown_that_began_before_the_oldest_trace(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    given = {"states": ["alarm"], "operation_id": operation_id, "cooldown_s": 86_400}
+    [trigger_id] = await engine.triggers(owner_id, given)
+    await engine.report(owner_id, t=9)
+    await engine.report(owner_id, t=1)
+    later = day.now + 1000
+    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=9, before=later)):
+        pass
+    await day.pass_until(later)
+    await engine.report(owner_id, t=9)
+
+    span = Span(later, clock.now_ms())
+    [found] = await engine.store.read(lambda conn: replays.of_trigger(conn, trigger_id, span))
+    decided = [firing.ruling.decision.value for firing in found.replayed.firings]
+    really = await engine.store.read(lambda conn: _decided(conn, owner_id, later))
+    assert decided == [row[-1] for row in really] == ["cooling_down"]

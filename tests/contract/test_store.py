@@ -25,12 +25,13 @@ from iotjobs.domain.errors import (
 from iotjobs.domain.jobs import Delivery, Ending, Job, PendingReason, Transport
 from iotjobs.domain.rights import EVERYTHING, Scope
 from iotjobs.domain.statuses import ENDED, Outcome, Status, may_become
-from iotjobs.store import facts, jobs, output, queue, reads, tables
+from iotjobs.store import facts, jobs, output, queue, reads, rules, tables
 from iotjobs.store import statements as statements_of_store
 from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Ticket
 from iotjobs.store.reads import JobFilter
 from iotjobs.store.session import SqliteStore, Store
+from iotjobs.store.state_tables import traces
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 from tests.services.rows import (
@@ -828,6 +829,39 @@ async def test_every_list_of_jobs_uses_its_index_and_sorts_nothing(store: Store)
         )
 
         assert index in shown, (name, shown)
+        assert "TEMP B-TREE" not in shown, (name, shown)
+        assert "Seq Scan" not in shown, (name, shown)
+
+
+async def test_every_list_of_traces_uses_its_index_and_sorts_nothing(store: Store) -> None:
+    def item(tx: Transaction) -> None:
+        rows = [
+            {
+                "cause_key": f"{number}",
+                "trigger_id": f"t{number % 60}",
+                "trigger_name": "t",
+                "owner_id": f"o{number % 50}",
+                "owner_type": 1,
+                "state_change_id": f"c{number // 10}",
+                "state": "alarm",
+                "decision": "fired" if number % 97 == 0 else "not_in_states",
+                "reason": "",
+                "job_id": f"j{number}",
+                "at": 10**12 + number,
+            }
+            for number in range(5000)
+        ]
+        tx.conn.execute(insert(traces), rows)
+
+    await store.write(item)
+    await store.write(lambda tx: tx.conn.execute(text("ANALYZE")))
+    asked = {"owner": {"owner_id": "o7"}, "trigger": {"trigger_id": "t7"}, "decision": {"decision": "fired"}}
+    for name, wanted in asked.items():
+        shown = await explained(
+            store, lambda conn, wanted=wanted: rules.trace_rows(conn, limit=50, before=4000, **wanted)
+        )
+
+        assert f"trigger_trace_{name}" in shown, (name, shown)
         assert "TEMP B-TREE" not in shown, (name, shown)
         assert "Seq Scan" not in shown, (name, shown)
 

@@ -17,11 +17,11 @@ from iotjobs.domain.statuses import Status
 from iotjobs.engine import timekeeping as module
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
-from iotjobs.store import jobs, moments, nodes, tables, tickets
+from iotjobs.store import jobs, moments, nodes, rules, tables, tickets
 from iotjobs.store.moments import Mark
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import standings, trigger_timers
+from iotjobs.store.state_tables import firings, standings, trigger_timers
 from iotjobs.store.writer import Transaction
 from tests.services.rows import Engine, Failing, add_job, begin, job_of, running_job
 
@@ -424,4 +424,33 @@ async def test_holds_silence_and_forced_states_go_on_as_before(store: Store, set
         set_clock(by)
         await timekeeper.look()
         assert await store.read(remaining) == expected
+    await engine.stop()
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY])
+async def test_a_cooldown_and_a_rate_go_on_as_before(store: Store, set_clock: SetClock, by: int) -> None:
+    engine = Engine(store)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    given = {"states": ["alarm"], "operation_id": operation_id}
+    limits = [{"cooldown_s": 3600}, {"max_per_hour": 2}]
+    await engine.triggers(owner_id, *({**given, **limit} for limit in limits))
+    timekeeper = Timekeeper(store, Always())
+    await timekeeper.begin()
+
+    async def decided() -> list[str]:
+        """What both make of an alarm."""
+        await engine.report(owner_id, t=9)
+        found = await store.read(lambda conn: rules.trace_rows(conn, limit=2, owner_id=owner_id))
+        await engine.report(owner_id, t=1)
+        return [trace.decision for trace in reversed(found)]
+
+    assert await decided() == ["fired", "fired"]
+    set_clock(by)
+    await timekeeper.look()
+    assert await decided() == ["cooling_down", "fired"]
+    assert await decided() == ["cooling_down", "rate_limited"]
+    hour = 3_600_000
+    await store.write(lambda tx: tx.conn.execute(update(firings).values(at=firings.c.at - hour)))
+    assert await decided() == ["fired", "fired"]
     await engine.stop()

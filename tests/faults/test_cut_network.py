@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
-from tests.services.fleet import Fleet
+from tests.services.fleet import Fleet, slow_valve
 from tests.services.lives import assert_lives
 from tests.services.mosquitto import Mosquitto
 from tests.services.network import Namespace
@@ -35,8 +34,8 @@ async def test_a_worker_whose_network_is_cut_needs_no_restart_and_loses_nothing(
     count, cut_s = (400, 20.0) if full else (60, 13.0)
     seed, chance = seeded()
     broker, here = start_mosquitto(), namespace.address
-    valve = PretendDevice("valve", "127.0.0.1", broker.port, behaviour=Behaviour.SLOW, answer_after_s=0.2)
     async with (
+        slow_valve(broker.port) as valve,
         Wire(postgres_server.port, here) as database,
         Wire(broker.port, here) as mqtt,
         Wire(openssh.port, here) as ssh,
@@ -49,7 +48,7 @@ async def test_a_worker_whose_network_is_cut_needs_no_restart_and_loses_nothing(
         worker.prefix = namespace.prefix
         nodes.all.append(worker)
         try:
-            await asyncio.gather(valve.start(), serve.start())
+            await serve.start()
             await worker.start()
             pid = worker.pid
             async with Rest(serve) as rest:
@@ -70,7 +69,6 @@ async def test_a_worker_whose_network_is_cut_needs_no_restart_and_loses_nothing(
             await assert_lives(url, jobs)
             assert worker.pid == pid
         finally:
-            await valve.stop()
             for node in nodes.all:
                 await node.kill()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
+from iotjobs_sim.mqtt_devices import PretendDevice
 from iotjobs_sim.sshd import SshServer
 
 from tests.services.fleet import Fleet
@@ -20,16 +19,6 @@ from tests.services.site import Rest, Serve, eventually, pause
 
 TAKEN_OVER_WITHIN_S = 20.0
 ASKERS = 20
-
-
-@pytest.fixture
-async def valve(nodes: Nodes) -> AsyncIterator[PretendDevice]:
-    device = PretendDevice(
-        "valve", "127.0.0.1", nodes.broker_port, behaviour=Behaviour.SLOW, answer_after_s=0.2
-    )
-    await device.start()
-    yield device
-    await device.stop()
 
 
 @pytest.mark.check(6)

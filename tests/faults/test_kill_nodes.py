@@ -8,10 +8,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
-from tests.services.fleet import Fleet
+from tests.services.fleet import Fleet, slow_valve
 from tests.services.lives import assert_lives
 from tests.services.mosquitto import Mosquitto
 from tests.services.siege import Siege, clients, seeded, shown
@@ -34,11 +33,11 @@ async def test_after_kills_of_random_nodes_every_job_has_its_end_and_none_ran_tw
     broker = start_mosquitto()
     first = make_serve("postgresql", mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
     nodes = [first, first.beside("second"), first.beside("third", "worker")]
-    valve = PretendDevice("valve", "127.0.0.1", broker.port, behaviour=Behaviour.SLOW, answer_after_s=0.2)
     await first.start()
-    await asyncio.gather(valve.start(), *(node.start() for node in nodes[1:]))
+    await asyncio.gather(*(node.start() for node in nodes[1:]))
     try:
         async with AsyncExitStack() as stack:
+            valve = await stack.enter_async_context(slow_valve(broker.port))
             rests = await clients(stack, nodes)
             fleet = Fleet(rests[0], tmp_path, valve)
             await fleet.define(openssh)
@@ -48,7 +47,6 @@ async def test_after_kills_of_random_nodes_every_job_has_its_end_and_none_ran_tw
         assert first.database_url is not None
         await assert_lives(first.database_url, jobs)
     finally:
-        await valve.stop()
         for node in nodes:
             await node.kill()
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
-from tests.services.fleet import Fleet
+from tests.services.fleet import Fleet, slow_valve
 from tests.services.lives import assert_lives
 from tests.services.mosquitto import Mosquitto
 from tests.services.siege import Siege, nothing_waits, seeded, shown, waiting
@@ -42,16 +41,14 @@ async def test_after_kills_at_random_moments_every_job_has_its_end_and_none_ran_
         serve = make_serve(database, mqtt_url=f"mqtt://127.0.0.1:{start_mosquitto().port}")
     await serve.start()
     async with Rest(serve) as rest:
-        thing, valve = await valve_of(rest)
-        try:
+        thing = await rest.thing(thing="valve")
+        async with slow_valve(*await access(rest, thing)) as valve:
             fleet = Fleet(rest, tmp_path, valve)
             await fleet.define(openssh, thing=thing)
             siege = Siege(fleet, [serve], [rest], chance)
             await siege.lay(kills, kills * JOBS_A_KILL)
             took, jobs = await siege.all_definite(DEFINITE_WITHIN_S)
             await eventually(lambda: all_arrived(fleet, jobs), 20)
-        finally:
-            await valve.stop()
 
     await assert_lives(serve.database_url or f"sqlite:///{serve.data}/iotjobs.db", jobs)
     outcomes = assert_each_has_its_end(fleet, jobs)
@@ -67,18 +64,13 @@ async def test_after_kills_at_random_moments_every_job_has_its_end_and_none_ran_
     assert "Traceback" not in serve.log
 
 
-async def valve_of(rest: Rest) -> tuple[dict[str, Any], PretendDevice]:
-    """A thing and its device, which is up; on our own broker it has a login."""
-    thing, url = await rest.thing(thing="valve"), rest.serve.settings.get("mqtt_url")
-    port, login = rest.serve.mqtt_port, ()
-    if url is None:
-        enrolled = await rest.call("POST", f"/objects/{thing['id']}/enrol")
-        login = (enrolled.body["username"], enrolled.body["password"])
-    else:
-        port = int(url.rpartition(":")[2])
-    valve = PretendDevice("valve", "127.0.0.1", port, *login, behaviour=Behaviour.SLOW, answer_after_s=0.2)
-    await valve.start()
-    return thing, valve
+async def access(rest: Rest, thing: dict[str, Any]) -> tuple[Any, ...]:
+    """The port of the site's broker; on our own one also a login for the thing."""
+    url = rest.serve.settings.get("mqtt_url")
+    if url is not None:
+        return (int(url.rpartition(":")[2]),)
+    enrolled = await rest.call("POST", f"/objects/{thing['id']}/enrol")
+    return rest.serve.mqtt_port, enrolled.body["username"], enrolled.body["password"]
 
 
 def all_arrived(fleet: Fleet, jobs: dict[str, dict[str, Any]]) -> bool:
@@ -97,20 +89,15 @@ async def test_after_a_kill_amid_fifty_jobs_in_flight_every_job_has_its_end_and_
     chance, broker = random.Random(50), start_mosquitto()
     serve = make_serve(database, mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
     await serve.start()
-    valve = PretendDevice("valve", "127.0.0.1", broker.port, behaviour=Behaviour.SLOW, answer_after_s=TAKES_S)
-    await valve.start()
-    try:
-        async with Rest(serve) as rest:
-            fleet = Fleet(rest, tmp_path, valve)
-            await fleet.define(openssh, takes_s=TAKES_S)
-            await asyncio.gather(*(fleet.submit(chance) for _ in range(JOBS)))
-            await eventually(lambda: len(fleet.ran()) >= JOBS // 5, 20, 0.002)  # and more are waiting
-            in_flight = await waiting(rest)
-            await serve.restart()
-            await eventually(lambda: nothing_waits(rest), 40)
-            jobs = {job["id"]: job for job in await rest.all_jobs()}
-    finally:
-        await valve.stop()
+    async with slow_valve(broker.port, answer_after_s=TAKES_S) as valve, Rest(serve) as rest:
+        fleet = Fleet(rest, tmp_path, valve)
+        await fleet.define(openssh, takes_s=TAKES_S)
+        await asyncio.gather(*(fleet.submit(chance) for _ in range(JOBS)))
+        await eventually(lambda: len(fleet.ran()) >= JOBS // 5, 20, 0.002)  # and more are waiting
+        in_flight = await waiting(rest)
+        await serve.restart()
+        await eventually(lambda: nothing_waits(rest), 40)
+        jobs = {job["id"]: job for job in await rest.all_jobs()}
 
     assert len(in_flight) > JOBS // 2, "most had ended before the kill: it proves nothing"
     assert {job["status"] for job in in_flight} == {"PENDING", "RUNNING"}

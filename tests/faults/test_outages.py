@@ -12,10 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
-from tests.services.fleet import Fleet
+from tests.services.fleet import Fleet, slow_valve
 from tests.services.mosquitto import Mosquitto
 from tests.services.postgres import PostgresServer, running_postgres
 from tests.services.site import Rest, Serve, StartServe, ended, eventually
@@ -28,15 +27,10 @@ JOBS = 40
 @asynccontextmanager
 async def running(serve: Serve, openssh: SshServer, broker: Mosquitto, folder: Path) -> AsyncIterator[Fleet]:
     await serve.start()
-    valve = PretendDevice("valve", "127.0.0.1", broker.port, behaviour=Behaviour.SLOW, answer_after_s=0.2)
-    await valve.start()
-    try:
-        async with Rest(serve) as rest:
-            fleet = Fleet(rest, folder, valve)
-            await fleet.define(openssh)
-            yield fleet
-    finally:
-        await valve.stop()
+    async with slow_valve(broker.port) as valve, Rest(serve) as rest:
+        fleet = Fleet(rest, folder, valve)
+        await fleet.define(openssh)
+        yield fleet
 
 
 async def submit_all(fleet: Fleet, count: int) -> int:
@@ -110,7 +104,9 @@ async def test_a_postgresql_that_crashes_and_recovers(
     assert "Traceback" not in serve.log
 
 
+@pytest.mark.parametrize("silent", [0.5, 1.0])
 async def test_a_postgresql_that_is_cut_off_for_twenty_seconds(
+    silent: float,
     make_serve: StartServe,
     start_mosquitto: Callable[..., Mosquitto],
     openssh: SshServer,
@@ -127,7 +123,7 @@ async def test_a_postgresql_that_is_cut_off_for_twenty_seconds(
             await submit_all(fleet, JOBS // 2)
             wire.freeze()
             during = asyncio.create_task(submit_all(fleet, 10))
-            await wire.outage(CUT_S)
+            await wire.outage(CUT_S, silent=silent)
             await during
             outcomes = await check(fleet)
             assert await submit_all(fleet, 5) == 0

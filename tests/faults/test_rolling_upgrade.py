@@ -6,12 +6,11 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
+from iotjobs_sim.mqtt_devices import PretendDevice
 from iotjobs_sim.sshd import SshServer
 
 from tests.services.fleet import Fleet
@@ -72,16 +71,6 @@ async def asked(rest: Rest, path: str, number: int) -> Answer | str:
         return str(answer.body)
     assert answer.status in (200, 202), answer
     return answer
-
-
-@pytest.fixture
-async def valve(nodes: Nodes) -> AsyncIterator[PretendDevice]:
-    device = PretendDevice(
-        "valve", "127.0.0.1", nodes.broker_port, behaviour=Behaviour.SLOW, answer_after_s=0.2
-    )
-    await device.start()
-    yield device
-    await device.stop()
 
 
 async def test_nodes_that_are_upgraded_in_turn_lose_nothing_and_leave_no_submit_unanswered(

@@ -23,21 +23,8 @@ from iotjobs.transports.broker_files import Credential, hash_password
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
 from iotjobs.transports.mqtt_messages import MqttMessage, Received
-from tests.services.mosquitto import SERVICE, OurBroker
+from tests.services.mosquitto import SERVICE, OurBroker, nothing, until
 from tests.services.programs import free_port, require_program
-
-
-async def nothing() -> None:
-    """A `before_send` that has nothing to do."""
-
-
-async def until(condition: Callable[[], object], within_s: float = 10) -> None:
-    """Let the others run until the condition holds."""
-    async with asyncio.timeout(within_s):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
 
 
 class People(AsyncExitStack):

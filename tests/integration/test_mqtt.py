@@ -19,23 +19,10 @@ from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher, PublishEnd
 from iotjobs.transports.mqtt_address import BrokerAddress
 from iotjobs.transports.mqtt_messages import MqttMessage, Received, pack_varint
 from iotjobs.transports.topics import JOB_ID_PROPERTY
-from tests.services.mosquitto import Mosquitto, OurBroker
+from tests.services.mosquitto import Mosquitto, OurBroker, nothing, until
 
 JOB = "0199f3c2a7d47c4e9f0b6f6f6c1f2a10"
 Start = Callable[..., Mosquitto]
-
-
-async def nothing() -> None:
-    """A `before_send` that has nothing to do."""
-
-
-async def until(condition: Callable[[], object], within_s: float = 10) -> None:
-    """Let the others run until the condition holds."""
-    async with asyncio.timeout(within_s):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
 
 
 class Inbox:

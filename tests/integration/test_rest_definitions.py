@@ -6,7 +6,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import asyncssh
@@ -25,7 +24,6 @@ from iotjobs.inputs.rest.api import build_api, describe
 from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.store import accounts, entities, tables
 from iotjobs.store.definitions import Kind
-from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
 
@@ -62,23 +60,9 @@ class Api:
         return {"Authorization": f"Bearer {await self.store.write(item)}"}
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rest") / "template.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def database(migrated: Path, tmp_path: Path) -> str:
-    path = tmp_path / "iotjobs.db"
-    path.write_bytes(migrated.read_bytes())
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
-async def api(database: str) -> AsyncIterator[Api]:
-    store = open_store(database)
+async def api(sqlite_url: str) -> AsyncIterator[Api]:
+    store = open_store(sqlite_url)
     await store.start()
     token = await store.write(lambda tx: accounts.ensure_admin(tx, None, clock.now_ms()))
     changes: list[str] = []

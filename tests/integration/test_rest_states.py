@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from paho.mqtt import publish
 
 from tests.integration.test_device_messages import command, enrolled, login, say
+from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, StartServe, eventually, log_has, new_name
 
 
@@ -153,6 +159,61 @@ async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it
         await viewer.refused("PATCH", f"{path}/properties", {"a": 1}, status=403, code="notAllowed")
         await viewer.refused("POST", f"{path}/report", {"a": 1}, status=403, code="notAllowed")
         assert (await viewer.get(f"{path}/properties"))["setpoint"] == 21.5
+
+
+async def test_properties_set_with_the_definition_have_their_history_and_what_follows(rest: Rest) -> None:
+    types = {"setpoint": "readwrite", "serial": "readonly"}
+    class_ = await rest.make("/classes", name=new_name("class"), properties={"limit": 5})
+    owner = await rest.thing(
+        class_id=class_["id"], property_types=types, properties={"serial": "a", "limit": 9}
+    )
+    path = f"/objects/{owner['id']}"
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "setpoint > limit"}])
+    message = {"topic": "things/set", "message": {"to": "{{properties.setpoint}}"}}
+    await rest.make(
+        f"{path}/operations", name="push", type="mqtt", run_on_property_change=True, parameters=message
+    )
+
+    async def state() -> str:
+        found: str = (await rest.get(f"{path}/state"))["state"]
+        return found
+
+    changed = await rest.call("PATCH", path, {"properties": {"setpoint": 7}, "tags": ["x"]})
+    assert (changed.status, changed.body["version"]) == (200, owner["version"] + 1)
+    assert await state() == "created"
+    [job] = (await rest.get(f"{path}/jobs"))["items"]
+    assert (job["cause"], job["run_by"]["name"]) == ("property", "admin")
+    gone = await rest.call("PATCH", path, {"properties": {"limit": None}})
+    assert (gone.body["properties"], await state()) == ({"serial": "a", "setpoint": 7}, "alarm")
+
+    async def history(name: str) -> list[tuple[Any, bool]]:
+        found = (await rest.get(f"{path}/properties/{name}/history"))["items"]
+        return [(entry["value"], entry["by"] is not None) for entry in found]
+
+    assert (await history("setpoint"), await history("limit")) == ([(7, True)], [(5, True)])
+    for properties, field in (({"serial": "b"}, "serial"), ({"_id": "r"}, "_id")):
+        for where, body in ((path, {"properties": properties}), (f"{path}/properties", properties)):
+            problem = await rest.refused("PATCH", where, body, status=400, code="badRequest")
+            assert problem["errors"][0]["field"] == field
+    again = await rest.call("PATCH", path, {"properties": {"serial": "a", "setpoint": 7}})
+    assert (again.body["properties"], await history("serial")) == ({"serial": "a", "setpoint": 7}, [])
+    assert len((await rest.get(f"{path}/jobs"))["items"]) == 1
+    assert (await rest.call("PATCH", path, {"properties": {"serial": None}})).status == 200
+
+
+async def test_properties_set_with_a_link_s_definition_decide_its_state_at_once(rest: Rest) -> None:
+    source, target = await rest.thing(), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=source["id"], target=target["id"])
+    path = f"/links/{link['id']}"
+    conditions = [{"state": "alarm", "when": "source.flow > limit"}]
+    await rest.call("PUT", f"{path}/state-conditions", conditions)
+    assert (await rest.call("PATCH", path, {"properties": {"limit": 5}})).status == 200
+    assert (await rest.call("PATCH", f"/objects/{source['id']}", {"properties": {"flow": 6}})).status == 200
+
+    changes = (await rest.get("/state-changes", entity_id=link["id"]))["items"]
+    assert changes[0]["to"] == "alarm"
+    assert changes[0]["why"]["values"] == {"source.flow": 6, "limit": 5}
+    assert len((await rest.get(f"{path}/properties/limit/history"))["items"]) == 1
 
 
 async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:
@@ -386,6 +447,74 @@ async def test_a_flood_keeps_the_last_value_is_counted_and_costs_the_others_noth
         assert told["reports"] + told["superseded"] == 200
         assert 10 <= told["reports"] < 30
         assert (await state(other))["superseded"] == 0
+
+
+@pytest.mark.check(18)
+async def test_a_connection_that_flaps_is_held_to_the_rate_as_reports_are(make_serve: StartServe) -> None:
+    serve = make_serve(report_rate="2")
+    await serve.start()
+    async with Rest(serve) as rest, enrolled(rest) as (owner, flapping):
+        for number in range(200):
+            word = b"online" if number % 2 else b"offline"
+            say(flapping, f"iotjobs/{owner['thing']}/status", word, retain=True)
+        say(flapping, f"iotjobs/{owner['thing']}/status", b"offline", retain=True)
+
+        async def settled() -> Any:
+            told = await rest.get(f"/objects/{owner['id']}/state")
+            return told["state"] == "down" and told["superseded"] > 170 and told
+
+        told = await eventually(settled, 10)
+        changes = (await rest.get("/state-changes", entity_id=owner["id"], limit=500))["items"]
+        assert 10 <= len(changes) < 30
+        assert told["superseded"] <= 201 - len(changes)
+
+
+async def test_what_the_broker_had_kept_puts_nobody_down_who_is_up_and_nobody_up_who_is_down(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+
+    async def keep(owner: dict[str, Any], said: bytes) -> None:
+        """As a device does that has its own words kept."""
+        topic = f"iotjobs/{owner['thing']}/{'report' if said.startswith(b'{') else 'status'}"
+        await asyncio.to_thread(publish.single, topic, said, qos=1, retain=True, port=broker.port)
+
+    async with Rest(serve) as rest:
+
+        async def state_is(owner: dict[str, Any], state: str) -> bool:
+            return bool((await rest.get(f"/objects/{owner['id']}/state"))["state"] == state)
+
+        owners, before = {}, {}
+        for name, state, *words in (
+            ("answered", "working", b"offline", b'{"temperature": 20}'),
+            ("gone", "down", b'{"temperature": 20}', b"online", b"offline"),
+            ("missed", "working", b"online", b'{"temperature": 20}'),
+        ):
+            owner = owners[name] = await rest.thing(name=name, thing=name)
+            for word in words:
+                await keep(owner, word)
+            await eventually(lambda owner=owner, state=state: state_is(owner, state), 10)  # type: ignore[misc]
+            before[name] = await rest.get(f"/objects/{owner['id']}/state")
+
+        await serve.stop()
+        await keep(owners["missed"], b"offline")
+        with contextlib.closing(sqlite3.connect(serve.data / "iotjobs.db")) as database:
+            database.execute("DELETE FROM site WHERE name = 'mqtt_client_id'")  # so that its session is new
+            database.commit()
+        await serve.start()
+        await eventually(lambda: state_is(owners["missed"], "down"), 15)
+
+        async def all_came() -> bool:
+            states = [await rest.get(f"/objects/{owner['id']}/state") for owner in owners.values()]
+            return [state["reports"] for state in states] == [2, 2, 2]
+
+        await eventually(all_came, 10)
+        for name, owner in owners.items():
+            after = await rest.get(f"/objects/{owner['id']}/state")
+            assert after["heard_at"] == before[name]["heard_at"], name
+            assert (after["state_change_id"] == before[name]["state_change_id"]) == (name != "missed"), name
 
 
 async def test_what_an_object_is_made_with_decides_its_state_at_once(rest: Rest) -> None:

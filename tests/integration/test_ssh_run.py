@@ -13,6 +13,7 @@ from iotjobs.domain.errors import BadAnswer, DeviceUnreachable, LinkLost
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone
 from iotjobs.transports.ssh import SshLimits, SshTarget, SshTransport
+from tests.services.site import eventually
 from tests.services.ssh import (
     Device,
     Told,
@@ -23,7 +24,6 @@ from tests.services.ssh import (
     resident_bytes,
     run,
     target_of,
-    until,
 )
 
 HOSTILE = "".join(map(chr, range(1, 256))) + 'ā\U0001f600 it\'s $(id) `id` \\n "$HOME" * \n\n'
@@ -252,7 +252,7 @@ async def test_run_as_another_user_keeps_marker_group_and_environment(
         nonce=mark, script=text, args=("it's",), env={"A": "b\nc"}, run_as="nobody", cwd="/"
     )
     task = asyncio.create_task(ssh.run(full_device.target, request, told.hooks))
-    await until(lambda: told.out.count(b"\n") == 3)
+    await eventually(lambda: told.out.count(b"\n") == 3)
     assert told.out.decode() == f"nobody\nb\nc {mark} it's\n"
     pid, group = told.run[0]
     assert group == pid == os.getpgid(pid)
@@ -280,7 +280,7 @@ async def test_an_ordinary_login_runs_as_another_user_through_sudo(
     assert bytes((await run(ssh, target, "id -un"))[1].out) == b"keeper\n"
 
     task = asyncio.create_task(ssh.run(target, request, told.hooks))
-    await until(lambda: told.out.count(b"\n") == 3 and len(marked(mark)) >= 3)
+    await eventually(lambda: told.out.count(b"\n") == 3 and len(marked(mark)) >= 3)
 
     assert told.out.decode() == f"nobody\nthe-secret\nc {mark} it's\n"
     pid, group = told.run[0]
@@ -325,7 +325,7 @@ async def test_a_stubborn_tree_is_proven_gone(ssh: SshTransport, device: Device)
     mark, told = nonce(), Told()
     script = STUBBORN if device.name != "bare_busybox" else STUBBORN.replace("setsid ", "")
     task = asyncio.create_task(ssh.run(device.target, CommandRequest(nonce=mark, script=script), told.hooks))
-    await until(lambda: told.run and len(marked(mark)) >= 4)
+    await eventually(lambda: told.run and len(marked(mark)) >= 4)
     left = await look(ssh, device.target, mark, told.group)
     assert left.verdict is Gone.LEFT
     assert str(told.run[0][0]) in left.detail
@@ -477,6 +477,6 @@ async def test_an_idle_connection_is_closed(openssh: SshServer) -> None:
     try:
         await run(transport, target_of(openssh), "true")
         assert transport._pool.open_connections == 1
-        await until(lambda: transport._pool.open_connections == 0)
+        await eventually(lambda: transport._pool.open_connections == 0)
     finally:
         await transport.close()

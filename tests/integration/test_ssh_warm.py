@@ -11,7 +11,8 @@ from iotjobs.domain.errors import DeviceUnreachable, LinkLost
 from iotjobs.transports import ssh as ssh_module
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest
 from iotjobs.transports.ssh import SshTarget, SshTransport
-from tests.services.ssh import Told, nonce, until
+from tests.services.site import eventually
+from tests.services.ssh import Told, nonce
 from tests.services.zoo import Faults, faulty_server
 
 pytestmark = pytest.mark.check(22)
@@ -28,7 +29,7 @@ async def warmed(quick_ssh: SshTransport, faults: Faults) -> AsyncIterator[SshTa
     """The device after one run without a fault; what it told of that is forgotten."""
     async with faulty_server(faults) as target:
         assert await run(quick_ssh, target, faults) == CommandEnd(0)
-        await until(lambda: not faults.held)
+        await eventually(lambda: not faults.held)
         faults.told.clear()
         yield target
 
@@ -113,7 +114,7 @@ async def test_refused_commands_ran_nothing_and_hold_no_channel(
         with pytest.raises(DeviceUnreachable, match="refused to run") as caught:
             await run(quick_ssh, warmed, faults, interpreter, "#" * 5000)
         assert not caught.value.maybe_executed
-    await until(lambda: not faults.held)
+    await eventually(lambda: not faults.held)
     faults.refuse, faults.window = False, 2 * 1024 * 1024
     assert await run(quick_ssh, warmed, faults, interpreter) == CommandEnd(0)
     assert faults.told.count("ran") == 1
@@ -142,5 +143,5 @@ async def test_what_was_announced_before_a_channel_opened_late_is_announced_agai
             "raw": ["before_send", "open", "before_send", "open", "exec", "ran"],
         }[interpreter]
     )
-    await until(lambda: not faults.held)
+    await eventually(lambda: not faults.held)
     assert faults.connections == 1

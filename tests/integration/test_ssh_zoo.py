@@ -16,7 +16,8 @@ from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Go
 from iotjobs.transports.ssh import SshCredential, SshLimits, SshTarget, SshTransport
 from tests.services import zoo
 from tests.services.programs import steady
-from tests.services.ssh import QUICK, Told, marked, nonce, resident_bytes, run, target_of, until
+from tests.services.site import eventually
+from tests.services.ssh import QUICK, Told, marked, nonce, resident_bytes, run, target_of
 from tests.services.zoo import raw_server, ssh_server
 
 pytestmark = pytest.mark.check(22)
@@ -225,7 +226,7 @@ async def test_a_gigabyte_waits_for_its_reader_and_passes_in_flat_memory(
     await run(ssh, target, "true")
     async with ends_within(60):
         task = asyncio.create_task(ssh.run(target, request, hooks))
-        await until(lambda: calls)
+        await eventually(lambda: calls)
         written = await stalled(mark)
         assert written < 20 * MIB
         go.set()

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from iotjobs_sim.mqtt_devices import PretendDevice
+from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
 
 from tests.services.site import Rest, ended
 
 DEVICES = 5
+
+
+@asynccontextmanager
+async def slow_valve(port: int, *login: str, answer_after_s: float = 0.2) -> AsyncIterator[PretendDevice]:
+    """The fleet's device on MQTT, on a broker's port, while the block goes on; it takes its time to answer."""
+    valve = PretendDevice(
+        "valve", "127.0.0.1", port, *login, behaviour=Behaviour.SLOW, answer_after_s=answer_after_s
+    )
+    await valve.start()
+    try:
+        yield valve
+    finally:
+        await valve.stop()
 
 
 class Fleet:
@@ -83,5 +98,5 @@ class Fleet:
             if job["outcome"] == "succeeded":
                 assert counts[job_id] >= 1, job
         outcomes = Counter(job["outcome"] for job in jobs.values())
-        assert set(outcomes) <= {"succeeded", "lost", "timed_out"}
+        assert set(outcomes) <= {"succeeded", "lost", "timed_out"}, outcomes
         return outcomes

@@ -5,6 +5,7 @@ Each has a folder and a free loopback port of its own, and is ended by its pid.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -26,6 +27,19 @@ from tests.services.programs import free_port, require_program
 
 START_WITHIN_S = 10.0
 SERVICE = "iotjobs.service"
+
+
+async def nothing() -> None:
+    """A `before_send` that has nothing to do."""
+
+
+async def until(condition: Callable[[], object], within_s: float = 10) -> None:
+    """Let the others run until the condition holds."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="session")

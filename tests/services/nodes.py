@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from iotjobs_sim.mqtt_devices import PretendDevice
 
 from iotjobs.store import queue
 from iotjobs.store.session import open_store
+from tests.services.fleet import slow_valve
 from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, Serve, StartServe
 
@@ -81,3 +83,10 @@ async def nodes(make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto
     yield made
     for node in made.all:
         node.end(signal.SIGKILL)
+
+
+@pytest.fixture
+async def valve(nodes: Nodes) -> AsyncIterator[PretendDevice]:
+    """A `Fleet`'s device on their broker."""
+    async with slow_valve(nodes.broker_port) as device:
+        yield device

@@ -224,9 +224,9 @@ class Engine:
             presence=Alone(worker_id),
             at_once=at_once,
         )
-        self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker)
-        self.switch = SiteSwitch(store, self.limits, self.settler, self.deadlines.sweep)
         self.leftovers = Leftovers(store, self.settler, self.reach)
+        self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker, self.leftovers)
+        self.switch = SiteSwitch(store, self.limits, self.settler, self.deadlines.sweep)
         self.control = Control(
             store, self.settler, self.dispatcher, leftovers=self.leftovers, worker=self.worker
         )

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from iotjobs_sim.sshd import CannotStartError, SshServer, start_busybox, start_dropbear, start_openssh
 
+from iotjobs.domain.jobs import Job
+from iotjobs.engine.sending import Begun
 from iotjobs.transports import shell
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, KillProof, Stream
 from iotjobs.transports.ssh import SshCredential, SshLimits, SshTarget, SshTransport
 from tests.services.programs import missing
+from tests.services.rows import Engine, job_of, plan, running_job
+from tests.services.site import eventually
 
 QUICK = SshLimits(connect_timeout_s=2.0, answer_s=2.0, keepalive_s=1.0, keepalive_count=2)
 
@@ -102,14 +106,6 @@ async def look(transport: SshTransport, target: SshTarget, mark: str, group: int
     return await transport._prove(target, shell.kill_command(mark, group, None), 10.0)
 
 
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    """Wait for a condition with a deadline."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited did not happen in time"
-        await asyncio.sleep(0.01)
-
-
 def marked(mark: str) -> list[int]:
     """Live processes of this machine with this run's marker; every device is on it."""
     found = []
@@ -122,6 +118,25 @@ def marked(mark: str) -> list[int]:
         if f"IOTJOBS_RUN={mark}".encode() in environ and state not in "ZX":
             found.append(int(process.name))
     return found
+
+
+async def orphan_of(
+    engine: Engine, folder: Path, where: Mapping[str, Any] | None = None, **members: Any
+) -> Job:
+    """A job under way whose worker, `w1`, has died; the row.
+
+    `where` it runs are columns of the job (without them on this host), `members` are of its plan.
+    """
+    made = plan(script=f"echo $$ >{folder}/pid; exec sleep 77", kill_after_s=0.2, **members)
+    job = await running_job(engine.store, of=made, **(where or {}))
+    task = asyncio.create_task(
+        engine.executor.run(Begun(replace(job, worker_id=engine.worker.worker_id), made))
+    )
+    await eventually((folder / "pid").exists)
+    task.cancel()
+    await asyncio.wait({task})
+    assert marked(job.nonce or "")
+    return await job_of(engine.store, job.id)
 
 
 def processes_of(job_id: str) -> list[Path]:

@@ -64,12 +64,18 @@ class Wire:
         self._refusing = False
         self._passing.set()
 
-    async def outage(self, seconds: float) -> None:
-        """Be away for so long: silent at first, as without a network, then refusing, as without a server."""
+    async def outage(self, seconds: float, *, silent: float = 0.5) -> None:
+        """Be away for so long: silent at first, as without a network, then refusing, as without a server.
+
+        Args:
+            seconds: in all.
+            silent: the share of them; after 1, what waited on the way comes through.
+        """
         self.freeze()
-        await asyncio.sleep(seconds / 2)
-        self.cut()
-        await asyncio.sleep(seconds / 2)
+        await asyncio.sleep(seconds * silent)
+        if silent < 1:
+            self.cut()
+            await asyncio.sleep(seconds * (1 - silent))
         self.mend()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -11,11 +11,15 @@ from fastapi import Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from iotjobs.clock import rfc3339
+from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest
 from iotjobs.inputs.shapes import Name, formed
-from iotjobs.store.definitions import Definition, Page
+from iotjobs.store.definitions import Definition, Kind, Page
 
 PREFIX = "/api/v1"
+# Owners of operations, where they are found; those of them that jobs run on.
+FOLDERS = {Kind.CLASS: "classes", Kind.OBJECT: "objects", Kind.LINK: "links"}
+ENTITIES = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
 
 _ETAG = re.compile(r'(?P<weak>W/)?"(?P<text>[^"]*)"\s*(?:,|\Z)\s*')
 _CURSOR = re.compile(r"[0-9a-f]{32}\Z")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import Response
 from pydantic import TypeAdapter
 
 from iotjobs import clock
+from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.rights import Caller, scope_of
+from iotjobs.engine.reactions import Happening, Redefined
 from iotjobs.inputs.rest.answers import ListQuery, created, no_content, page_of, shown, with_etag
+from iotjobs.inputs.rest.properties import refuse_unwritable
 from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.inputs.validation import patched
 from iotjobs.store import definitions, states
@@ -65,21 +68,60 @@ async def patch(
     expected: frozenset[int] | None,
 ) -> Response:
     """200 with a definition that a merge patch was applied to."""
-    kind = definition[0]
 
     def changed(before: Definition) -> dict[str, Any]:
-        values: dict[str, Any] = patched(shape, before.values, members).model_dump()
-        if kind is Kind.OBJECT and values["thing"] != before.values["thing"]:
-            values["mqtt_password"] = None  # it was enrolled under the other name
-        return values
+        return patched(shape, before.values, members).model_dump()  # type: ignore[no-any-return]
 
     return await change(services, definition, changed, expected)
 
 
-async def change(
-    services: ApiServices, definition: tuple[Kind, str], changed: Any, expected: frozenset[int] | None
+async def patch_entity(
+    services: ApiServices,
+    definition: tuple[Kind, str],
+    shape: TypeAdapter[Any],
+    members: Mapping[str, Any],
+    *,
+    expected: frozenset[int] | None,
+    caller: Caller,
 ) -> Response:
-    """200 with a definition that `changed` made new values for, in the transaction."""
+    """200 with an object or link that a merge patch was applied to.
+
+    What follows from properties that were set follows from these, whatever else was changed.
+    """
+    before: Mapping[str, Any] = {}
+
+    def changed(entity: Definition) -> dict[str, Any]:
+        nonlocal before
+        before = entity.values["properties"]
+        values: dict[str, Any] = patched(shape, entity.values, members).model_dump()
+        if "thing" in values and values["thing"] != entity.values["thing"]:
+            values["mqtt_password"] = None  # it was enrolled under the other name
+        return values
+
+    def follow(tx: Transaction, after: Definition) -> None:
+        own, engine = after.values["properties"], services.engine
+        if own == before or engine is None:
+            return
+        given = [name for name in own if name not in before or own[name] != before[name]]
+        refuse_unwritable(tx.conn, after, given)
+        what = Redefined(before, caller)
+        engine.reactions.react(tx, Happening(OwnerType[after.kind.name], after.id, what))
+
+    return await change(services, definition, changed, expected, follow)
+
+
+def _nothing_more(_tx: Transaction, _after: Definition) -> None:
+    """Nothing follows."""
+
+
+async def change(
+    services: ApiServices,
+    definition: tuple[Kind, str],
+    changed: Any,
+    expected: frozenset[int] | None,
+    follow: Callable[[Transaction, Definition], None] = _nothing_more,
+) -> Response:
+    """200 with a definition that `changed` made new values for, in the transaction; `follow` goes on in it."""
     kind, definition_id = definition
 
     def item(tx: Transaction) -> Definition:
@@ -87,6 +129,7 @@ async def change(
         after = definitions.change(tx, kind, definition_id, changed, expected=expected)
         if kind in _JUDGED:
             states.wake(tx, kind, definition_id, clock.now_ms())
+        follow(tx, after)
         return after
 
     return with_etag(shown(await services.store.write(item)))

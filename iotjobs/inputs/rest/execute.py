@@ -73,46 +73,32 @@ async def _exchange(request: Request) -> Exchange:
 ExchangeOf = Annotated[Exchange, Depends(_exchange)]
 
 
-@router.post(
-    "/objects/{owner_id}/operations/{operation_id}/execute",
-    status_code=202,
-    responses=ANSWERS,
-    dependencies=[only("wait")],
-)
-async def execute_on_object(
-    exchange: ExchangeOf,
-    caller: CallerOf,
-    body: Asked,
-    owner_id: Id,
-    operation_id: Id,
-    *,
-    wait: Wait = None,
-    idempotency_key: Key = None,
-) -> Response:
-    """Run an operation on an object: 202 with the job, or 200 when it ended within `wait`."""
-    what = (OwnerType.OBJECT, owner_id, operation_id)
-    return await answer_execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
+def _route(owner_type: OwnerType, folder: str, owner: str) -> None:
+    @router.post(
+        f"/{folder}/{{owner_id}}/operations/{{operation_id}}/execute",
+        name=f"execute_on_{owner_type.name.lower()}",
+        description=f"Run an operation on {owner}: 202 with the job, or 200 when it ended within `wait`.",
+        status_code=202,
+        responses=ANSWERS,
+        dependencies=[only("wait")],
+    )
+    async def execute(
+        exchange: ExchangeOf,
+        caller: CallerOf,
+        body: Asked,
+        owner_id: Id,
+        operation_id: Id,
+        *,
+        wait: Wait = None,
+        idempotency_key: Key = None,
+    ) -> Response:
+        what = (owner_type, owner_id, operation_id)
+        asked = _asked(exchange.path, caller, body, idempotency_key, what)
+        return await answer_execute(exchange, asked, wait)
 
 
-@router.post(
-    "/links/{owner_id}/operations/{operation_id}/execute",
-    status_code=202,
-    responses=ANSWERS,
-    dependencies=[only("wait")],
-)
-async def execute_on_link(
-    exchange: ExchangeOf,
-    caller: CallerOf,
-    body: Asked,
-    owner_id: Id,
-    operation_id: Id,
-    *,
-    wait: Wait = None,
-    idempotency_key: Key = None,
-) -> Response:
-    """Run an operation on a link: 202 with the job, or 200 when it ended within `wait`."""
-    what = (OwnerType.LINK, owner_id, operation_id)
-    return await answer_execute(exchange, _asked(exchange.path, caller, body, idempotency_key, what), wait)
+_route(OwnerType.OBJECT, "objects", "an object")
+_route(OwnerType.LINK, "links", "a link")
 
 
 def _asked(

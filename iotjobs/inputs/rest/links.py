@@ -49,12 +49,15 @@ async def read_link(services: Services, caller: CallerOf, link_id: Id) -> Respon
 @router.patch("/{link_id}", dependencies=_admin, responses={200: {"model": LinkOut}})
 async def change_link(
     services: Services,
+    caller: CallerOf,
     link_id: Id,
     expected: IfMatch,
+    *,
     body: Annotated[dict[str, Any], Depends(patch_of(LinkBody))],
 ) -> Response:
-    """Change a link."""
-    return await definitions.patch(services, (Kind.LINK, link_id), _shape, body, expected)
+    """Change a link; properties that are set here are set as by `PATCH …/properties`."""
+    which = (Kind.LINK, link_id)
+    return await definitions.patch_entity(services, which, _shape, body, expected=expected, caller=caller)
 
 
 @router.delete("/{link_id}", status_code=204, dependencies=_admin)

@@ -54,12 +54,18 @@ async def read_object(services: Services, caller: CallerOf, object_id: Id) -> Re
 @router.patch("/{object_id}", dependencies=_admin, responses={200: {"model": ObjectOut}})
 async def change_object(
     services: Services,
+    caller: CallerOf,
     object_id: Id,
     expected: IfMatch,
+    *,
     body: Annotated[dict[str, Any], Depends(patch_of(ObjectBody))],
 ) -> Response:
-    """Change an object; another thing name ends what was enrolled under the old one."""
-    return await definitions.patch(services, (Kind.OBJECT, object_id), _shape, body, expected)
+    """Change an object; another thing name ends what was enrolled under the old one.
+
+    Properties that are set here are set as by `PATCH …/properties`: with their history and what follows.
+    """
+    which = (Kind.OBJECT, object_id)
+    return await definitions.patch_entity(services, which, _shape, body, expected=expected, caller=caller)
 
 
 @router.delete("/{object_id}", status_code=204, dependencies=_admin)

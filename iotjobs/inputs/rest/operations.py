@@ -12,11 +12,21 @@ from sqlalchemy import Connection
 from iotjobs import clock
 from iotjobs.domain import macros
 from iotjobs.domain import operations as domain
-from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.rights import Scope, scope_of
 from iotjobs.inputs.operation_shapes import OperationBody, OperationOut
-from iotjobs.inputs.rest.answers import Id, IfMatch, created, listed, no_content, shown, with_etag
+from iotjobs.inputs.rest.answers import (
+    ENTITIES,
+    FOLDERS,
+    PREFIX,
+    Id,
+    IfMatch,
+    created,
+    listed,
+    no_content,
+    shown,
+    with_etag,
+)
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Services, admin_for
 from iotjobs.inputs.shapes import Listed
@@ -26,8 +36,6 @@ from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
 _shape: TypeAdapter[Any] = TypeAdapter(OperationBody)
-_ENTITIES = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
-_FOLDERS = {Kind.CLASS: "classes", Kind.OBJECT: "objects", Kind.LINK: "links"}
 
 _New = Annotated[Any, Depends(body_of(OperationBody))]
 _Patch = Annotated[dict[str, Any], Depends(patch_of(OperationBody))]
@@ -35,7 +43,7 @@ _Patch = Annotated[dict[str, Any], Depends(patch_of(OperationBody))]
 
 def operations_of(kind: Kind) -> APIRouter:
     """The routes below one kind of owner: `class`, `object` or `link`."""
-    folder = _FOLDERS[kind]
+    folder = FOLDERS[kind]
     router = APIRouter(prefix=f"/{folder}/{{owner_id}}/operations", tags=["operations"])
     admin = [admin_for("changing operations")]
 
@@ -155,7 +163,7 @@ def _require_own(operation: Definition, kind: Kind, owner_id: str) -> None:
     if (of_kind, of_id) != (kind, owner_id):
         raise NotFound(
             f"operation {operation.id} is an operation of another owner: "
-            f"/api/v1/{_FOLDERS[Kind(of_kind)]}/{of_id}/operations/{operation.id}"
+            f"{PREFIX}/{FOLDERS[Kind(of_kind)]}/{of_id}/operations/{operation.id}"
         )
 
 
@@ -167,8 +175,8 @@ def _refuse_unfit(
     operation = entities.with_interpreter(conn, operation)
     domain.check(operation, kind)
     _refuse_unfit_script(conn, kind, operation)
-    if kind in _ENTITIES:
-        entity = entities.load_entity(conn, _ENTITIES[kind], owner_id)
+    if kind in ENTITIES:
+        entity = entities.load_entity(conn, ENTITIES[kind], owner_id)
         if entity is None:
             raise NotFound(f"there is no {kind} {owner_id}")
         domain.resolve_transport(operation, entity, allow_local=services.allow_local)

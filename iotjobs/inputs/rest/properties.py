@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from sqlalchemy import Connection
 
 from iotjobs.clock import rfc3339
-from iotjobs.domain.entities import OwnerType, PropertyType
+from iotjobs.domain.entities import PropertyType
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.engine.reactions import Happening, What, Written
-from iotjobs.engine.reports import reported
-from iotjobs.inputs.rest.answers import Id, json_response, listed, only
+from iotjobs.engine.reports import REPORT_ID_MEMBER, check_names, reported
+from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
 from iotjobs.inputs.rest.services import (
     ApiServices,
@@ -27,18 +28,17 @@ from iotjobs.inputs.rest.services import (
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import PropertiesOut, PropertyOut
 from iotjobs.store import definitions, standings
-from iotjobs.store.definitions import Kind
+from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
-_FOLDERS = {Kind.OBJECT: "objects", Kind.LINK: "links"}
-_OWNERS = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
 _Values = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
+_NO_PROPERTY = "is a report's id, and no property"
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": PropertiesOut}}
 
 
 def properties_of(kind: Kind) -> APIRouter:
     """The routes of properties below objects or links."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
 
     @router.post("/report", dependencies=[operator_for("reporting")], responses=_ANSWER)
     async def report(
@@ -67,8 +67,8 @@ def properties_of(kind: Kind) -> APIRouter:
         body: Annotated[dict[str, Any], Depends(patch_of(dict[str, Any]))],
     ) -> Response:
         """Set properties; writing a readwrite one runs the owner's operations that ask for it."""
-        values = reported(check_payload(body), None).values
-        return await _happen(services, engine, kind, entity_id, Written(values, caller))
+        what = Written(check_names(check_payload(body)), caller)
+        return await _happen(services, engine, kind, entity_id, what)
 
     @router.get("/properties", responses=_ANSWER)
     async def read_properties(services: Services, entity_id: Id) -> Response:
@@ -80,7 +80,7 @@ def properties_of(kind: Kind) -> APIRouter:
 
 def history_of(kind: Kind) -> APIRouter:
     """The route of a property's history below objects or links."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
 
     @router.get(
         "/properties/{name}/history",
@@ -114,23 +114,27 @@ async def _happen(
 ) -> Response:
     def item(tx: Transaction) -> dict[str, Any]:
         if isinstance(what, Written):
-            _refuse_readonly(tx.conn, kind, entity_id, what)
-        engine.reactions.react(tx, Happening(_OWNERS[kind], entity_id, what))
+            refuse_unwritable(tx.conn, definitions.get(tx.conn, kind, entity_id, EVERYTHING), what.values)
+        engine.reactions.react(tx, Happening(ENTITIES[kind], entity_id, what))
         return _properties(tx.conn, kind, entity_id)
 
     return json_response(await services.store.write(item))
 
 
-def _refuse_readonly(conn: Connection, kind: Kind, entity_id: str, written: Written) -> None:
-    entity = definitions.get(conn, kind, entity_id, EVERYTHING)
+def refuse_unwritable(conn: Connection, entity: Definition, names: Iterable[str]) -> None:
+    """Refuse that a person sets these properties of an entity.
+
+    Raises:
+        BadRequest: names each that only reports set.
+    """
     types = dict(entity.values["property_types"])
     if entity.values["class_id"] is not None:
         of_class = definitions.get(conn, Kind.CLASS, entity.values["class_id"], EVERYTHING)
         types = {**of_class.values["property_types"], **types}
     problems = tuple(
-        FieldError(name, "is readonly: only reports set it")
-        for name in written.values
-        if types.get(name) == PropertyType.READONLY
+        FieldError(name, _NO_PROPERTY if name == REPORT_ID_MEMBER else "is readonly: only reports set it")
+        for name in names
+        if name == REPORT_ID_MEMBER or types.get(name) == PropertyType.READONLY
     )
     if problems:
         raise BadRequest(f"{problems[0].field} {problems[0].message}", errors=problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 
 from iotjobs.domain.errors import NotFound
 from iotjobs.engine.firing import PAUSED
-from iotjobs.inputs.rest.answers import PREFIX, json_response, no_content
+from iotjobs.inputs.rest.answers import PREFIX, json_response, listed, no_content
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for
 from iotjobs.inputs.shapes import Listed, QueueName, Shape
@@ -60,16 +61,6 @@ class QueueOut(BaseModel):
     waiting: int
 
 
-def _shown(state: QueueState) -> dict[str, Any]:
-    return {
-        "name": state.name,
-        "concurrency": state.concurrency,
-        "built_in": state.built_in,
-        "running": state.running,
-        "waiting": state.waiting,
-    }
-
-
 def _site(conn: Connection) -> dict[str, Any]:
     states = queues.states(conn)
     return {
@@ -113,13 +104,13 @@ async def switch_site(
 async def list_queues(services: Services) -> Response:
     """All queues: the built-in ones first, then the site's own by name."""
     found = await services.store.read(queues.states)
-    return json_response({"items": [_shown(state) for state in found], "next": None})
+    return listed(map(asdict, found))
 
 
 @router.get("/queues/{name}", responses={200: {"model": QueueOut}})
 async def read_queue(services: Services, name: QueueName) -> Response:
     """One queue."""
-    return json_response(_shown(await _one(services, name)))
+    return json_response(asdict(await _one(services, name)))
 
 
 @router.put("/queues/{name}", dependencies=[_admin], responses={200: {"model": QueueOut}})
@@ -131,7 +122,7 @@ async def put_queue(
 ) -> Response:
     """Make a queue, or change how many attempts of it may be under way at the same time."""
     is_new = await engine.switch.put_queue(name, body.concurrency)
-    return json_response(_shown(await _one(services, name)), 201 if is_new else 200)
+    return json_response(asdict(await _one(services, name)), 201 if is_new else 200)
 
 
 @router.delete("/queues/{name}", status_code=204, dependencies=[_admin])

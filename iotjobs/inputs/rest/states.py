@@ -9,13 +9,21 @@ from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.clock import rfc3339
-from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.states import Forced
 from iotjobs.engine.reactions import Happening, Said
 from iotjobs.inputs.moments import read_moment
-from iotjobs.inputs.rest.answers import Id, created, json_response, listed, no_content, only
+from iotjobs.inputs.rest.answers import (
+    ENTITIES,
+    FOLDERS,
+    Id,
+    created,
+    json_response,
+    listed,
+    no_content,
+    only,
+)
 from iotjobs.inputs.rest.body import body_of, list_of
 from iotjobs.inputs.rest.services import CallerOf, Engine, Services, admin_for, operator_for
 from iotjobs.inputs.shapes import Listed
@@ -106,12 +114,9 @@ async def list_state_changes(
     return listed(map(change_json, found[:limit]), following)
 
 
-_FOLDERS = {Kind.CLASS: "classes", Kind.OBJECT: "objects", Kind.LINK: "links"}
-
-
 def conditions_of(kind: Kind) -> APIRouter:
     """The routes of state conditions below one kind of owner."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{owner_id}}/state-conditions", tags=["states"])
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{owner_id}}/state-conditions", tags=["states"])
     what: dict[int | str, Any] = {200: {"model": Listed[ConditionBody]}}
 
     @router.get("", responses=what)
@@ -168,13 +173,10 @@ def _refuse_repeated(items: list[dict[str, Any]]) -> None:
         seen.add(item["id"])
 
 
-_OWNERS = {Kind.OBJECT: OwnerType.OBJECT, Kind.LINK: OwnerType.LINK}
-
-
 def state_of(kind: Kind) -> APIRouter:
     """The routes of an entity's state, of objects or links."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{entity_id}}", tags=["states"])
-    owner_type = _OWNERS[kind]
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["states"])
+    owner_type = ENTITIES[kind]
     operator = [operator_for("forcing a state")]
     what: dict[int | str, Any] = {200: {"model": EntityStateOut}}
 

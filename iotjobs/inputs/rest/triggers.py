@@ -11,7 +11,7 @@ from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, FieldError, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.rest.answers import Id, json_response, listed, only
+from iotjobs.inputs.rest.answers import FOLDERS, Id, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, list_of
 from iotjobs.inputs.rest.services import Services, admin_for
 from iotjobs.inputs.shapes import Listed
@@ -22,13 +22,12 @@ from iotjobs.store.writer import Transaction
 
 router = APIRouter(tags=["triggers"])
 _admin = [admin_for("changing triggers")]
-_FOLDERS = {Kind.CLASS: "classes", Kind.OBJECT: "objects", Kind.LINK: "links"}
 _Wanted = Annotated[str | None, Query(max_length=64)]
 
 
 def triggers_of(kind: Kind) -> APIRouter:
     """The routes of triggers below one kind of owner."""
-    router = APIRouter(prefix=f"/{_FOLDERS[kind]}/{{owner_id}}/state-triggers", tags=["triggers"])
+    router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{owner_id}}/state-triggers", tags=["triggers"])
     what: dict[int | str, Any] = {200: {"model": Listed[TriggerOut]}}
 
     @router.get("", responses=what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
@@ -23,23 +24,12 @@ router = APIRouter(prefix="/users", tags=["users"], dependencies=[admin_for("use
 
 
 def _shown(user: User) -> dict[str, Any]:
-    return {
-        "id": user.id,
-        "login": user.login,
-        "role": user.role,
-        "has_password": user.has_password,
-        "version": user.version,
-        "created_at": rfc3339(user.created_at),
-    }
+    return {**asdict(user), "created_at": rfc3339(user.created_at)}
 
 
 def _shown_token(token: Token) -> dict[str, Any]:
-    return {
-        "number": token.number,
-        "name": token.name,
-        "created_at": rfc3339(token.created_at),
-        "expires_at": rfc3339(token.expires_at),
-    }
+    moments = {"created_at": rfc3339(token.created_at), "expires_at": rfc3339(token.expires_at)}
+    return {**asdict(token), **moments}
 
 
 @router.post("", status_code=201, responses={201: {"model": UserOut}})

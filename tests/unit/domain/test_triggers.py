@@ -15,6 +15,7 @@ from iotjobs.domain.triggers import (
     History,
     Trigger,
     cause_key,
+    repeat_after_s,
     rule,
 )
 
@@ -84,6 +85,15 @@ def test_it_looks_again_only_where_the_entity_is_in_one_of_its_states() -> None:
     assert Decision.NOT_IN_STATES not in REPEATS_AFTER
     assert Decision.HELD not in REPEATS_AFTER
     assert Decision.FIRED in REPEATS_AFTER
+
+
+@pytest.mark.parametrize("decision", Decision)
+def test_repeats_that_have_begun_go_on_in_the_state(decision: Decision) -> None:
+    repeating = replace(PLAIN, repeat_s=10)
+    begun = None if decision is Decision.NOT_IN_STATES else 10
+    assert repeat_after_s(repeating, decision, 3) == begun
+    assert repeat_after_s(repeating, decision, 0) == (10 if decision in REPEATS_AFTER else None)
+    assert repeat_after_s(PLAIN, decision, 3) is None
 
 
 def test_the_key_of_a_firing_names_trigger_change_and_repeat() -> None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from sqlalchemy import update
 
 from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Ending, PendingReason, Transport
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import deadlines
-from iotjobs.store import jobs
+from iotjobs.store import jobs, queue, tables
 from iotjobs.store.session import Store
 from tests.services.rows import MakeEngine, add_job, job_of, plan, running_job
 
@@ -27,6 +28,20 @@ async def test_a_start_that_has_come_is_offered_and_one_ahead_is_not(
     moved = await job_of(sqlite_store, due.id)
     assert (moved.start_at, moved.pending_reason) == (None, None)
     assert await job_of(sqlite_store, ahead.id) == ahead
+
+
+async def test_a_start_that_was_put_off_since_it_was_looked_for_does_not_come(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine, now = make_engine(), clock.now_ms()
+    looked_for = await add_job(sqlite_store, start_at=now - 1, pending_reason=PendingReason.START_AT)
+    put_off = update(tables.jobs).values(start_at=now + 60_000)
+    await sqlite_store.write(lambda tx: tx.conn.execute(put_off))
+
+    await sqlite_store.write(lambda tx: queue.begin_waiting(tx, looked_for, now, engine.dispatcher))
+
+    assert engine.dispatcher.live == set()
+    assert (await job_of(sqlite_store, looked_for.id)).start_at == now + 60_000
 
 
 async def test_what_waits_too_long_expires_and_says_what_for(

@@ -52,9 +52,9 @@ def test_json_without_end_is_refused_and_overflows_nothing() -> None:
         read_payload(b"[" * 100_000)
 
 
-def received(topic: str, payload: Any, acknowledged: list[int]) -> Received:
+def received(topic: str, payload: Any, acknowledged: list[int], *, retain: bool = False) -> Received:
     raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    return Received(topic, raw, 1, False, False, len(raw), _acknowledge=acknowledged.append)
+    return Received(topic, raw, 1, retain, False, len(raw), _acknowledge=acknowledged.append)
 
 
 @pytest.fixture
@@ -64,9 +64,10 @@ async def said(sqlite_store: Store, make_engine: MakeEngine) -> Any:
     devices = engine.devices()
     await devices.start()
 
-    async def say(thing: str, job_id: Any, kind: str, payload: Any) -> list[int]:
+    async def say(thing: str, job_id: Any, kind: str, payload: Any, *, retain: bool = False) -> list[int]:
         acknowledged: list[int] = []
-        devices.receive(received(f"iotjobs/{thing}/jobs/{job_id}/{kind}", payload, acknowledged))
+        topic = f"iotjobs/{thing}/jobs/{job_id}/{kind}"
+        devices.receive(received(topic, payload, acknowledged, retain=retain))
         return await eventually(lambda: acknowledged, 3)
 
     say.engine, say.devices = engine, devices  # type: ignore[attr-defined]
@@ -130,6 +131,17 @@ async def test_an_answer_that_nobody_waits_for_is_kept_with_a_line_about_it(
         assert (after.status, after.outcome, after.results_count) == (before.status, before.outcome, 1)
         [line] = await rows_of(sqlite_store, tables.log_entries, job.id)
         assert line["message"] == "an answer came that nobody waits for"
+
+
+async def test_a_word_that_the_broker_had_kept_is_not_appended_twice(sqlite_store: Store, said: Any) -> None:
+    job = await message_job(sqlite_store, await said.engine.thing(thing="press"), answer=None)
+
+    for payload in ({"n": 1}, {"n": 1}, {"n": 2}):
+        assert await said("press", job.id, "results", payload, retain=True)
+    assert await said("press", job.id, "results", {"n": 1})
+
+    found = [row["payload"]["n"] for row in await rows_of(sqlite_store, tables.results, job.id)]
+    assert found == [1, 2, 1]
 
 
 async def test_only_the_owner_and_the_ends_of_an_owning_link_are_heard(
@@ -219,3 +231,39 @@ async def test_the_end_of_a_connection_is_not_taken_back_by_a_report_that_waited
 
     standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.superseded) == ("down", True, 2)
+
+
+async def test_a_connection_that_flaps_is_held_to_the_rate_and_its_last_word_counts(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine, acknowledged = make_engine(), list[int]()
+    devices, owner_id = engine.devices(reports_per_s=2), await engine.thing(thing="press")
+    for n in range(201):
+        devices.receive(received("iotjobs/press/status", b"online" if n % 2 else b"offline", acknowledged))
+    await devices.start()
+    try:
+        await eventually(lambda: len(acknowledged) == 201, 3)
+    finally:
+        await devices.stop()
+
+    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    changes = await sqlite_store.read(lambda conn: standings.changes(conn, limit=500, entity_id=owner_id))
+    assert (standing.state, len(changes), standing.superseded) == ("down", 11, 190)
+
+
+async def test_a_report_that_the_broker_had_kept_is_no_sign_of_life(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine, acknowledged = make_engine(), list[int]()
+    devices, owner_id = engine.devices(reports_per_s=1), await engine.thing(thing="press")
+    await devices.start()
+    try:
+        for payload, retain in ((b"offline", False), (b"online", False), (b"offline", False)):
+            devices.receive(received("iotjobs/press/status", payload, acknowledged, retain=retain))
+        devices.receive(received("iotjobs/press/report", {"n": 1}, acknowledged, retain=True))
+        await eventually(lambda: len(acknowledged) == 4, 3)
+    finally:
+        await devices.stop()
+
+    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    assert (standing.state, standing.offline, standing.heard_at) == ("down", True, None)

@@ -22,7 +22,8 @@ from iotjobs.store.session import Store
 from iotjobs.transports import spool
 from iotjobs.transports.base import CommandEnd, Gone, KillProof
 from tests.services.rows import Engine, MakeEngine, begin, job_of, plan, rows_of, running_job
-from tests.services.ssh import marked, until
+from tests.services.site import eventually
+from tests.services.ssh import marked
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ async def died_while_it_ran(engine: Engine, store: Store, folder: Path) -> tuple
     made = first_hangs(folder)
     job = await running_job(store, of=made)
     task = asyncio.create_task(engine.executor.run(Begun(replace(job, worker_id="alive"), made)))
-    await until((folder / "pid").exists)
+    await eventually((folder / "pid").exists)
     task.cancel()
     await asyncio.wait({task})
     assert await rescue(store, engine.settler, "alive") == 1

@@ -1,37 +1,32 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from iotjobs.domain.jobs import Job, Transport
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.rescue import rescue
-from iotjobs.engine.sending import Begun
 from iotjobs.store import jobs, nodes, queue, tables
 from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
 from iotjobs.transports.base import Gone, KillProof
 from tests.services.rows import ADMIN, Engine, MakeEngine, job_of, plan, rows_of, running_job
 from tests.services.site import eventually
-from tests.services.ssh import marked, processes_of, until
+from tests.services.ssh import marked, orphan_of, processes_of
 
 
-async def orphan(engine: Engine, folder: Path, **members: Any) -> Job:
-    """A job under way on this host whose worker, `w1`, has died; the row."""
-    made = plan(script=f"echo $$ >{folder}/pid; exec sleep 77", kill_after_s=0.2, **members)
-    job = await running_job(engine.store, of=made)
-    task = asyncio.create_task(
-        engine.executor.run(Begun(replace(job, worker_id=engine.worker.worker_id), made))
-    )
-    await until((folder / "pid").exists)
-    task.cancel()
-    await asyncio.wait({task})
-    assert marked(job.nonce or "")
-    return await job_of(engine.store, job.id)
+@pytest.fixture(autouse=True)
+async def reaped() -> AsyncIterator[None]:
+    """Before the loop is closed it has heard of the end of each process: these are killed from elsewhere."""
+    yield
+    await eventually(lambda: not any(thread.name.startswith("waitpid-") for thread in threading.enumerate()))
+    await asyncio.sleep(0)  # what those told the loop
 
 
 async def ended(engine: Engine, job_id: str) -> Job:
@@ -57,7 +52,7 @@ async def test_what_a_dead_worker_was_to_end_is_ended_with_proof(
     confirmed: bool | None,
 ) -> None:
     engine = make_engine(worker_id="alive")
-    job = await orphan(engine, tmp_path)
+    job = await orphan_of(engine, tmp_path)
     if asked == "cancel":
         await engine.control.cancel(job.id, ADMIN, None)
     else:
@@ -106,7 +101,7 @@ async def test_a_cancel_of_what_waits_for_its_next_try_ends_what_the_earlier_lef
     sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     engine = make_engine(worker_id="alive")
-    job = await orphan(engine, tmp_path, idempotent=True)
+    job = await orphan_of(engine, tmp_path, idempotent=True)
     assert await rescue(sqlite_store, engine.settler, "alive") == 1
 
     assert await engine.control.cancel(job.id, ADMIN, "r") is Status.CANCELED
@@ -121,9 +116,34 @@ async def test_a_cancel_of_what_waits_for_its_next_try_ends_what_the_earlier_lef
     assert lines == ["an earlier attempt: its processes were killed and are gone"]
 
 
+async def test_what_expires_while_it_waits_for_its_next_try_is_ended_on_the_device_too(
+    sqlite_store: Store, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = make_engine(worker_id="alive")
+    job = await orphan_of(engine, tmp_path, idempotent=True)
+    assert await rescue(sqlite_store, engine.settler, "alive") == 1
+    long_ago = update(tables.jobs).where(tables.jobs.c.id == job.id).values(expires_at=1)
+    await sqlite_store.write(lambda tx: tx.conn.execute(long_ago))
+
+    await engine.deadlines.look()
+
+    expired = await job_of(sqlite_store, job.id)
+    assert (expired.outcome, expired.cancel) == (Outcome.EXPIRED, None)
+    assert (expired.error_message or "").endswith("; attempt 1 may still run on the device, see the log")
+
+    async def told() -> bool:
+        lines = await rows_of(sqlite_store, tables.log_entries, job.id)
+        return [line["message"] for line in lines] == [
+            "an earlier attempt: its processes were killed and are gone"
+        ]
+
+    await eventually(told)
+    assert processes_of(job.id) == []
+
+
 async def canceled_in_back_off(engine: Engine, folder: Path) -> Job:
     """A job that was canceled while it waited for its next attempt; the process died right after that."""
-    job = await orphan(engine, folder, idempotent=True)
+    job = await orphan_of(engine, folder, idempotent=True)
     assert await rescue(engine.store, engine.settler, "alive") == 1
     assert await engine.control.cancel(job.id, ADMIN, "r") is Status.CANCELED
     await engine.leftovers.stop()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from iotjobs.engine.rates import BURST_S, EARLIER, Rates
-from iotjobs.engine.reactions import Reported
+from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 
 ONE, OTHER = ("thing", "one"), ("thing", "other")
@@ -36,7 +36,7 @@ def test_the_last_value_wins_and_what_has_no_value_left_is_acknowledged() -> Non
         {"a": 2, "b": 1, "c": 3}, "r3", superseded=3, earlier_ids=("r0", "r1", "r2")
     )
     assert rates.wait_s() is None
-    for one in (*held.earlier, held.message):
+    for one in held.messages:
         one.ack()
     assert acknowledged == [9, 10, 11, 12]
 
@@ -46,7 +46,8 @@ def test_what_waits_unacknowledged_is_bounded() -> None:
     for n in range(BURST_S + 1 + EARLIER):
         rates.admit(ONE, message(acknowledged, n), Reported({f"p{n}": n}), 0.0)
     [(_, held)] = list(rates.due(0.0))
-    assert (len(held.earlier), len(held.reported.values), acknowledged) == (EARLIER, EARLIER + 1, [])
+    assert held.reported is not None
+    assert (len(held.messages), len(held.reported.values), acknowledged) == (EARLIER + 1, EARLIER + 1, [])
 
 
 def test_names_that_nobody_bears_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +70,58 @@ def test_a_report_does_not_overtake_one_that_waits() -> None:
 def test_without_a_rate_nothing_waits() -> None:
     rates = Rates(0)
     assert all(rates.admit(ONE, message([], n), Reported({}), 0.0) for n in range(10_000))
+
+
+def spent(acknowledged: list[int]) -> Rates:
+    """Rates of one a second, whose burst a device has used up with its words."""
+    rates = Rates(1)
+    for n in range(BURST_S):
+        assert rates.admit(ONE, message(acknowledged, n), Connection(bool(n % 2)), 0.0)
+    return rates
+
+
+def test_of_the_words_of_a_connection_that_come_too_quickly_the_last_one_counts() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    for n in range(9):
+        assert not rates.admit(ONE, message(acknowledged, 10 + n), Connection(bool(n % 2)), 0.1)
+    assert acknowledged == list(range(10, 18))
+    [(_, held)] = list(rates.due(1.0))
+    assert [(what, len(messages)) for messages, what in held.parts] == [(Connection(False, superseded=8), 1)]
+
+
+def test_a_word_stands_behind_the_reports_before_it_and_ends_with_the_report_after_it() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    rates.admit(ONE, message(acknowledged, 10), Reported({"a": 1}, "r0"), 0.1)
+    rates.admit(ONE, message(acknowledged, 11), Connection(False), 0.1)
+    rates.admit(ONE, message(acknowledged, 12), Connection(True, retained=True), 0.1)
+    held = rates.held[ONE]
+    assert [what for _, what in held.parts] == [
+        Reported({"a": 1}, "r0"),
+        Connection(False, superseded=1),
+    ]
+    assert acknowledged == [12]
+
+    rates.admit(ONE, message(acknowledged, 13), Reported({"b": 2}, "r1"), 0.1)
+    assert [what for _, what in held.parts] == [
+        Reported({"a": 1, "b": 2}, "r1", superseded=3, earlier_ids=("r0",))
+    ]
+    assert acknowledged == [12, 11]
+    for n in range(100):
+        rates.admit(ONE, message(acknowledged, 20 + n), Connection(False), 0.1)
+        rates.admit(ONE, message(acknowledged, 20 + n), Reported({"a": n, "b": n}), 0.1)
+    assert len(held.messages) == 1
+
+
+def test_what_the_broker_had_kept_is_older_than_what_came_as_it_was_sent() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    rates.admit(ONE, message(acknowledged, 10), Connection(False), 0.1)
+    rates.admit(ONE, message(acknowledged, 11), Reported({"a": 1, "b": 1}, "k0", retained=True), 0.1)
+    held = rates.held[ONE]
+    assert held.connection == Connection(False)  # not a sign of life
+    rates.admit(ONE, message(acknowledged, 12), Reported({"a": 2}, "r0"), 0.1)
+    rates.admit(ONE, message(acknowledged, 13), Reported({"a": 0, "c": 0}, "k1", retained=True), 0.1)
+    assert held.reported == Reported({"a": 2, "b": 1, "c": 0}, "r0", superseded=3, earlier_ids=("k1", "k0"))
+    assert acknowledged == [10]

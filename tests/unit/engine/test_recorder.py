@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iotjobs.domain.errors import LeaseLost
+from iotjobs.domain.errors import LeaseLost, StoreUnavailable
 from iotjobs.engine import recorder as module
 from iotjobs.engine.recorder import Recorder
 from iotjobs.store import jobs, output
@@ -81,6 +83,37 @@ async def test_of_one_stream_the_first_half_and_the_last_half_are_there(sqlite_s
     assert (recorder.total_bytes, recorder.truncated) == (1024, True)
     row = await job_of(sqlite_store, job.id)
     assert (row.output_bytes, row.output_truncated) == (1024, True)
+
+
+class _Unheard:
+    """A store whose first answer is lost, and not what was written."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.lost = store, False
+
+    async def write(self, item: Any, **given: Any) -> Any:
+        result = await self._store.write(item, **given)
+        if not self.lost:
+            self.lost = True
+            raise StoreUnavailable("the connection was cut")
+        return result
+
+
+async def test_what_was_written_without_an_answer_is_written_once(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STORE_RETRY_S", 0.01)
+    job = await running_job(sqlite_store)
+    store = _Unheard(sqlite_store)
+    recorder = Recorder(store, job.id, 1, cap_bytes=100)  # type: ignore[arg-type]
+
+    await recorder.write("stdout", b"abc")
+    await recorder.flush()
+    await recorder.write("stdout", b"def")
+    await close(sqlite_store, recorder, job.id)
+
+    assert store.lost
+    assert await kept(sqlite_store, job.id, "stdout") == ([(0, 6)], b"abcdef")
 
 
 async def test_a_short_output_costs_no_write_of_its_own(sqlite_store: Store) -> None:

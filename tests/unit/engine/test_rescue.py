@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import delete, text, update
 
 from iotjobs import clock
-from iotjobs.domain.jobs import Delivery, Ending, Transport
+from iotjobs.domain.jobs import Delivery, Ending, PendingReason, Transport
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.leases import Always
 from iotjobs.engine.presence import Presence
@@ -65,13 +65,56 @@ async def test_a_rescued_jobs_lane_goes_on_with_the_first_by_age(
     engine = make_engine(worker_id="alive")
     lost = await running_job(sqlite_store, worker_id="dead", sent=True, lane="a")
     again = await running_job(sqlite_store, worker_id="dead", lane="b")
-    behind = {lane: await add_job(sqlite_store, lane=lane) for lane in ("a", "b")}
+    passed = await running_job(sqlite_store, worker_id="dead", lane="c")
+    lane = PendingReason.LANE
+    behind = {name: await add_job(sqlite_store, lane=name, pending_reason=lane) for name in ("a", "b")}
+    first = await add_job(sqlite_store, lane="c", pending_reason=lane, priority=9)
 
     await rescue(sqlite_store, engine.settler, "alive")
-    await engine.deadlines.sweep()
 
-    assert engine.dispatcher.live == {behind["a"].id, again.id}
+    assert engine.dispatcher.live == {behind["a"].id, again.id, first.id}
     assert (await job_of(sqlite_store, lost.id)).outcome is Outcome.LOST
+    waiting = [(await job_of(sqlite_store, job.id)).pending_reason for job in (again, passed, first)]
+    assert waiting == [None, lane, None]
+    assert await engine.deadlines.sweep() == 0
+
+
+async def test_what_may_be_repeated_gets_its_time_to_live_anew(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine, now = make_engine(worker_id="alive"), clock.now_ms()
+    lived = {"ttl_ms": 60_000, "expires_at": now - 1}
+    job = await running_job(sqlite_store, worker_id="dead", sent=True, of=plan(idempotent=True), **lived)
+
+    await rescue(sqlite_store, engine.settler, "alive")
+    await engine.deadlines.look()
+
+    again = await job_of(sqlite_store, job.id)
+    assert again.status is Status.PENDING
+    assert now + 60_000 <= (again.expires_at or 0) < now + 120_000
+
+
+async def test_an_attempt_that_cannot_be_read_holds_no_other_up(
+    sqlite_store: Store, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(worker_id="alive")
+    unread, newer, other = [
+        await running_job(sqlite_store, worker_id="dead", of=plan(idempotent=True)) for _ in range(3)
+    ]
+    P = tables.plans.c
+    told = {**plan(idempotent=True).to_json(), "of_the_next_version": 1}
+    for statement in (
+        delete(tables.plans).where(P.job_id == unread.id),
+        update(tables.plans).where(P.job_id == newer.id).values(plan=told),
+    ):
+        await sqlite_store.write(lambda tx, statement=statement: tx.conn.execute(statement))
+
+    assert await rescue(sqlite_store, engine.settler, "alive") == 2
+
+    assert engine.dispatcher.live == {newer.id, other.id}
+    assert [record.job_id for record in caplog.records if record.levelno >= logging.ERROR] == [unread.id]
+    await engine.worker.start()
+    assert (await engine.ended(newer.id)).outcome is Outcome.SUCCEEDED
 
 
 async def test_parked_own_and_ended_jobs_are_left_alone(sqlite_store: Store, make_engine: MakeEngine) -> None:

@@ -9,7 +9,8 @@ import pytest
 from iotjobs.domain.errors import BadAnswer
 from iotjobs.transports.base import CommandEnd, CommandHooks, CommandRequest, Gone, Stream
 from iotjobs.transports.local import LocalTransport
-from tests.services.ssh import Told, marked, nonce, until
+from tests.services.site import eventually
+from tests.services.ssh import Told, marked, nonce
 
 
 async def run(script: str, **fields: object) -> tuple[CommandEnd, Told]:
@@ -71,7 +72,7 @@ async def test_a_slow_reader_makes_the_command_wait() -> None:
     hooks = CommandHooks(told.before_send, told.started, output)
     request = CommandRequest(nonce=nonce(), script="head -c 5000000 /dev/zero; echo end >&2")
     task = asyncio.create_task(LocalTransport().run(None, request, hooks))
-    await until(lambda: calls)
+    await eventually(lambda: calls)
     assert told.count == 0
     go.set()
     assert (await task).exit_code == 0
@@ -82,7 +83,7 @@ async def test_cancelling_leaves_the_process_and_a_kill_ends_it() -> None:
     local, mark, told = LocalTransport(), nonce(), Told()
     request = CommandRequest(nonce=mark, script='trap "" TERM; (setsid sleep 777 & sleep 777); wait')
     task = asyncio.create_task(local.run(None, request, told.hooks))
-    await until(lambda: told.run and len(marked(mark)) >= 3)
+    await eventually(lambda: told.run and len(marked(mark)) >= 3)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

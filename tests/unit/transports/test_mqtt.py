@@ -38,6 +38,7 @@ from iotjobs.transports.mqtt_messages import (
 )
 from iotjobs.transports.mqtt_paho import PahoClient
 from iotjobs.transports.mqtt_window import Window
+from tests.services.mosquitto import nothing, until
 from tests.services.programs import free_port
 
 JOB = "0199f3c2a7d47c4e9f0b6f6f6c1f2a10"
@@ -52,21 +53,8 @@ FULL = MqttMessage(
 )
 
 
-async def nothing() -> None:
-    """A `before_send` that has nothing to do."""
-
-
 def ignore(*_: object) -> None:
     """A callback that has nothing to do."""
-
-
-async def until(condition: Callable[[], object], within_s: float = 3) -> None:
-    """Let the others run until the condition holds."""
-    async with asyncio.timeout(within_s):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
 
 
 # --- a broker that does as the test says ----------------------------------------------------------
@@ -224,10 +212,10 @@ def test_a_brokers_url_is_read(url: str, expected: BrokerAddress) -> None:
     assert BrokerAddress.parse(url) == expected
 
 
-def test_arguments_win_over_the_url() -> None:
-    address = BrokerAddress.parse("mqtts://a:b@h", username="c", password="d", ca_file=Path("/ca.pem"))
+def test_a_ca_file_goes_with_the_url() -> None:
+    address = BrokerAddress.parse("mqtts://a:b@h", ca_file=Path("/ca.pem"))
 
-    assert address == BrokerAddress("h", 8883, "c", "d", tls=True, ca_file=Path("/ca.pem"))
+    assert address == BrokerAddress("h", 8883, "a", "b", tls=True, ca_file=Path("/ca.pem"))
 
 
 @pytest.mark.parametrize(

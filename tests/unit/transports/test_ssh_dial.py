@@ -14,7 +14,7 @@ from iotjobs.domain.errors import DeliveryError
 from iotjobs.transports.ssh import SshLimits, SshTransport
 from iotjobs.transports.ssh_dial import resolve
 from tests.services.programs import free_port
-from tests.services.ssh import until
+from tests.services.site import eventually
 
 DEVICES = 40  # more than the loop has threads, and than names have
 
@@ -46,7 +46,7 @@ async def hang(of: str) -> None:
 
 async def test_names_that_hang_hold_up_nobody_who_logs_in(hanging: list[str]) -> None:
     lookups = [asyncio.create_task(hang(f"device-{number}.invalid")) for number in range(DEVICES)]
-    await until(lambda: hanging)
+    await eventually(lambda: hanging)
 
     async with asyncio.timeout(2):
         assert await asyncio.to_thread(lambda: "logged in") == "logged in"
@@ -73,7 +73,7 @@ async def test_a_scan_of_names_that_hang_holds_up_nobody_who_logs_in(hanging: li
 
 async def test_an_address_needs_no_name_server(hanging: list[str]) -> None:
     lookups = [asyncio.create_task(hang(f"device-{number}.invalid")) for number in range(DEVICES)]
-    await until(lambda: hanging)
+    await eventually(lambda: hanging)
 
     port = free_port()
     async with asyncio.timeout(2):

@@ -43,13 +43,13 @@ def test_a_hostile_thing_name_is_refused(name: str) -> None:
     with pytest.raises(BadRequest):
         topics.check_thing_name(name)
     with pytest.raises(BadRequest):
-        topics.report_topic(name)
+        topics.results_topic(name, JOB)
 
 
 @given(NAMES, st.sampled_from([JOB, "1", "123456789012345678"]))
 def test_what_is_built_is_parsed_back(thing: str, job_id: str) -> None:
-    assert topics.parse_topic(topics.report_topic(thing)) == DeviceTopic(TopicKind.REPORT, thing)
-    assert topics.parse_topic(topics.status_topic(thing)) == DeviceTopic(TopicKind.STATUS, thing)
+    assert topics.parse_topic(f"iotjobs/{thing}/report") == DeviceTopic(TopicKind.REPORT, thing)
+    assert topics.parse_topic(f"iotjobs/{thing}/status") == DeviceTopic(TopicKind.STATUS, thing)
     results = DeviceTopic(TopicKind.RESULTS, thing, job_id)
     assert topics.parse_topic(topics.results_topic(thing, job_id)) == results
     answer = DeviceTopic(TopicKind.ANSWER, thing, job_id)
