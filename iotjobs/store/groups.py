@@ -32,8 +32,10 @@ GROUP_ITEMS = 64
 AT_ONCE = 2
 # A lock that somebody else holds is asked for again after the first of these, then after twice that, up to
 # the second; and no longer than a statement would have waited for it.
-AGAIN_S, AGAIN_MOST_S = 0.005, 0.1
+AGAIN_S, AGAIN_MOST_S = 0.005, 0.25
 LOCK_S = 10.0
+
+_AWAY = (StoreUnavailable, StorageFull)
 
 
 # Reads for many keys what their items would each read first; by the ids of the jobs.
@@ -152,7 +154,8 @@ class Groups:
                 await self._write(group[half:])
                 return
             for waiting in group:
-                _refuse(waiting, error)
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
         else:
             for waiting, result in zip(group, results, strict=True):
                 if result is ASIDE:
@@ -165,17 +168,11 @@ class Groups:
         if waiting.until is None:
             waiting.until = now + LOCK_S
         if now >= waiting.until:
-            _refuse(waiting, StoreUnavailable(f"what it locks was held by others for {LOCK_S:.0f} s"))
+            if not waiting.answer.done():
+                error = StoreUnavailable(f"what it locks was held by others for {LOCK_S:.0f} s")
+                waiting.answer.set_exception(error)
             return
         await asyncio.sleep(waiting.again_s)
         waiting.again_s = min(2 * waiting.again_s, AGAIN_MOST_S)
         self._waiting.appendleft(waiting)  # it has waited longer than those
         self._set_going()
-
-
-_AWAY = (StoreUnavailable, StorageFull)
-
-
-def _refuse(waiting: _Waiting, error: Exception) -> None:
-    if not waiting.answer.done():
-        waiting.answer.set_exception(error)

@@ -19,7 +19,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from iotjobs.domain.errors import ConfigurationError, IotJobsError, RaceLost, StorageFull, StoreBroken, StoreUnavailable
+from iotjobs.domain.errors import (
+    ConfigurationError,
+    IotJobsError,
+    RaceLost,
+    StorageFull,
+    StoreBroken,
+    StoreUnavailable,
+)
 from iotjobs.store.groups import Groups, ReadAhead, Share, run_shares
 from iotjobs.store.writer import GroupWriter, Item, call_back, map_store_error
 

@@ -248,7 +248,9 @@ async def locked_elsewhere(store: Store, *names: str) -> AsyncIterator[None]:
     """As by the transaction of a node that is frozen."""
     async with store._engine.begin() as conn:  # type: ignore[attr-defined]
         for name in names:
-            await conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
+            await conn.execute(
+                text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
+            )
         yield
 
 
