@@ -237,6 +237,10 @@ class StoreUnavailable(EngineError):
     """The database does not answer."""
 
 
+class RaceLost(StoreUnavailable):
+    """A transaction met others in a deadlock, again and again; nothing of it is on disk."""
+
+
 class StoreBroken(StoreUnavailable):
     """The disk did not keep what was written: nobody knows what is on it, so nothing more is written."""
 

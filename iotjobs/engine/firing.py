@@ -55,12 +55,15 @@ class Firing:
         self._paused: bool | None = None
         self._histories: dict[tuple[str, str], History] = {}
         self._fired: list[tuple[Trigger, str]] = []  # those that ask for it the next time
+        self._lanes: dict[str, list[Job]] = {}  # jobs that wait for their turn
 
     def finish(self) -> None:
-        """Keep what fired."""
+        """Keep what fired, and offer it."""
         if self._fired:
             rules.add_firings(self._tx, self._fired, self._now)
             self._fired.clear()
+        queue.offer_in_lanes(self._tx, self._lanes, self._now, self._parts.offers)
+        self._lanes.clear()
 
     def changed(self, snapshot: Snapshot, before: str) -> None:
         """The entity has entered the snapshot's state: nothing of the one before waits any more."""
@@ -129,8 +132,10 @@ class Firing:
             said = fired.refusal.detail
             ending = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
             parts.settler.finish(tx, job, ending, now)
+        elif job.lane is None:
+            parts.offers.offer(tx, queue.ticket_of(tx.conn, job))
         else:
-            queue.offer_if_free(tx, job.lane, queue.ticket_of(tx.conn, job), now, parts.offers)
+            self._lanes.setdefault(job.lane, []).append(job)
         return job_id
 
     def _decide(self, case: _Case, around: Circumstances) -> None:

@@ -21,7 +21,7 @@ from iotjobs.domain.statuses import ACTIVE, Outcome, Status
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.sending import Begun
-from iotjobs.store import jobs, output, queue
+from iotjobs.store import attempts, jobs, output, queue
 from iotjobs.store.output import Chunk
 from iotjobs.store.queue import Offers
 from iotjobs.store.session import Store
@@ -138,11 +138,15 @@ class Settler:
         self, job: Job, ending: Ending, item: Item[None], end: OutputEnd | None, facts: dict[str, Any]
     ) -> None:
         """Write an end; of a job that a person wants ended meanwhile, what that makes of it."""
+        tried = [ending]
 
         def asked(tx: Transaction) -> None:
             row = jobs.get(tx.conn, job.id)
+            if row.status not in control.ASKED:  # it has been written, and the answer to that was lost
+                raise TransitionRefused(job.id, row.status, Status.FINISHED)
             job_now = replace(job, status=row.status, cancel=row.cancel)
-            self.end_asked(tx, job_now, ending, clock.now_ms(), **{**facts, **_keep_output(tx, job, end)})
+            facts.update(_keep_output(tx, job, end))
+            tried.append(self.end_asked(tx, job_now, ending, clock.now_ms(), **facts))
 
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
         locks = [] if job.lane is None else [job.lane]
@@ -153,13 +157,13 @@ class Settler:
                 if error.actual in control.ASKED:
                     item = asked  # also when a stop became a cancel between the look and the write
                     continue
-                await self._refused(job, ending, error)
+                await self._refused(job, tried, error)
             except LeaseLost as error:
-                await self._refused(job, ending, error)
+                await self._refused(job, tried, error)
             return
 
-    def end_asked(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
-        """End, inside a transaction, an attempt whose job is CANCELING or STOPPING.
+    def end_asked(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> Ending:
+        """End, inside a transaction, an attempt whose job is CANCELING or STOPPING; how it ended.
 
         Args:
             tx: the transaction.
@@ -182,6 +186,7 @@ class Settler:
         if final is not ending and ending.error_message is not None:
             asked = "cancel" if job.status is Status.CANCELING else "stop"
             jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}, {asked}: {ending.error_message}")
+        return final or jobs.STOPPED
 
     def finish(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """End a job for good inside a transaction.
@@ -223,10 +228,22 @@ class Settler:
         self._limits.left(tx, job, self._offers)
         queue.offer_again(tx, job, now, self._offers)
 
-    async def _refused(self, job: Job, ending: Ending, error: Exception) -> None:
-        """A late write: what it would have said is kept as a log entry."""
-        log.warning(
-            "a late end was refused", extra={"job_id": job.id, "attempt": job.attempt, "why": str(error)}
-        )
-        said = f"attempt {job.attempt} ended {ending.outcome} after it was no longer the newest: {error}"
-        await until_taken(self._store, lambda tx: jobs.log(tx, job.id, clock.now_ms(), "INFO", said), job.id)
+    async def _refused(self, job: Job, tried: Sequence[Ending], error: Exception) -> None:
+        """A late write: what it would have said is kept as a log entry, unless it has been said.
+
+        Args:
+            job: whose attempt ended.
+            tried: what may be on disk, since the answer to its COMMIT was lost; first what was seen.
+            error: why it was refused.
+        """
+        outcome = tried[0].outcome
+        said = f"attempt {job.attempt} ended {outcome} after it was no longer the newest: {error}"
+        told = {"job_id": job.id, "attempt": job.attempt, "why": str(error)}
+
+        def item(tx: Transaction) -> None:
+            if attempts.ended_as(tx.conn, job, tried):
+                return
+            jobs.log(tx, job.id, clock.now_ms(), "INFO", said)
+            tx.after_commit(lambda: log.warning("a late end was refused", extra=told))
+
+        await until_taken(self._store, item, job.id)

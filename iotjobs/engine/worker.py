@@ -10,17 +10,19 @@ from itertools import chain
 import msgspec
 
 from iotjobs import clock
+from iotjobs.domain.control import ASKED
 from iotjobs.domain.errors import IotJobsError, LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
-from iotjobs.domain.jobs import Job, Transport
+from iotjobs.domain.jobs import Ending, Job, Transport
 from iotjobs.domain.operations import Plan
-from iotjobs.domain.statuses import Status
+from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.intake import Fired
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Membership
-from iotjobs.engine.sending import Begun, RunMark, new_nonce
+from iotjobs.engine.sending import Begun, RunMark, Sending, new_nonce
 from iotjobs.engine.services import LoopService
+from iotjobs.engine.settle import until_taken
 from iotjobs.store import jobs, queue
 from iotjobs.store.queue import Ticket
 from iotjobs.store.secrets import Secrets
@@ -28,6 +30,12 @@ from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
 log = logging.getLogger(__name__)
+
+_UNSURE = Ending(
+    Outcome.LOST,
+    error_code="internalError",
+    error_message="not sent: the store did not say that it had begun",
+)
 
 DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
@@ -199,14 +207,9 @@ class Worker(LoopService):
     async def _work(self, ticket: Ticket) -> None:
         try:
             await self._presence.be_fresh()
-            since = clock.monotonic()
-            begun = await self._store.write(
-                lambda tx: self._begin(tx, ticket),
-                locks=self._limits.locks_of(ticket),
-                ahead=(queue.candidates, ticket.job_id),
-            )
+            begun = await self._begun(ticket)
             if begun is not None:
-                await self._executor.run(replace(begun, since=since))
+                await self._executor.run(begun)
         except StoreUnavailable as error:
             log.warning("an attempt waits for the store", extra={"job_id": ticket.job_id, "why": str(error)})
         except (LeaseLost, TransitionRefused) as error:
@@ -217,6 +220,44 @@ class Worker(LoopService):
         finally:
             self._executor.forget(ticket.job_id)
             self._dispatcher.done(ticket)
+
+    async def _begun(self, ticket: Ticket) -> Begun | None:
+        """Begin an attempt, and know that it has begun: if that cannot be known, nothing is sent, and it is taken back."""
+        since = clock.monotonic()
+        last: Begun | None = None
+
+        def item(tx: Transaction) -> Begun | None:
+            nonlocal last
+            last = None
+            last = self._begin(tx, ticket)
+            return last
+
+        locks = self._limits.locks_of(ticket)
+        try:
+            begun = await self._store.write(item, locks=locks, ahead=(queue.candidates, ticket.job_id))
+        except StoreUnavailable:
+            if last is not None:
+                await self._take_back(last)
+            raise
+        return None if begun is None else replace(begun, since=since)
+
+    async def _take_back(self, begun: Begun) -> None:
+        """Give a job its next attempt if this one is in its row: the answer to the COMMIT may have been lost."""
+        sending = Sending(self._store, begun, self._presence)
+        sending.nothing_left()
+        unsent, settler = sending.so_far(), self._executor.settler
+
+        def item(tx: Transaction) -> None:
+            row, now = jobs.locked(tx, unsent.id), clock.now_ms()
+            if (row.attempt, row.worker_id) != (unsent.attempt, unsent.worker_id):
+                return
+            if row.status is Status.RUNNING:
+                settler.again_now(tx, unsent, _UNSURE, now)
+            elif row.status in ASKED:
+                settler.end_asked(tx, replace(unsent, status=row.status, cancel=row.cancel), _UNSURE, now)
+
+        locks = [] if unsent.lane is None else [unsent.lane]
+        await until_taken(self._store, item, unsent.id, locks=locks)
 
     def _begin(self, tx: Transaction, ticket: Ticket) -> Begun | None:
         """Begin the next attempt if the job is ready; a ticket is only a hint.

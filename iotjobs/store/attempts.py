@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from iotjobs.domain.jobs import Job
+from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.statuses import ACTIVE, Outcome
 from iotjobs.store import tables
 from iotjobs.store.statements import Prepared
@@ -41,6 +42,12 @@ _COLUMNS = [A[name] for name in Attempt.__dataclass_fields__]
 _of_job = Prepared(select(*_COLUMNS).where(A.job_id == bindparam("wanted")).order_by(A.number))
 _sent = Prepared(select(A.number).where(A.job_id == bindparam("wanted"), A.sent_at.is_not(None)).limit(1))
 
+_end = Prepared(
+    select(A.outcome, A.error_code, A.error_message).where(
+        A.job_id == bindparam("wanted"), A.number == bindparam("which")
+    )
+)
+
 
 def of_job(conn: Connection, job: Job) -> list[Attempt]:
     """All attempts of a job in their order, the one under way last."""
@@ -53,6 +60,14 @@ def of_job(conn: Connection, job: Job) -> list[Attempt]:
 def any_sent(conn: Connection, job_id: str) -> bool:
     """Whether an attempt that is over may have reached its device."""
     return _sent.first(conn, {"wanted": job_id}) is not None
+
+
+def ended_as(conn: Connection, job: Job, endings: Sequence[Ending]) -> bool:
+    """Whether the job's given attempt is over, and ended in one of these ways."""
+    row = _end.first(conn, {"wanted": job.id, "which": job.attempt})
+    return row is not None and any(
+        tuple(row) == (ending.outcome, ending.error_code, ending.error_message) for ending in endings
+    )
 
 
 def log_entries(conn: Connection, job_id: str, *, level: str | None, limit: int) -> list[dict[str, Any]]:

@@ -376,7 +376,7 @@ def ask(tx: Transaction, job: Job, to: Status, at: int, cancel: dict[str, Any] |
     _change(tx, job, to, at, cancel=job.cancel if cancel is None else cancel)
 
 
-_STOPPED = Ending(Outcome.CANCELED, error_code="stopped", error_message="ended by a stop")
+STOPPED = Ending(Outcome.CANCELED, error_code="stopped", error_message="ended by a stop")
 
 
 def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
@@ -386,7 +386,7 @@ def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
     not count.
     """
     if job.status in ACTIVE:
-        _close_attempt(tx, job, _STOPPED, at)
+        _close_attempt(tx, job, STOPPED, at)
         if job.ttl_ms is not None:
             facts["expires_at"] = at + job.ttl_ms
     _change(

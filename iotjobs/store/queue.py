@@ -7,6 +7,7 @@ ready, and the sweep offers again whatever is ready and may have lost its ticket
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
@@ -126,10 +127,10 @@ def _free(columns: Any) -> ColumnElement[bool]:
 
 
 UNDER_WAY, _HELD_BACK, _FREE = under_way(J), _held_back(J), _free(J)
-_lane_busy = Prepared(
-    select(J.seq)
-    .where(J.lane == bindparam("lane"), or_(UNDER_WAY, and_(READY, _FREE)), J.id != bindparam("but"))
-    .limit(1)
+_in_lane_before = Prepared(
+    select(J.id)
+    .where(J.lane == bindparam("lane"), or_(UNDER_WAY, and_(READY, _FREE)))
+    .limit(bindparam("limit"))
 )
 _next_in_lane = Prepared(
     select(*job_columns)
@@ -197,12 +198,13 @@ def candidates(conn: Connection, job_ids: list[str]) -> dict[str, Candidate]:
     return {row.id: Candidate(job_of(row[:-3]), *row[-3:]) for row in rows}
 
 
-def lane_is_free(tx: Transaction, lane: str | None, now: int, *, but: str = "") -> bool:
-    """Whether no other job of the lane runs or stands ready before a new one; it stays so until COMMIT."""
+def lane_is_free(tx: Transaction, lane: str | None, now: int, *, but: Collection[str] = ()) -> bool:
+    """Whether nothing in a lane runs or stands ready but these jobs, that are new there; it stays so until COMMIT."""
     if lane is None:
         return True
     tx.lock(lane)
-    return _lane_busy.first(tx.conn, {"lane": lane, "now": now, "but": but}) is None
+    found = _in_lane_before.all(tx.conn, {"lane": lane, "now": now, "limit": len(but) + 1})
+    return all(row.id in but for row in found)
 
 
 def lane_active(conn: Connection, lane: str) -> bool:
@@ -246,11 +248,27 @@ def offer_again(tx: Transaction, job: Job, now: int, offers: Offers) -> None:
 
 def offer_if_free(tx: Transaction, lane: str | None, ticket: Ticket, now: int, offers: Offers) -> bool:
     """A job became ready: offer it, or note that it waits for its lane; whether it was offered."""
-    if not lane_is_free(tx, lane, now, but=ticket.job_id):
+    if not lane_is_free(tx, lane, now, but=(ticket.job_id,)):
         _wait_for.run(tx.conn, {"is_id": ticket.job_id, "reason": PendingReason.LANE})
         return False
     offers.offer(tx, ticket)
     return True
+
+
+def offer_in_lanes(tx: Transaction, lanes: Mapping[str, Sequence[Job]], now: int, offers: Offers) -> None:
+    """New jobs of several lanes, by their lane: of each the first is offered if the lane was free, the others wait.
+
+    The lanes are locked all at once: who locks one after the other may meet somebody who does so the other way.
+    """
+    tx.lock(*lanes)
+    for lane, (first, *others) in lanes.items():
+        if lane_is_free(tx, lane, now, but=[job.id for job in (first, *others)]):
+            offers.offer(tx, ticket_of(tx.conn, first))
+        else:
+            others.append(first)
+        if others:
+            waiting = [{"is_id": job.id, "reason": PendingReason.LANE} for job in others]
+            _wait_for.run_each(tx.conn, waiting)
 
 
 def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:

@@ -22,7 +22,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
-from iotjobs.domain.errors import ConfigurationError, IotJobsError, StorageFull, StoreBroken, StoreUnavailable
+from iotjobs.domain.errors import (
+    ConfigurationError,
+    IotJobsError,
+    RaceLost,
+    StorageFull,
+    StoreBroken,
+    StoreUnavailable,
+)
 from iotjobs.store.groups import Groups, ReadAhead, Share, run_shares
 from iotjobs.store.writer import GroupWriter, Item, call_back, map_store_error
 
@@ -91,7 +98,10 @@ class Store(Protocol):
                 one's job may be in `Transaction.ahead` when the item runs.
 
         Raises:
-            StorageFull, StoreUnavailable: nothing of it is on disk.
+            StorageFull, RaceLost: nothing of it is on disk.
+            StoreUnavailable: nothing of it is on disk, unless it was the answer to COMMIT that was lost, which
+                only PostgreSQL's can be: then all of it may be, so who cannot have that looks once it answers.
+            StoreBroken: it may be on disk; nothing is taken any more.
         """
 
     async def look(self, query: Callable[[Connection], T]) -> T:
@@ -336,9 +346,11 @@ class PostgresStore:
                 async with self._engine.begin() as conn:
                     results, tx = await conn.run_sync(run_shares, shares)
             except DBAPIError as error:
-                if tried < RACES and getattr(error.orig, "sqlstate", None) in _LOST_RACE:
-                    continue
-                raise self._refusal(map_store_error(error)) from error
+                if getattr(error.orig, "sqlstate", None) not in _LOST_RACE:
+                    raise self._refusal(map_store_error(error)) from error
+                if tried == RACES:
+                    raise RaceLost(f"it met others in a deadlock {RACES} times: {error.orig}") from error
+                continue
             except (OSError, PoolTimeout) as error:
                 refusal = StoreUnavailable(f"PostgreSQL cannot be reached: {error}")
                 raise self._refusal(refusal) from error

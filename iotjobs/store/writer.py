@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,6 +44,12 @@ _LOCK = """
 SELECT pg_advisory_xact_lock(key) FROM (
     SELECT DISTINCT hashtextextended(name, 0) AS key FROM unnest($1::text[]) AS given (name) ORDER BY key
 ) AS sorted
+"""
+
+# Those of the names that somebody else holds; the others are locked. In no order: it waits for nobody.
+_TRY_LOCK = """
+SELECT name FROM unnest($1::text[]) AS given (name)
+WHERE NOT pg_try_advisory_xact_lock(hashtextextended(name, 0))
 """
 
 # Writes what was gathered for it, or returns the statement that does, with its values.
@@ -84,6 +90,14 @@ class Transaction:
     def part(self) -> Transaction:
         """Some of it: what is written last there is gathered, for `complete` to write before the item ends."""
         return Transaction(self.conn, self.callbacks, locked=self.locked, defers=True)
+
+    def try_lock(self, names: Set[str]) -> set[str]:
+        """Lock what nobody else has locked, on PostgreSQL, and wait for nothing; the names that somebody has."""
+        if not names or self.conn.dialect.name != "postgresql":
+            return set()
+        held = {name for (name,) in run(self.conn, _TRY_LOCK, [list(names)]).fetchall()}
+        self.locked.update(names - held)
+        return held
 
     def gather(self, action: Action, value: Any) -> None:
         """Call `action` at the end of the transaction, once, with all that was gathered for it."""

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import text, update
 
-from iotjobs.domain.errors import Conflict, EngineError, StoreUnavailable, TransitionRefused
+from iotjobs.domain.errors import Conflict, EngineError, RaceLost, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job, PendingReason
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.sending import Begun
@@ -240,6 +241,73 @@ async def test_an_item_that_comes_as_the_last_writer_leaves_does_not_wait_for_th
     async with asyncio.timeout(10):
         for number in range(20):
             await store.write(note(f"fact {number}"), locks=())
+
+
+@asynccontextmanager
+async def locked_elsewhere(store: Store, *names: str) -> AsyncIterator[None]:
+    """As by the transaction of a node that is frozen."""
+    async with store._engine.begin() as conn:  # type: ignore[attr-defined]
+        for name in names:
+            await conn.execute(
+                text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
+            )
+        yield
+
+
+async def test_a_lock_held_elsewhere_makes_only_those_wait_that_need_it(store: Store) -> None:
+    names = [f"lane {number}" for number in range(3 * GROUP_ITEMS)]
+    held = set(names[::7])
+
+    async with locked_elsewhere(store, *held):
+        writes = {
+            name: [asyncio.create_task(store.write(note(f"{name} {at}"), locks=(name,))) for at in range(2)]
+            for name in names
+        }
+        free = [write for name in names if name not in held for write in writes[name]]
+        async with asyncio.timeout(4):
+            await asyncio.gather(*free)
+            await asyncio.gather(*(store.write(note(f"later {at}"), locks=()) for at in range(20)))
+        waiting = [write for name in held for write in writes[name]]
+        assert not any(write.done() for write in waiting)
+    async with asyncio.timeout(4):
+        await asyncio.gather(*waiting)
+
+    assert {f"{name} {at}" for name in names for at in range(2)} <= await written(store)
+
+
+async def test_a_lock_that_is_not_let_go_refuses_only_those_that_need_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "LOCK_S", 0.3)
+
+    async with locked_elsewhere(store, "lane 1"):
+        writes = [store.write(note(f"fact {at}"), locks=(f"lane {at}",)) for at in range(4)]
+        answers = await asyncio.gather(*writes, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [int, StoreUnavailable, int, int]
+    assert "fact 1" not in await written(store)
+    assert store.up  # it answers
+
+
+async def test_a_store_that_stops_writes_first_what_waits_for_a_lock(store: Store) -> None:
+    async with locked_elsewhere(store, "lane"):
+        write = asyncio.create_task(store.write(note("behind it"), locks=("lane",)))
+        await store.write(note("beside it"), locks=())
+        stop = asyncio.create_task(store._groups.stop())  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        assert not stop.done()
+    await stop
+
+    assert isinstance(write.result(), int)
+
+
+async def test_an_item_that_loses_every_race_takes_no_other_along(store: Store) -> None:
+    def lose(tx: Transaction) -> None:
+        tx.conn.execute(text("DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40P01'; END $$"))
+
+    answers = await together(store, note("first"), note("before"), lose, note("behind"))
+
+    assert [type(answer) for answer in answers] == [int, int, RaceLost, int]
 
 
 async def test_groups_that_lock_the_same_in_another_order_do_not_meet_in_a_deadlock(store: Store) -> None:

@@ -24,6 +24,8 @@ class Wire:
         self._passing = asyncio.Event()
         self._passing.set()
         self._refusing = False
+        self._question: bytes | None = None
+        self._stays_cut = False
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -52,6 +54,10 @@ class Wire:
     def freeze(self) -> None:
         """Pass nothing on, and say nothing of it: what a router that is gone looks like."""
         self._passing.clear()
+
+    def lose_answer_to(self, question: bytes, *, until_mended: bool = False) -> None:
+        """Cut the next connection that asks this, once the answer is on its way; or everything, until it is mended."""
+        self._question, self._stays_cut = question, until_mended
 
     def mend(self) -> None:
         """Pass everything on again."""
@@ -84,7 +90,10 @@ class Wire:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
             self._open.add(far_writer)
             try:
-                await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+                lost = asyncio.Event()
+                await asyncio.gather(
+                    self._pass(reader, far_writer, lost, asks=True), self._pass(far_reader, writer, lost)
+                )
             finally:
                 self._open.discard(far_writer)
                 far_writer.close()
@@ -95,10 +104,25 @@ class Wire:
             self._open.discard(writer)
             writer.close()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        lost: asyncio.Event,
+        *,
+        asks: bool = False,
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(64 * 1024):
                 await self._passing.wait()
+                if asks and self._question is not None and self._question in data:
+                    self._question = None
+                    lost.set()
+                elif lost.is_set():
+                    writer.transport.abort()
+                    if self._stays_cut:
+                        self.cut()
+                    return
                 writer.write(data)
                 await writer.drain()
         writer.close()
