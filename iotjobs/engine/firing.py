@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from iotjobs.domain import triggers
 from iotjobs.domain.errors import NotFound
-from iotjobs.domain.jobs import Cause, Ending
+from iotjobs.domain.jobs import Cause, Ending, Job
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger

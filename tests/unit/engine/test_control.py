@@ -456,7 +456,7 @@ async def test_a_running_job_only_records_it_and_an_ended_one_refuses(
     assert (await job_of(sqlite_store, job.id)).low_priority is True
     assert not engine.dispatcher.live
     await engine.control.cancel(job.id, ADMIN, None)
-    await engine.settler.end_attempt(await job_of(sqlite_store, job.id), plan(), jobs._STOPPED)
+    await engine.settler.end_attempt(await job_of(sqlite_store, job.id), plan(), jobs.STOPPED)
     with pytest.raises(Conflict, match="has ended"):
         await engine.control.set_low_priority(job.id, ADMIN, False)
 

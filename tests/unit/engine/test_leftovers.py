@@ -216,7 +216,7 @@ async def test_who_was_first_is_not_overwritten(
 
     async def kill_first(*_: object) -> KillProof:
         row = await job_of(sqlite_store, job.id)
-        await sqlite_store.write(lambda tx: jobs.settle(tx, row, jobs._STOPPED, 5))
+        await sqlite_store.write(lambda tx: jobs.settle(tx, row, jobs.STOPPED, 5))
         return KillProof(Gone.UNCONFIRMED, "because")
 
     monkeypatch.setattr(engine.reach, "kill_first", kill_first)
