@@ -113,7 +113,7 @@ class SiteSwitch(LoopService):
                 jobs.note(tx, job_id, 1, deadline_at=now + DRAIN_MOST_MS)
 
         async with self._one_at_a_time:
-            await self._store.write(item)
+            await self._store.write(item, reserved=True)
             await self._switched(is_open)
         log.warning("the site was opened" if is_open else "the site is drained", extra={"by": caller.login})
         return job_id

@@ -31,6 +31,7 @@ DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
 INTERRUPT_S = 9.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
 LEAVE_S = 1.0  # what is cut off after that takes its leave: all together so much, and no longer
+FULL_DISK_S = 1.0  # a begin is tried so often on a full disk
 
 
 class Worker(LoopService):
@@ -135,6 +136,8 @@ class Worker(LoopService):
             taken = False
             try:
                 await self._limits.opened.wait()
+                if self._store.full:  # so that what waits is not taken, refused and logged again and again
+                    await clock.sleep(FULL_DISK_S)
                 ticket = await self._dispatcher.take()
                 taken = True
             finally:
@@ -178,7 +181,7 @@ class Worker(LoopService):
         try:
             async with asyncio.timeout(LEAVE_S):
                 # A write, though it writes nothing: it comes after every end that was given to the writer.
-                held = await self._store.write(lambda tx: queue.held(tx.conn, self.worker_id))
+                held = await self._store.write(lambda tx: queue.held(tx.conn, self.worker_id), reserved=True)
         except (TimeoutError, StorageFull, StoreUnavailable):
             return sorted(cut_off)
         return sorted(cut_off & {job_id for job_id, _ in held})
@@ -194,7 +197,7 @@ class Worker(LoopService):
             )
             if begun is not None:
                 await self._executor.run(replace(begun, since=since))
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StorageFull) as error:
             log.warning("an attempt waits for the store", extra={"job_id": ticket.job_id, "why": str(error)})
         except (LeaseLost, TransitionRefused) as error:
             log.info("somebody else was quicker", extra={"job_id": ticket.job_id, "why": str(error)})
