@@ -19,7 +19,7 @@ from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Membership
 from iotjobs.engine.sending import Begun, RunMark, new_nonce
 from iotjobs.engine.services import LoopService
-from iotjobs.store import jobs, queue
+from iotjobs.store import jobs, queue, switch
 from iotjobs.store.queue import Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -100,6 +100,7 @@ class Worker(LoopService):
             or self._limits.of(job.queue) is not None
             or not self._presence.is_fresh()
             or not self._executor.ready_soon(job)
+            or not switch.stays_open(tx)
         ):
             return False
         since = clock.monotonic()
@@ -220,7 +221,7 @@ class Worker(LoopService):
             found is None
             or found.lane_taken
             or not _ready(found.job, now)
-            or not self._limits.may_begin(tx, found.job, self._dispatcher)
+            or not self._limits.may_begin(tx, found, self._dispatcher)
         ):
             self._dispatcher.withdraw(tx, ticket)
             return None
