@@ -133,6 +133,7 @@ class Site:
             await enrolment.publish_all()
             await self._run(broker)
         await self._start_engine(store, vault, place, address, enrolment=enrolment)
+        await store.keep_reserve()
 
     async def _watch_events(self, store: Store) -> None:
         self._events = EventFeed(store)

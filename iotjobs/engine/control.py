@@ -153,7 +153,7 @@ class Control(LoopService):
 
         for _ in range(TRIES):
             try:
-                return await self._store.write(decide)
+                return await self._store.write(decide, reserved=True)
             except (TransitionRefused, LeaseLost) as error:
                 log.debug("a request met a change", extra={"job": reference, "why": str(error)})
         raise Conflict("the job is changing all the time: try again")
@@ -197,8 +197,12 @@ class Control(LoopService):
     async def _end_parked(self, job: Job) -> None:
         """The attempt was parked while the request came: nobody runs it, so nobody ends it either."""
         ending = Ending(Outcome.LOST, error_code=control.NOT_CONFIRMED)
+
+        def item(tx: Transaction) -> None:
+            self._settler.end_asked(tx, job, ending, clock.now_ms())
+
         try:
-            await self._store.write(lambda tx: self._settler.end_asked(tx, job, ending, clock.now_ms()))
+            await self._store.write(item, reserved=True)
         except (TransitionRefused, LeaseLost) as error:
             log.info("its end came first", extra={"job_id": job.id, "why": str(error)})
 

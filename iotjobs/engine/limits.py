@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from iotjobs import clock
 from iotjobs.domain.jobs import Job, PendingReason
 from iotjobs.store import queue, queues
-from iotjobs.store.queue import Offers, Ticket
+from iotjobs.store.queue import Candidate, Offers, Ticket
 from iotjobs.store.writer import Transaction
 
 
@@ -33,13 +33,15 @@ class Limits:
         limited = [] if self.of(ticket.queue) is None else [queues.lock_of(ticket.queue)]
         return limited if ticket.lane is None else [ticket.lane, *limited]
 
-    def may_begin(self, tx: Transaction, job: Job, offers: Offers) -> bool:
+    def may_begin(self, tx: Transaction, found: Candidate, offers: Offers) -> bool:
         """Whether the site and the job's queue let it begin now.
+
+        What is remembered of the switch is not asked: it may be older than a drain that has ended.
 
         If not, it is told what it waits for, and the next of its lane that waits for nothing is offered.
         """
-        limit = self.of(job.queue)
-        if not self.opened.is_set() and not queues.dispatching(tx.conn):
+        job, limit = found.job, self.of(found.job.queue)
+        if not found.dispatches:
             queues.hold_back(tx, job, PendingReason.DRAINED)
         elif limit is None or queues.has_place(tx, job.queue, limit):
             return True

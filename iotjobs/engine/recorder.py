@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
@@ -27,6 +27,8 @@ OUTPUT_CAP_BYTES = 16 * 1024 * 1024
 # are on disk, and visible, after this long or this many bytes.
 FLUSH_AFTER_S = 0.25
 FLUSH_BYTES = 64 * 1024
+# Of what a stream still says with the end, on a full disk.
+FULL_DISK_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -124,7 +126,11 @@ class Recorder:
         if self._head_bytes + self._pending > self._half:
             await self.flush()  # chunks may fall out of the window: a write of its own
             return []
-        return self._take()[0]
+        chunks = self._take()[0]
+        if self._store.full:  # the end has to fit, and those of others
+            self.truncated |= any(len(chunk.data) > FULL_DISK_BYTES for chunk in chunks)
+            chunks = [replace(chunk, data=chunk.data[:FULL_DISK_BYTES]) for chunk in chunks]
+        return chunks
 
     def _take(self) -> tuple[list[Chunk], list[int]]:
         """Buffered bytes as chunks, and the numbers of chunks that fall out of the window."""

@@ -87,7 +87,7 @@ class Retention(LoopService):
             self._standing.check(tx)
             return step(tx)
 
-        return await self._store.write(item)
+        return await self._store.write(item, reserved=True)  # it makes room
 
     async def prune(self) -> Counter[str]:
         """Delete everything that is due; how many of what.

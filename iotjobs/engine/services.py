@@ -13,7 +13,7 @@ import logging
 from typing import Protocol
 
 from iotjobs import clock
-from iotjobs.domain.errors import StoreUnavailable
+from iotjobs.domain.errors import StorageFull, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class LoopService:
             try:
                 await self._loop()
                 return
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StorageFull) as error:
                 log.warning("a service waits for the store", extra={"service": self.name, "why": str(error)})
                 await clock.sleep(RESTART_PAUSE_S)
             except Exception:

@@ -67,7 +67,7 @@ async def until_taken(
     """
     while True:
         try:
-            return await store.write(item, size=size, locks=locks)
+            return await store.write(item, size=size, locks=locks, reserved=True)
         except (StoreUnavailable, StorageFull) as error:
             log.warning("the store cannot take this yet", extra={"job_id": job_id, "why": str(error)})
             await clock.sleep(STORE_RETRY_S)

@@ -1,7 +1,8 @@
 """What the site lets begin: whether it dispatches, and how many at once in each queue.
 
-The rows are the truth; what stands here is read again every second, and at once after a change made
-through this process. So another node stops to begin attempts within a second of a drain.
+The rows are the truth, and each begin asks the switch's. What stands here is read again every second, and at
+once after a change made through this process: another node stops to take tickets, or knows of a queue's
+new limit, a second later.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy import Connection
 
 from iotjobs import clock
-from iotjobs.domain.errors import BadRequest, LeaseLost, TransitionRefused
+from iotjobs.domain.errors import LeaseLost, TransitionRefused
 from iotjobs.domain.jobs import Cause, Ending, Job, JobType
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
-from iotjobs.store import jobs, queues
+from iotjobs.store import jobs, queues, switch
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 # A drain that takes longer than this is not waited for any more.
 DRAIN_MOST_MS = 24 * 3600 * 1000
-# Another node may begin attempts so long after the site was drained.
+# A statement that the server began before the switch was committed may see it open so long after that.
 SETTLED_AFTER_MS = 2_000
 SITE = "site"
 
@@ -87,8 +88,7 @@ class SiteSwitch(LoopService):
 
     async def put_queue(self, name: str, concurrency: int | None) -> bool:
         """Make a queue or change its limit; whether it is new."""
-        if name in queues.ALIASES:
-            raise BadRequest(f"{name} is another name of {queues.ALIASES[name]}", field="name")
+        queues.refuse_alias(name)
         is_new = await self._store.write(lambda tx: queues.put(tx, name, concurrency))
         await self.look()
         return is_new
@@ -102,6 +102,8 @@ class SiteSwitch(LoopService):
 
         def item(tx: Transaction) -> None:
             now = clock.now_ms()
+            if not is_open:
+                tx.lock(switch.SWITCH)
             for drain in queues.drains(tx.conn):
                 self._settler.finish(tx, drain, _REPLACED, now)
             queues.set_dispatching(tx, is_open)
@@ -113,7 +115,7 @@ class SiteSwitch(LoopService):
                 jobs.note(tx, job_id, 1, deadline_at=now + DRAIN_MOST_MS)
 
         async with self._one_at_a_time:
-            await self._store.write(item)
+            await self._store.write(item, reserved=True)
             await self._switched(is_open)
         log.warning("the site was opened" if is_open else "the site is drained", extra={"by": caller.login})
         return job_id
@@ -145,9 +147,13 @@ class SiteSwitch(LoopService):
                 await self._end(drain)
 
     async def _end(self, drain: Job) -> None:
-        ending = Ending(Outcome.SUCCEEDED)
+        def item(tx: Transaction) -> None:
+            tx.lock(switch.SWITCH)  # what was about to begin, on whichever node, is on record now
+            if queues.under_way(tx.conn) == 0:
+                self._settler.finish(tx, drain, Ending(Outcome.SUCCEEDED), clock.now_ms())
+
         try:
-            await self._store.write(lambda tx: self._settler.finish(tx, drain, ending, clock.now_ms()))
+            await self._store.write(item, reserved=True)
         except (TransitionRefused, LeaseLost) as error:
             log.info("a drain was ended by somebody else", extra={"job_id": drain.id, "why": str(error)})
 

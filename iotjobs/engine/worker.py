@@ -23,7 +23,7 @@ from iotjobs.engine.presence import Membership
 from iotjobs.engine.sending import Begun, RunMark, Sending, new_nonce
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import until_taken
-from iotjobs.store import jobs, queue
+from iotjobs.store import jobs, queue, switch
 from iotjobs.store.queue import Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -41,6 +41,7 @@ DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
 INTERRUPT_S = 9.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
 LEAVE_S = 1.0  # what is cut off after that takes its leave: all together so much, and no longer
+FULL_DISK_S = 1.0  # a begin is tried so often on a full disk
 
 
 class Worker(LoopService):
@@ -113,6 +114,7 @@ class Worker(LoopService):
             or self._limits.of(row["queue"]) is not None
             or not self._presence.is_fresh()
             or not self._executor.ready_soon(row["id"])
+            or not switch.stays_open(tx)
         ):
             return False
         since = clock.monotonic()
@@ -155,6 +157,8 @@ class Worker(LoopService):
             taken = False
             try:
                 await self._limits.opened.wait()
+                if self._store.full:  # so that what waits is not taken, refused and logged again and again
+                    await clock.sleep(FULL_DISK_S)
                 ticket = await self._dispatcher.take()
                 taken = True
             finally:
@@ -199,7 +203,7 @@ class Worker(LoopService):
         try:
             async with asyncio.timeout(LEAVE_S):
                 # A write, though it writes nothing: it comes after every end that was given to the writer.
-                held = await self._store.write(lambda tx: queue.held(tx.conn, self.worker_id))
+                held = await self._store.write(lambda tx: queue.held(tx.conn, self.worker_id), reserved=True)
         except (TimeoutError, StorageFull, StoreUnavailable):
             return sorted(cut_off)
         return sorted(cut_off & {job_id for job_id, _ in held})
@@ -210,7 +214,7 @@ class Worker(LoopService):
             begun = await self._begun(ticket)
             if begun is not None:
                 await self._executor.run(begun)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StorageFull) as error:
             log.warning("an attempt waits for the store", extra={"job_id": ticket.job_id, "why": str(error)})
         except (LeaseLost, TransitionRefused) as error:
             log.info("somebody else was quicker", extra={"job_id": ticket.job_id, "why": str(error)})
@@ -271,7 +275,7 @@ class Worker(LoopService):
             found is None
             or found.lane_taken
             or not _ready(found.job, now)
-            or not self._limits.may_begin(tx, found.job, self._dispatcher)
+            or not self._limits.may_begin(tx, found, self._dispatcher)
         ):
             self._dispatcher.withdraw(tx, ticket)
             return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_FILES = ("iotjobs.db", "iotjobs.db-wal", "iotjobs.db-shm", "lock")
+_FILES = ("iotjobs.db", "iotjobs.db-wal", "iotjobs.db-shm", "iotjobs.db-reserve", "lock")
 _OURS = frozenset({*_FILES, "secret.key", "broker", "worker", "iotjobs.db-journal"})
 
 

@@ -35,6 +35,7 @@ from iotjobs.domain.statuses import ACTIVE, Status
 from iotjobs.store import tables
 from iotjobs.store.jobs import J, job_columns, job_of, set_low_priority
 from iotjobs.store.statements import Prepared
+from iotjobs.store.switch import DISPATCHES
 from iotjobs.store.writer import Transaction
 
 _HELD = (PendingReason.QUEUE, PendingReason.DRAINED)
@@ -160,11 +161,13 @@ class Candidate:
 
     Attributes:
         lane_taken: an attempt is under way in its lane.
+        dispatches: the site is open, and stays so until the transaction ends that looked.
         plan, secret: as `jobs.plan_of` gives them.
     """
 
     job: Job
     lane_taken: bool
+    dispatches: bool
     plan: dict[str, Any]
     secret: bytes | None
 
@@ -176,6 +179,7 @@ _candidates = select(
         J.lane.is_not(None),
         exists().where(_in_lane.c.lane == J.lane, under_way(_in_lane.c)),
     ),
+    DISPATCHES,
     tables.plans.c.plan,
     tables.plans.c.secret,
 ).select_from(tables.jobs.outerjoin(tables.plans, tables.plans.c.job_id == J.id))
@@ -189,13 +193,13 @@ def candidate(tx: Transaction, job_id: str) -> Candidate | None:
     if ahead is not None:
         return ahead
     row = _candidate.first(tx.conn, {"is_id": job_id})
-    return None if row is None else Candidate(job_of(row[:-3]), *row[-3:])
+    return None if row is None else Candidate(job_of(row[:-4]), *row[-4:])
 
 
 def candidates(conn: Connection, job_ids: list[str]) -> dict[str, Candidate]:
     """The same for several, read ahead on PostgreSQL."""
     rows = _candidates_of.all(conn, {"ids": job_ids})
-    return {row.id: Candidate(job_of(row[:-3]), *row[-3:]) for row in rows}
+    return {row.id: Candidate(job_of(row[:-4]), *row[-4:]) for row in rows}
 
 
 def lane_is_free(tx: Transaction, lane: str | None, now: int, *, but: Collection[str] = ()) -> bool:

@@ -31,6 +31,7 @@ from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.queue import READY, UNDER_WAY, Offers, ticket_of
 from iotjobs.store.queue import under_way as is_under_way
 from iotjobs.store.statements import Prepared
+from iotjobs.store.switch import DISPATCH
 from iotjobs.store.writer import Transaction
 
 # Always there; a row only changes their limit. None: as many as the workers have places.
@@ -95,13 +96,25 @@ def put(tx: Transaction, name: str, concurrency: int | None) -> bool:
     return not known and name not in BUILT_IN
 
 
+def refuse_alias(name: str) -> None:
+    """What changes a queue names it itself.
+
+    Raises:
+        BadRequest: it is another name of a queue.
+    """
+    if name in ALIASES:
+        raise BadRequest(f"{name} is another name of {ALIASES[name]}", field="name")
+
+
 def remove(tx: Transaction, name: str) -> None:
     """Delete a queue of the site's own.
 
     Raises:
         NotFound: there is none of this name.
         Conflict: it is built in, or operations or live jobs are in it.
+        BadRequest: it is another name of a queue.
     """
+    refuse_alias(name)
     if name in BUILT_IN:
         raise Conflict(f"the queue {name} is built in: it cannot be deleted")
     used = tx.conn.execute(
@@ -238,18 +251,16 @@ def let_go(tx: Transaction, name: str, limit: int | None) -> int:
 
 # -- the site's switch --------------------------------------------------------------------------
 
-_DISPATCH = "dispatch"
-
 
 def dispatching(conn: Connection) -> bool:
     """Whether new attempts may begin."""
-    query = select(tables.site.c.value).where(tables.site.c.name == _DISPATCH)
+    query = select(tables.site.c.value).where(tables.site.c.name == DISPATCH)
     return conn.execute(query).scalar() != "drained"
 
 
 def set_dispatching(tx: Transaction, is_open: bool) -> None:
     """Open or drain the site. Ready jobs wait with the reason `drained` until it is opened."""
-    facts.put(tx, _DISPATCH, "open" if is_open else "drained")
+    facts.put(tx, DISPATCH, "open" if is_open else "drained")
     tell_switched(tx)
 
 

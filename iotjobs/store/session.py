@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -31,6 +32,7 @@ from iotjobs.domain.errors import (
     StoreUnavailable,
 )
 from iotjobs.store.groups import Groups, ReadAhead, Share, run_shares
+from iotjobs.store.reserve import Reserve
 from iotjobs.store.writer import GroupWriter, Item, call_back, map_store_error
 
 T = TypeVar("T")
@@ -62,18 +64,27 @@ class Store(Protocol):
 
     Attributes:
         up: it answered when it was last asked.
-        full: there was no room for what was last written.
         on_broken: called in the event loop when the disk has not kept what was written.
         after_writes: called in the event loop after each commit of this process: hints, and nothing more.
     """
 
     up: bool
-    full: bool
     on_broken: Callable[[], object]
     after_writes: list[Callable[[], object]]
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for new work."""
+
     async def start(self) -> None:
         """Begin to take writes and reads."""
+
+    async def keep_reserve(self) -> None:
+        """Keep room for what is `reserved` from now on; to be called once the site has started.
+
+        While it cannot be kept every other write is refused with StorageFull. On PostgreSQL this does
+        nothing: its disk is its own affair.
+        """
 
     async def stop(self) -> None:
         """Finish what was submitted, close every connection."""
@@ -85,6 +96,7 @@ class Store(Protocol):
         size: int = 0,
         locks: Sequence[str] | None = None,
         ahead: tuple[ReadAhead, Any] | None = None,
+        reserved: bool = False,
     ) -> T:
         """Run `item` in a transaction; return its result once it is committed.
 
@@ -96,6 +108,8 @@ class Store(Protocol):
                 also none of them, it may share its transaction with others; then it locks no other names.
             ahead: a function that reads for many keys, and the item's own key. What it found for that
                 one's job may be in `Transaction.ahead` when the item runs.
+            reserved: no new work but an end, or what a person asks of a job: on a full disk it may use what
+                is kept for it (`keep_reserve`).
 
         Raises:
             StorageFull, RaceLost: nothing of it is on disk.
@@ -206,7 +220,8 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.up, self.full = True, False
+        self.up = True
+        self._reserve = Reserve(Path(f"{path}-reserve"))
         self.on_broken: Callable[[], object] = _nothing
         self.after_writes: list[Callable[[], object]] = []
         self._write_engine = sqlite_engine(path, read_only=False, busy_ms=0)  # it waits in the loop
@@ -214,6 +229,15 @@ class SqliteStore:
         self._writer = GroupWriter(self._write_engine)
         self._readers: ThreadPoolExecutor | None = None
         self._looking: Connection | None = None  # for short reads: each statement its own snapshot
+
+    @property
+    def full(self) -> bool:
+        """See `Store`."""
+        return not self._reserve.whole
+
+    async def keep_reserve(self) -> None:
+        """See `Store`."""
+        await self._reserve.start()
 
     async def start(self) -> None:
         """See `Store`."""
@@ -224,6 +248,7 @@ class SqliteStore:
 
     async def stop(self) -> None:
         """See `Store`."""
+        await self._reserve.stop()
         await self._writer.stop()
         if self._looking is not None:
             self._looking.close()
@@ -241,19 +266,31 @@ class SqliteStore:
         size: int = 0,
         locks: Sequence[str] | None = None,  # noqa: ARG002 - its single writer needs none
         ahead: tuple[ReadAhead, Any] | None = None,  # noqa: ARG002 - no way there that could be saved
+        reserved: bool = False,
     ) -> T:
         """See `Store`."""
+        if self.full and not reserved:
+            raise StorageFull("no new work is taken: free disk space")
         try:
-            result = await self._writer.write(item, size=size)
+            result = await self._write(item, size, again=reserved)
         except (StoreUnavailable, StorageFull) as error:
-            self.up, self.full = not isinstance(error, StoreUnavailable), isinstance(error, StorageFull)
+            self.up = not isinstance(error, StoreUnavailable)
             if isinstance(error, StoreBroken):
                 self.on_broken()
             raise
-        self.up, self.full = True, False
+        self.up = True
         for hint in self.after_writes:
             hint()
         return result
+
+    async def _write(self, item: Item[T], size: int, *, again: bool) -> T:
+        try:
+            return await self._writer.write(item, size=size)
+        except StorageFull:
+            self._reserve.release()
+            if not again:
+                raise
+        return await self._writer.write(item, size=size)
 
     async def look(self, query: Callable[[Connection], T]) -> T:
         """See `Store`; runs in the loop, as the writer's statements do, and for the same reason."""
@@ -316,6 +353,9 @@ class PostgresStore:
         self._looking = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._groups = Groups(self._commit)
 
+    async def keep_reserve(self) -> None:
+        """See `Store`."""
+
     async def start(self) -> None:
         """See `Store`; connections are opened when they are needed."""
 
@@ -331,6 +371,7 @@ class PostgresStore:
         size: int = 0,
         locks: Sequence[str] | None = None,
         ahead: tuple[ReadAhead, Any] | None = None,
+        reserved: bool = False,  # noqa: ARG002 - its disk is the server's own affair
     ) -> T:
         """See `Store`."""
         if locks is None:

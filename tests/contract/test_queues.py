@@ -10,12 +10,14 @@ from sqlalchemy.util import await_only
 
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Ending, Job, PendingReason
-from iotjobs.domain.statuses import Outcome
+from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import site
 from iotjobs.store import jobs as rows
-from iotjobs.store import queue, queues
+from iotjobs.store import queue, queues, switch
+from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Engine, Offered, add_job, job_of, running_job
+from tests.services.rows import ADMIN, Engine, Offered, add_job, job_of, running_job
 
 
 async def state_of(store: Store, name: str) -> queues.QueueState:
@@ -62,6 +64,8 @@ async def test_a_queue_that_is_used_is_not_deleted(store: Store) -> None:
         await store.write(lambda tx: queues.remove(tx, "mix"))
     with pytest.raises(NotFound):
         await store.write(lambda tx: queues.remove(tx, "nowhere"))
+    with pytest.raises(BadRequest, match="another name of mix"):
+        await store.write(lambda tx: queues.remove(tx, "default"))
     await store.write(lambda tx: queues.put(tx, "empty", 1))
     await store.write(lambda tx: queues.remove(tx, "empty"))
     assert "empty" not in await store.read(queues.limits)
@@ -171,3 +175,58 @@ async def test_what_a_job_waits_for_is_said_only_while_it_waits(store: Store) ->
 
     assert (await job_of(store, later.id)).pending_reason is None
     assert offers.ids == []
+
+
+async def test_a_node_that_has_not_seen_a_drain_yet_begins_nothing_all_the_same(store: Store) -> None:
+    late, other = Engine(store), Engine(store, worker_id="w2")
+    await other.switch.switch(is_open=False, caller=ADMIN)
+    waiting = [await add_job(store) for _ in range(3)]
+    assert late.limits.opened.is_set()
+
+    async def begin(job: Job) -> object:
+        ticket, ahead = Ticket.of(job), (queue.candidates, job.id)
+        return await store.write(lambda tx: late.worker._begin(tx, ticket), locks=(), ahead=ahead)
+
+    assert await asyncio.gather(*map(begin, waiting)) == [None] * 3
+    assert {(await job_of(store, job.id)).pending_reason for job in waiting} == {PendingReason.DRAINED}
+    assert not await store.write(switch.stays_open)
+    await other.switch.switch(is_open=True, caller=ADMIN)
+    assert await store.write(switch.stays_open)
+    assert await begin(waiting[0])
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("ask_at_once", [True, False])
+async def test_a_drain_does_not_end_before_a_begin_that_hangs_on_another_node(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ask_at_once: bool
+) -> None:
+    monkeypatch.setattr(site, "SETTLED_AFTER_MS", 0)
+    slow, other = Engine(store), Engine(store, worker_id="w2")
+    job = await add_job(store)
+    drain_ids: list[str] = []
+
+    async def drain_and_end() -> None:
+        drain_ids.append(await other.switch.switch(is_open=False, caller=ADMIN))
+        await other.switch.look()
+
+    def begin(tx: Transaction) -> asyncio.Task[None]:
+        if ask_at_once:
+            assert switch.stays_open(tx)
+        else:
+            found = queue.candidate(tx, job.id)
+            assert found is not None
+            assert found.dispatches
+        drain = asyncio.get_running_loop().create_task(drain_and_end())
+        await_only(asyncio.wait([drain], timeout=0.5))
+        assert not drain.done()
+        assert slow.worker._begin(tx, Ticket.of(job)) is not None
+        return drain
+
+    await (await store.write(begin))
+
+    running = await job_of(store, job.id)
+    assert running.status is Status.RUNNING
+    assert (await job_of(store, drain_ids[0])).status is Status.RUNNING
+    await store.write(lambda tx: slow.settler.finish(tx, running, Ending(Outcome.SUCCEEDED), 6))
+    await other.switch.look()
+    assert (await job_of(store, drain_ids[0])).outcome is Outcome.SUCCEEDED

@@ -67,6 +67,66 @@ async def refused(rest: Rest, owner: dict[str, Any], operation: dict[str, Any]) 
 
 
 @pytest.mark.check(8)
+async def test_cancels_work_and_ends_are_recorded_while_new_work_is_refused(
+    serve: Serve, openssh: SshServer, tmp_path: Path
+) -> None:
+    disk, go = Disk(serve), tmp_path / "go"
+    async with Rest(serve) as rest:
+        owner = await rest.device(openssh)
+        wait = f"echo begun; while ! [ -e {go} ]; do sleep 0.05; done"
+        quiet = await rest.script(owner, f"{wait}; echo over", concurrent=True)
+        loud = await rest.script(owner, f"{wait}; head -c 3000000 /dev/zero", concurrent=True)
+        later = await rest.script(owner, "echo later", concurrent=True)
+        in_lane = await rest.script(owner, wait)
+        to_cancel, to_stop, *to_end = [
+            await rest.execute(owner, operation) for operation in (quiet, quiet, quiet, loud, in_lane)
+        ]
+        for job in (to_cancel, to_stop, *to_end):
+            await rest.job_that(job["id"], lambda job: job["output"]["bytes"])
+        behind = await rest.execute(owner, in_lane)
+        waits = await rest.execute(owner, later, start_at="2033-01-01T00:00:00Z")
+        disk.fill()
+        await refused(rest, owner, later)
+
+        asked = await rest.call("POST", f"/jobs/{to_cancel['id']}/cancel", {"reason": "full"})
+        assert asked.status == 202, asked.body
+        canceled = await rest.ended(to_cancel["id"])
+        assert (canceled["status"], canceled["cancel"]["confirmed"]) == ("CANCELED", True)
+        assert (await rest.call("POST", f"/jobs/{to_stop['id']}/stop")).status == 202
+        await rest.job_that(to_stop["id"], lambda job: job["status"] == "STOPPED")
+        assert (await rest.call("POST", f"/jobs/{waits['id']}/cancel", {})).body["status"] == "CANCELED"
+        go.touch()
+        said, loudly, _ = [await rest.ended(job["id"]) for job in to_end]
+        assert (said["outcome"], said["description"]["stdout"]) == ("succeeded", "begun\nover\n")
+        assert (loudly["outcome"], loudly["output"]) == ("succeeded", {"bytes": 3000006, "truncated": True})
+
+        execute = f"/objects/{owner['id']}/operations/{later['id']}/execute"
+        for method, path, body in (
+            ("POST", execute, {}),
+            ("POST", "/objects", {"name": "another"}),
+            ("PATCH", f"/jobs/{said['id']}/results", {"any": "object"}),
+            ("POST", f"/objects/{owner['id']}/report", {"temperature": 5}),
+        ):
+            await rest.refused(method, path, body, status=507, code="storageFull")
+        assert "is full" in (await rest.get("/readyz"))["reasons"]["disk"]
+        assert (await rest.job(behind["id"]))["status"] == "PENDING"
+
+        disk.free()
+
+        async def recovered() -> bool:  # by itself, without a word of anybody
+            return "disk" not in (await rest.get("/readyz"))["reasons"]
+
+        await eventually(recovered, RECOVERED_WITHIN_S)
+        assert (await rest.run(owner, later))["outcome"] == "succeeded"
+        assert (await rest.ended(behind["id"]))["outcome"] == "succeeded"
+    with sqlite3.connect(disk.folder / "iotjobs.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    database.close()
+    assert await serve.stop() == 0
+    assert "Traceback" not in serve.log
+
+
+@pytest.mark.check(8)
 async def test_new_work_is_refused_reads_go_on_and_it_recovers_by_itself(
     serve: Serve, openssh: SshServer, tmp_path: Path
 ) -> None:
@@ -94,6 +154,7 @@ async def test_new_work_is_refused_reads_go_on_and_it_recovers_by_itself(
         assert "is full" in ready.body["reasons"]["disk"]
         accepted = {job["id"] for job in await rest.all_jobs()}
 
+        disk.fill()  # with what was kept for ends too
         go.touch()  # the running ones end now, with nothing to write it on
         await eventually(lambda: "the store cannot take this yet" in serve.log)
         assert (await rest.call("GET", "/jobs")).status == 200

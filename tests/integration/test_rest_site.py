@@ -83,6 +83,9 @@ async def test_what_does_not_fit_is_refused(rest: Rest, openssh: SshServer) -> N
     ):
         await rest.refused("PUT", path, given, status=400, code="badRequest")
     await rest.refused("DELETE", "/queues/mix", status=409, code="conflict")
+    for method, given in (("PUT", {"concurrency": 1}), ("DELETE", None)):
+        problem = await rest.refused(method, "/queues/default", given, status=400, code="badRequest")
+        assert problem["detail"] == "default is another name of mix"
     await rest.refused("GET", "/queues/press", status=404, code="notFound")
     _, token = await rest.user()
     async with Rest(rest.serve, token) as operator:
@@ -97,3 +100,26 @@ async def test_the_job_of_a_switch_is_no_run_that_could_be_asked_for_anything(re
     for what in ("cancel", "stop", "resume", "retry"):
         path = f"/jobs/{opened.body['job_id']}/{what}"
         await rest.refused("POST", path, {}, status=409, code="conflict")
+
+
+async def test_an_unknown_parameter_is_refused_on_each_path_of_the_site(rest: Rest) -> None:
+    for method, path, given in (
+        ("GET", "/site", None),
+        ("PUT", "/site", {"dispatch": "open"}),
+        ("GET", "/queues", None),
+        ("GET", "/queues/mix", None),
+        ("PUT", "/queues/press", {"concurrency": 1}),
+        ("DELETE", "/queues/press", None),
+        ("GET", "/workers", None),
+    ):
+        problem = await rest.refused(method, f"{path}?limits=5", given, status=400, code="badRequest")
+        assert problem["errors"][0]["field"] == "limits"
+
+
+async def test_a_worker_names_the_queues_that_it_takes_from(rest: Rest) -> None:
+    name = new_name("queue")
+    await rest.call("PUT", f"/queues/{name}", {"concurrency": 3})
+    [worker] = (await rest.get("/workers"))["items"]
+    assert worker["queues"][:4] == ["mix", "light", "heavy", "system"]
+    assert name in worker["queues"]
+    await rest.call("DELETE", f"/queues/{name}")

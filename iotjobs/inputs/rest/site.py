@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from iotjobs.domain.errors import NotFound
 from iotjobs.engine.firing import PAUSED
-from iotjobs.inputs.rest.answers import PREFIX, json_response, listed, no_content
+from iotjobs.inputs.rest.answers import PREFIX, json_response, listed, no_content, only
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for
 from iotjobs.inputs.shapes import Listed, QueueName, Shape
@@ -71,13 +71,13 @@ def _site(conn: Connection) -> dict[str, Any]:
     }
 
 
-@router.get("/site", responses={200: {"model": SiteOut}})
+@router.get("/site", responses={200: {"model": SiteOut}}, dependencies=[only()])
 async def read_site(services: Services) -> Response:
     """Whether the site dispatches, and how much runs and waits."""
     return json_response({**await services.store.read(_site), "job_id": None})
 
 
-@router.put("/site", dependencies=[_admin], responses={200: {"model": SiteOut}})
+@router.put("/site", dependencies=[_admin, only()], responses={200: {"model": SiteOut}})
 async def switch_site(
     services: Services,
     engine: Engine,
@@ -100,20 +100,20 @@ async def switch_site(
     return json_response({**found, "job_id": job_id}, headers=where)
 
 
-@router.get("/queues", responses={200: {"model": Listed[QueueOut]}})
+@router.get("/queues", responses={200: {"model": Listed[QueueOut]}}, dependencies=[only()])
 async def list_queues(services: Services) -> Response:
     """All queues: the built-in ones first, then the site's own by name."""
     found = await services.store.read(queues.states)
     return listed(map(asdict, found))
 
 
-@router.get("/queues/{name}", responses={200: {"model": QueueOut}})
+@router.get("/queues/{name}", responses={200: {"model": QueueOut}}, dependencies=[only()])
 async def read_queue(services: Services, name: QueueName) -> Response:
     """One queue."""
     return json_response(asdict(await _one(services, name)))
 
 
-@router.put("/queues/{name}", dependencies=[_admin], responses={200: {"model": QueueOut}})
+@router.put("/queues/{name}", dependencies=[_admin, only()], responses={200: {"model": QueueOut}})
 async def put_queue(
     services: Services,
     engine: Engine,
@@ -125,7 +125,7 @@ async def put_queue(
     return json_response(asdict(await _one(services, name)), 201 if is_new else 200)
 
 
-@router.delete("/queues/{name}", status_code=204, dependencies=[_admin])
+@router.delete("/queues/{name}", status_code=204, dependencies=[_admin, only()])
 async def delete_queue(services: Services, name: QueueName) -> Response:
     """Delete a queue of the site's own that nothing uses."""
     await services.store.write(lambda tx: queues.remove(tx, name))

@@ -15,7 +15,7 @@ from iotjobs.engine.intake import Fired
 from iotjobs.engine.publishing import BREATH_S, PROMISE_S, message_of
 from iotjobs.engine.sending import Begun
 from iotjobs.engine.watch import Watch
-from iotjobs.store import jobs, tables
+from iotjobs.store import jobs, queues, tables
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.transports.mqtt import MqttPublisher
@@ -249,6 +249,19 @@ async def test_a_breath_ends_when_the_broker_goes_on_and_also_when_it_does_not(
 
     assert BREATH_S <= clock.monotonic() - began < BREATH_S + 5
     assert await make_engine().worker.breathe() is None
+
+
+async def test_a_message_begins_at_once_but_not_on_a_site_whose_drain_its_node_has_not_seen(
+    online: Engine, sqlite_store: Store
+) -> None:
+    async def at_once() -> bool:
+        job = await add_job(sqlite_store, of=message(), transport=Transport.MQTT)
+        return await sqlite_store.write(lambda tx: online.worker.begin_at_once(tx, job, message()))
+
+    assert await at_once()
+    await sqlite_store.write(lambda tx: queues.set_dispatching(tx, False))
+    assert online.limits.opened.is_set()
+    assert not await at_once()
 
 
 async def test_a_message_begins_at_once_but_not_while_its_worker_drains(

@@ -164,3 +164,18 @@ async def test_an_attempt_that_was_taken_over_keeps_nothing_more(sqlite_store: S
     await recorder.close()
     with pytest.raises(LeaseLost):
         await late.write("stdout", b"x" * module.FLUSH_BYTES)
+
+
+async def test_on_a_full_disk_the_last_output_is_cut_to_what_an_end_may_take(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await running_job(sqlite_store)
+    recorder = Recorder(sqlite_store, job.id, 1)
+    await recorder.write("stdout", b"o" * 10_000)
+    await recorder.write("stderr", b"why it failed")
+    monkeypatch.setattr(type(sqlite_store), "full", True)
+
+    left = await recorder.close()
+
+    assert [(chunk.stream, len(chunk.data)) for chunk in left] == [("stdout", 4096), ("stderr", 13)]
+    assert (recorder.total_bytes, recorder.truncated) == (10_013, True)

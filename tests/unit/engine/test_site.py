@@ -11,8 +11,9 @@ from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.jobs import JobType, PendingReason
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import site
-from iotjobs.store import queues
+from iotjobs.store import queue, queues
 from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
 from tests.services.rows import ADMIN, MakeEngine, add_job, job_of
 from tests.services.site import eventually
 
@@ -32,7 +33,11 @@ async def test_a_drained_site_begins_nothing_and_its_job_ends_with_what_runs(
     go = tmp_path / "go"
     owner_id, operation_id = await engine.script(f"until [ -e {go} ]; do sleep 0.02; done", concurrent=True)
     running = await engine.execute(owner_id, operation_id)
-    await eventually(lambda: engine.worker.running == 1, 3)
+
+    async def begun() -> bool:  # its worker counts it before
+        return (await job_of(sqlite_store, running)).status is Status.RUNNING
+
+    await eventually(begun, 3)
 
     drain = await engine.switch.switch(is_open=False, caller=ADMIN)
     waits = await engine.execute(owner_id, operation_id)
@@ -119,4 +124,10 @@ async def test_a_stale_look_of_the_worker_holds_nothing_back(
     engine = make_engine()
     engine.limits.opened.clear()  # the site was opened, and this node has not read it yet
     job = await add_job(sqlite_store)
-    assert await sqlite_store.write(lambda tx: engine.limits.may_begin(tx, job, engine.dispatcher))
+
+    def may_begin(tx: Transaction) -> bool:
+        found = queue.candidate(tx, job.id)
+        assert found is not None
+        return engine.limits.may_begin(tx, found, engine.dispatcher)
+
+    assert await sqlite_store.write(may_begin)
