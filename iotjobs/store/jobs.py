@@ -346,8 +346,7 @@ def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int)
     """RUNNING → PENDING until `start_at`, when the next attempt may begin.
 
     Keeps the `nonce`, `process_group` and `sent_to` that the given job has: what may still run on the device has
-    to be found there, and ended, before the next attempt is sent. While it ran its time to live did not count: it
-    begins anew.
+    to be found there, and ended, before the next attempt is sent. While it ran its time to live did not count.
     """
     _close_attempt(tx, job, ending, at)
     _change(
@@ -356,7 +355,7 @@ def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int)
         Status.PENDING,
         at,
         start_at=start_at,
-        expires_at=job.expires_at if job.ttl_ms is None else start_at + job.ttl_ms,
+        expires_at=None if job.expires_at is None else job.expires_at + at - (job.begun_at or at),
         pending_reason=PendingReason.RETRY if start_at > at else None,
         sent_at=None,
         nonce=job.nonce,

@@ -255,8 +255,7 @@ async def test_a_message_begins_at_once_but_not_on_a_site_whose_drain_its_node_h
     online: Engine, sqlite_store: Store
 ) -> None:
     async def at_once() -> bool:
-        job = await add_job(sqlite_store, of=message(), transport=Transport.MQTT)
-        return await sqlite_store.write(lambda tx: online.worker.begin_at_once(tx, job, message()))
+        return await sqlite_store.write(lambda tx: online.worker.begin_at_once(tx, fired()))
 
     assert await at_once()
     await sqlite_store.write(lambda tx: queues.set_dispatching(tx, False))

@@ -89,7 +89,7 @@ class _Unheard:
     """A store whose first answer is lost, and not what was written."""
 
     def __init__(self, store: Store) -> None:
-        self._store, self.lost = store, False
+        self._store, self.lost, self.full = store, False, False
 
     async def write(self, item: Any, **given: Any) -> Any:
         result = await self._store.write(item, **given)

@@ -79,12 +79,13 @@ async def test_a_rescued_jobs_lane_goes_on_with_the_first_by_age(
     assert await engine.deadlines.sweep() == 0
 
 
-async def test_what_may_be_repeated_gets_its_time_to_live_anew(
+async def test_what_may_be_repeated_has_the_time_to_live_that_it_had_when_it_began(
     sqlite_store: Store, make_engine: MakeEngine
 ) -> None:
     engine, now = make_engine(worker_id="alive"), clock.now_ms()
-    lived = {"ttl_ms": 60_000, "expires_at": now - 1}
-    job = await running_job(sqlite_store, worker_id="dead", sent=True, of=plan(idempotent=True), **lived)
+    job = await running_job(sqlite_store, worker_id="dead", sent=True, of=plan(idempotent=True))
+    began = update(tables.jobs).values(begun_at=now - 3_600_000, expires_at=now - 3_540_000)
+    await sqlite_store.write(lambda tx: tx.conn.execute(began))
 
     await rescue(sqlite_store, engine.settler, "alive")
     await engine.deadlines.look()
