@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ async def test_after_kills_at_random_moments_every_job_has_its_end_and_none_ran_
             siege = Siege(fleet, [serve], [rest], chance)
             await siege.lay(kills, kills * JOBS_A_KILL)
             took, jobs = await siege.all_definite(DEFINITE_WITHIN_S)
-            await eventually(lambda: all_arrived(fleet, jobs), 20)
+            with suppress(AssertionError):  # the check below names those that have not
+                await eventually(lambda: all_arrived(fleet, jobs), 20)
 
     await assert_lives(serve.database_url or f"sqlite:///{serve.data}/iotjobs.db", jobs)
     outcomes = assert_each_has_its_end(fleet, jobs)
