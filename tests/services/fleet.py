@@ -80,8 +80,13 @@ class Fleet:
         return self.runs.read_text().split() if self.runs.exists() else []
 
     def counted(self) -> Counter[str]:
-        """How often each job ran, by what devices counted; without what the broker itself repeated."""
-        return Counter(self.ran()) + (self.valve.received - self.valve.redelivered)
+        """How often each job ran, by what devices counted; without what the broker itself repeated.
+
+        It marks what it *may* have sent before: of a message that comes for the first time, too.
+        """
+        received, repeated = self.valve.received, self.valve.redelivered
+        sent = Counter({job_id: max(1, count - repeated[job_id]) for job_id, count in received.items()})
+        return Counter(self.ran()) + sent
 
     def check(self, jobs: dict[str, dict[str, Any]]) -> Counter[str]:
         """None is gone, and every job has a definite end that fits what the devices counted; the outcomes."""
