@@ -20,7 +20,7 @@ from iotjobs.domain.statuses import ACTIVE, ENDED, Outcome, Status, may_become
 from iotjobs.store import tables
 from iotjobs.store.drawn import Drawn
 from iotjobs.store.statements import Prepared, storable
-from iotjobs.store.writer import Transaction
+from iotjobs.store.writer import Action, Transaction
 
 J = tables.jobs.c
 RESULTS_LIMIT = 1000
@@ -178,11 +178,14 @@ def _update(names: tuple[str, ...], fenced: bool) -> Prepared:
 
 
 @cache
-def _update_all(names: tuple[str, ...], fenced: bool) -> Callable[[Connection, list[Any]], None]:
-    def update_all(conn: Connection, expected: list[Any]) -> None:
-        if _update(names, fenced).run_all(conn, expected) != len(expected):
-            # Whose it was is seen when the group is tried again in parts.
-            raise EngineError("one of the jobs of a group is not as it was read")
+def _update_all(names: tuple[str, ...], fenced: bool) -> Action:
+    def update_all(conn: Connection, expected: list[Any]) -> Callable[[], None]:
+        def run() -> None:
+            if _update(names, fenced).run_all(conn, expected) != len(expected):
+                # Whose it was is seen when the group is tried again in parts.
+                raise EngineError("one of the jobs of a group is not as it was read")
+
+        return run
 
     return update_all
 

@@ -52,8 +52,9 @@ SELECT name FROM unnest($1::text[]) AS given (name)
 WHERE NOT pg_try_advisory_xact_lock(hashtextextended(name, 0))
 """
 
-# Writes what was gathered for it, or returns the statement that does, with its values.
-Action = Callable[[Connection, list[Any]], tuple[str, Sequence[Any]] | None]
+# Returns the statement, with its values, that writes what was gathered for it; or what does so once
+# the statements of all others have run.
+Action = Callable[[Connection, list[Any]], tuple[str, Sequence[Any]] | Callable[[], None]]
 Gathered = dict[Action, list[Any]]
 
 
@@ -173,10 +174,18 @@ def complete(conn: Connection, parts: Sequence[Transaction]) -> None:
             together.append(statement.of_rows(conn, members))
         else:
             statement.insert_all(conn, members)
-    together += [written for action, values in gathered.items() if (written := action(conn, values))]
+    later: list[Callable[[], None]] = []
+    for action, values in gathered.items():
+        written = action(conn, values)
+        if isinstance(written, tuple):
+            together.append(written)
+        else:
+            later.append(written)
     if together:
         sql = in_one(tuple(text for text, _ in together))
         run(conn, sql, [value for _, values in together for value in values])
+    for write in later:
+        write()
 
 
 @cache

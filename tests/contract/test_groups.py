@@ -12,13 +12,13 @@ from iotjobs.domain.errors import Conflict, EngineError, RaceLost, StoreUnavaila
 from iotjobs.domain.jobs import Ending, Job, PendingReason
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.sending import Begun
-from iotjobs.store import drawn, facts, groups, queue, statements, tables, writer
+from iotjobs.store import drawn, facts, groups, queue, session, statements, tables, writer
 from iotjobs.store.groups import GROUP_ITEMS
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store, open_store
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Item, Transaction
-from tests.services.rows import Engine, add_job, counts, events_of, job_of, rows_of, running_job
+from tests.services.rows import Engine, add_job, counts, events_of, job_of, plan, rows_of, running_job
 
 
 @pytest.fixture
@@ -155,6 +155,27 @@ async def test_begins_and_ends_that_share_a_transaction_share_its_statements(
     assert all(each is not None for each in begun)
     assert len(ways) <= 20  # of two transactions, one of which may be of one item
     assert {(await job_of(store, job.id)).status for job in waiting} == {Status.RUNNING}
+    await engine.stop()
+
+
+async def test_ends_that_share_a_transaction_do_so_at_their_first_try(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(store)
+    begun = [await running_job(store) for _ in range(GROUP_ITEMS)]
+    tries: list[int] = []
+    run_shares = groups.run_shares
+    monkeypatch.setattr(
+        session, "run_shares", lambda conn, shares: tries.append(len(shares)) or run_shares(conn, shares)
+    )
+
+    await asyncio.gather(
+        *(engine.settler.end_attempt(job, plan(), Ending(Outcome.SUCCEEDED)) for job in begun)
+    )
+
+    assert sum(tries) == len(begun)
+    assert len(tries) <= 4
+    assert await counts(store) == {"FINISHED": len(begun)}
     await engine.stop()
 
 
