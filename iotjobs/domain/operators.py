@@ -48,6 +48,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+# Elements and members, with those of their own, that are looked at one by one; and characters.
+LARGE, LARGE_TEXT = 1000, 65_536
+
+
 def equal(left: Any, right: Any) -> bool:
     """Equality of JSON values: 1 equals 1.0, and nothing of another kind."""
     if isinstance(left, bool) or isinstance(right, bool):
@@ -59,11 +63,31 @@ def equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+def _compared(value: Any, words: str) -> Any:
+    """The value, if it is not so large that comparing it would hold everybody up."""
+    rest, seen = [value], 0
+    while rest:
+        one = rest.pop()
+        members = one.values() if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else ()
+        seen += len(members)
+        if seen > LARGE:
+            raise NoValue(f"{words} has more than {LARGE} values")
+        rest += members
+    return value
+
+
+def _joined(left: Any, right: Any, words: str) -> Any:
+    if len(left) + len(right) > (LARGE_TEXT if isinstance(left, str) else LARGE):
+        raise NoValue(f"{words} is too large")
+    return left + right
+
+
 def _contains(left: Any, right: Any, words: tuple[str, str]) -> bool:
     if isinstance(right, Mapping):
         return isinstance(left, str) and left in right
     if isinstance(right, list | tuple):
-        return any(equal(left, one) for one in right)
+        _compared(left, words[0])
+        return any(equal(left, one) for one in _compared(right, words[1]))
     raise NoValue(f"{words[1]} is {kind(right)}, and `in` wants a list or an object")
 
 
@@ -85,10 +109,13 @@ def binary(sign: str, left: Operand, right: Operand) -> Callable[[Any], Any]:
     """`left sign right`, of comparisons and arithmetic."""
     (run_left, left_words), (run_right, right_words) = left, right
     words = (left_words, right_words)
-    if sign == "==":
-        return lambda facts: equal(run_left(facts), run_right(facts))
-    if sign == "!=":
-        return lambda facts: not equal(run_left(facts), run_right(facts))
+    if sign in ("==", "!="):
+
+        def same(facts: Any) -> bool:
+            a, b = _compared(run_left(facts), left_words), _compared(run_right(facts), right_words)
+            return equal(a, b) is (sign == "==")
+
+        return same
     if sign == "in":
         return lambda facts: _contains(run_left(facts), run_right(facts), words)
     if sign in _ORDER:
@@ -96,7 +123,9 @@ def binary(sign: str, left: Operand, right: Operand) -> Callable[[Any], Any]:
 
         def ordered(facts: Any) -> bool:
             a, b = run_left(facts), run_right(facts)
-            if (_is_number(a) and _is_number(b)) or (isinstance(a, str) and isinstance(b, str)):
+            if (_is_number(a) and _is_number(b)) or any(
+                isinstance(a, t) and isinstance(b, t) for t in (str, bool)
+            ):
                 return compare(a, b)
             raise NoValue(
                 f"{_said(left_words, a)} and {_said(right_words, b)}: {sign} compares numbers, or texts"
@@ -108,7 +137,7 @@ def binary(sign: str, left: Operand, right: Operand) -> Callable[[Any], Any]:
     def counted(facts: Any) -> Any:
         a, b = run_left(facts), run_right(facts)
         if sign == "+" and ((isinstance(a, str) and isinstance(b, str)) or (_is_list(a) and _is_list(b))):
-            return a + b
+            return _joined(a, b, f"{left_words} {sign} {right_words}")
         if not (_is_number(a) and _is_number(b)):
             raise NoValue(f"{_said(left_words, a)} and {_said(right_words, b)}: {sign} wants two numbers")
         return _number(lambda: count(float(a), float(b)), f"{left_words} {sign} {right_words}")

@@ -10,23 +10,26 @@ RESULT_LIMIT_BYTES = 64 * 1024
 DEPTH_LIMIT = 32
 
 
-def check_payload(payload: Any) -> dict[str, Any]:
-    """The payload itself, if it may be kept.
+def check_payload(payload: Any, what: str = "a custom result") -> dict[str, Any]:
+    """The payload itself, if it may be kept; `what` it is called in an error.
 
     Raises:
         BadRequest: not an object, nested too deep, or with text that no database keeps.
         TooLarge: more than 64 KiB of text and structure.
     """
     if not isinstance(payload, dict):
-        raise BadRequest("a custom result is a JSON object")
+        raise BadRequest(f"{what} is a JSON object")
     size = measure(payload)
     if size > RESULT_LIMIT_BYTES:
-        raise TooLarge(f"a custom result has at most {RESULT_LIMIT_BYTES} bytes")
+        raise TooLarge(f"{what} has at most {RESULT_LIMIT_BYTES} bytes")
     return payload
 
 
-def measure(value: Any) -> int:
-    """About how many bytes a JSON value has, written compactly; refuses what cannot be kept."""
+def measure(value: Any, most: int = RESULT_LIMIT_BYTES) -> int:
+    """About how many bytes a JSON value has, written compactly, counted until it is more than `most`.
+
+    Refuses what cannot be kept.
+    """
     size = 0
     open_values: list[tuple[Any, int]] = [(value, 1)]
     while open_values:
@@ -45,7 +48,7 @@ def measure(value: Any) -> int:
                 open_values += [(item, depth + 1) for item in member]
             case _:
                 size += len(str(member))
-        if size > RESULT_LIMIT_BYTES:
+        if size > most:
             return size
     return size
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from iotjobs.engine.reactions import Connection, Reported
+from iotjobs.store.standings import REPORT_IDS_KEPT
 from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
@@ -53,18 +54,25 @@ class Held:
         return found
 
     def add(self, message: Received, what: Said) -> None:
-        """Merge a later one into it; messages that then have no effect any more are acknowledged."""
+        """Merge a later one into it; messages that then have no effect any more are acknowledged.
+
+        But not for one of QoS 0: that is not sent again, should we die before its effects are committed.
+        """
         if isinstance(what, Connection):
             self._say(message, what)
             return
         if self.connection is not None and not what.retained:  # it is heard of, whatever was said before
             what = replace(what, superseded=self.connection.superseded + 1)
-            self._let_go()
+            self._let_go(message)
         if self.reported is None:
             self.reported = what
         else:
             before, self.reported = self.reported, _merged(self.reported, what)
-            if before.values.keys() <= what.values.keys() and before.retained == what.retained:
+            if (
+                before.values.keys() <= what.values.keys()
+                and before.retained == what.retained
+                and message.qos
+            ):
                 for superseded in self._reports:
                     superseded.ack()
                 self._reports.clear()
@@ -78,12 +86,15 @@ class Held:
             return
         if before is not None:
             word = replace(word, superseded=before.superseded + 1)
-            self._let_go()
+            self._let_go(message)
         self.connection, self._word = word, message
 
-    def _let_go(self) -> None:
+    def _let_go(self, later: Received) -> None:
         if self._word is not None:
-            self._word.ack()
+            if later.qos:
+                self._word.ack()
+            else:
+                self._reports.append(self._word)
         self.connection = self._word = None
 
 
@@ -99,7 +110,7 @@ def _merged(before: Reported, later: Reported) -> Reported:
             *first.earlier_ids,
             *(() if first.report_id is None else (first.report_id,)),
             *last.earlier_ids,
-        ),
+        )[-REPORT_IDS_KEPT:],
         retained=last.retained,
     )
 
@@ -148,7 +159,7 @@ class Rates:
     def _take(self, who: Who, now: float) -> bool:
         if not self.per_s:
             return True
-        burst = self.per_s * BURST_S
+        burst = max(1.0, self.per_s * BURST_S)
         bucket = self._buckets.get(who)
         if bucket is None:
             if len(self._buckets) >= max(_MOST, self._most):
@@ -163,5 +174,8 @@ class Rates:
 
     def _let_go(self, now: float) -> None:
         """Forget the buckets that are full again: anybody may make up names."""
-        self._buckets = {who: bucket for who, bucket in self._buckets.items() if now - bucket.at < BURST_S}
+        full_after_s = max(BURST_S, 1 / self.per_s)
+        self._buckets = {
+            who: bucket for who, bucket in self._buckets.items() if now - bucket.at < full_after_s
+        }
         self._most = 2 * len(self._buckets)  # not at each new name, when there are many at once

@@ -16,6 +16,7 @@ from iotjobs.domain import operators, states
 from iotjobs.domain.entities import OwnerType, PropertyType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause
+from iotjobs.domain.payloads import measure
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Forced, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
@@ -26,6 +27,8 @@ from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
 
 PROPERTIES = 1000  # of one entity's own, as its definition may have
+PROPERTIES_BYTES = 256 * 1024  # of all of these
+LITTLE_BYTES = 1024  # a report of known names that says no more is not measured with the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class Turn:
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
+        self._caught_up: set[str] = set()
         self._known = reactions.known.at(tx.conn)
         self._firing = Firing(reactions.parts, tx, now, self._known)
 
@@ -144,9 +148,10 @@ class Turn:
 
         Raises:
             NotFound: there is no such entity.
-            BadRequest: it would have too many properties.
+            BadRequest: it would have too many properties, or too much in them.
         """
         snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
+        self._catch_up(snapshot)
         standing = snapshot.standing
         if isinstance(happening.what, Reported | Written):
             _refuse_too_many(snapshot, happening.what.values)
@@ -154,6 +159,11 @@ class Turn:
             case Reported() as report:
                 number = snapshot.reports + 1
                 if not self._is_new(snapshot, report, number):
+                    if (
+                        standing.offline and not report.retained
+                    ):  # behind an `offline` that came again with it
+                        snapshot.heard(self._now)
+                        self._judge(snapshot, 0)
                     return False
                 depth = self._firing.depth_behind(report.job_id)
                 snapshot.reports = number
@@ -211,6 +221,8 @@ class Turn:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
         ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
         new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
+        if report.earlier_ids:
+            standings.forget_oldest_reports(self._tx, snapshot.entity.id)
         return report.report_id is None or any(new)
 
     def _merge(
@@ -268,6 +280,7 @@ class Turn:
                     link = self._snapshot(OwnerType.LINK, link_id)
                 except NotFound:
                     continue  # it was deleted since
+                self._catch_up(link)
                 link.see_ends(snapshot.entity)
                 if alive:
                     link.heard(self._now)
@@ -316,14 +329,33 @@ class Turn:
         except NotFound:
             standings.forget(self._tx, timer.entity_id)
             return False
-        return self._firing.due(timer, snapshot)
+        return self._catch_up(snapshot) or self._firing.due(timer, snapshot)
+
+    def _catch_up(self, snapshot: Snapshot) -> bool:
+        """What has come due for an entity comes before what happens to it now, for a look at it may be late.
+
+        Returns:
+            Whether a timer had its effect.
+        """
+        entity_id, now = snapshot.entity.id, self._now
+        if entity_id in self._caught_up:
+            return False
+        self._caught_up.add(entity_id)
+        timers = rules.timers_due(self._tx.conn, entity_id, now) if snapshot.waits else []
+        woken_at = now + 1 if snapshot.wake_at is None else snapshot.wake_at
+        effects = [self._firing.due(timer, snapshot) for timer in timers if timer.due_at < woken_at]
+        if woken_at <= now:
+            self._judge(snapshot, 0)
+            effects += [self._firing.due(timer, snapshot) for timer in timers if timer.due_at >= woken_at]
+        return any(effects)
 
 
 def _refuse_too_many(snapshot: Snapshot, values: Mapping[str, Any]) -> None:
-    """A device that makes up names must not grow its row without end."""
-    if len(snapshot.own) + len(values) <= PROPERTIES:
+    """A device that makes up names, or says much, must not grow its row without end: each report reads all of it."""
+    own, name = snapshot.own, snapshot.entity.name
+    if values.keys() <= own.keys() and measure(values) <= LITTLE_BYTES:
         return
-    if len(snapshot.own.keys() | values.keys()) > PROPERTIES:
-        raise BadRequest(
-            f"{snapshot.entity.name} has {len(snapshot.own)} properties, and {PROPERTIES} at most"
-        )
+    if len(own.keys() | values.keys()) > PROPERTIES:
+        raise BadRequest(f"{name} has {len(own)} properties, and {PROPERTIES} at most")
+    if measure({**own, **values}, PROPERTIES_BYTES) > PROPERTIES_BYTES:
+        raise BadRequest(f"the properties of {name} would have more than {PROPERTIES_BYTES} bytes together")

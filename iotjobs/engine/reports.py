@@ -62,7 +62,7 @@ def read_report(message: Received) -> Reported:
     Raises:
         ValueError, RecursionError, RequestError: it is none.
     """
-    values = check_payload(read_payload(message.payload))
+    values = check_payload(read_payload(message.payload), "a report")
     given = message.user_property(REPORT_ID_PROPERTY)
     return reported(values, given, message.user_property(JOB_ID_PROPERTY))
 
@@ -74,13 +74,13 @@ def read_ingested(message: Received, name: str | None, prefix: str) -> Reported:
         ValueError, RecursionError, RequestError: it cannot be kept.
     """
     if name is None:
-        values = check_payload(read_payload(message.payload))
+        values = check_payload(read_payload(message.payload), "a report")
     else:
         try:
             values = {name: read_payload(message.payload)}
         except ValueError:
             values = {name: message.payload.decode()}  # plain text, such as `on`
-        check_payload(values)
+        check_payload(values, "a report")
     return reported({prefix + name: value for name, value in values.items()}, None)
 
 
@@ -90,7 +90,7 @@ def read_shadow(message: Received) -> Reported | None:
     Raises:
         ValueError, RecursionError, RequestError: it is no shadow's update.
     """
-    state = check_payload(read_payload(message.payload)).get("state")
+    state = check_payload(read_payload(message.payload), "a shadow update").get("state")
     if not isinstance(state, dict):
         raise ValueError("a shadow's update has the member state")
     values = state.get("reported")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from iotjobs import clock
@@ -45,6 +46,9 @@ class UnderWay(Protocol):
 
     def under_way(self) -> Container[str]:
         """Ids of the jobs whose attempts have begun, or may begin, and have not ended here."""
+
+    def unsent(self) -> Container[str]:
+        """Ids of jobs of which nothing has left here, whatever their rows say."""
 
 
 _ALWAYS = Always()
@@ -192,6 +196,8 @@ class Strays:
             job = jobs.locked(tx, job_id)
             if job.attempt != attempt:
                 raise LeaseLost(f"job {job_id} is at attempt {job.attempt}, not {attempt}")
+            if job_id in self._worker.unsent():
+                job = replace(job, sent_at=None)
             ending = _forgotten(job.sent_at is not None)
             _give_up(tx, self._settler, job, (ending, ending))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Container
 from dataclasses import replace
 from itertools import chain
 
@@ -41,6 +42,7 @@ DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
 INTERRUPT_S = 9.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
 LEAVE_S = 1.0  # what is cut off after that takes its leave: all together so much, and no longer
+UNCERTAIN_S = 3600.0  # longer than a database is away
 FULL_DISK_S = 1.0  # a begin is tried so often on a full disk
 
 
@@ -78,6 +80,7 @@ class Worker(LoopService):
         self._running: dict[asyncio.Task[None], list[str]] = {}
         self._adopted: list[Begun] = []  # what runs from the next turn of the loop on
         self._adopted_ids: list[str] = []
+        self._uncertain: dict[str, float] = {}  # begun with a commit that has not been answered; since when
         self._left: set[str] = set()
         self._drains = False
 
@@ -97,6 +100,15 @@ class Worker(LoopService):
         A job is among them before its attempt begins and until after its end is written.
         """
         return {*chain.from_iterable(self._running.values()), *self._left}
+
+    def unsent(self) -> Container[str]:
+        """Ids of jobs that may be on record as begun and sent, and of which nothing has left here.
+
+        Their transaction failed, or the answer to its COMMIT was lost.
+        """
+        before = clock.monotonic() - UNCERTAIN_S
+        self._uncertain = {job_id: at for job_id, at in self._uncertain.items() if at > before}
+        return self._uncertain
 
     def begin_at_once(self, tx: Transaction, fired: Fired) -> bool:
         """Insert a message's job as begun, and send it with the commit.
@@ -120,6 +132,7 @@ class Worker(LoopService):
         since = clock.monotonic()
         job = jobs.insert_begun(tx, row, plan, worker_id=self.worker_id, nonce=new_nonce(), at=clock.now_ms())
         begun = Begun(job, plan, since=since)
+        self._uncertain[job.id] = since
         tx.after_commit(lambda: self._adopt(begun))
         return True
 
@@ -129,6 +142,7 @@ class Worker(LoopService):
 
     def _adopt(self, begun: Begun) -> None:
         """Run what has begun, together with the others of its commit: they take no place, for they end in a moment."""
+        self._uncertain.pop(begun.job.id, None)
         if not self._adopted:
             task = asyncio.create_task(self._run_adopted(), name="messages of reports")
             self._running[task] = self._adopted_ids

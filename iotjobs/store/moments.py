@@ -96,9 +96,10 @@ def shift(tx: Transaction, by_ms: int, before: Mark, at: int) -> Mark:
 def _shift_standings(tx: Transaction, by_ms: int) -> None:
     """Of states: since when conditions hold, when reports came, and until when a person forces one."""
     S = standings.c
-    waits = or_(S.wake_at.is_not(None), S.heard_at.is_not(None))
-    for row in tx.conn.execute(select(S.entity_id, S.holding, S.forced).where(waits)).all():
+    for row in tx.conn.execute(select(S.entity_id, S.wake_at, S.heard_at, S.holding, S.forced)).all():
         forced = row.forced
+        if row.wake_at is None and row.heard_at is None and not row.holding and forced is None:
+            continue
         if forced is not None and forced["until"] is not None:
             forced = {**forced, "until": forced["until"] + by_ms}
         tx.conn.execute(

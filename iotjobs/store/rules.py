@@ -211,7 +211,7 @@ def add_firings(tx: Transaction, fired: Sequence[tuple[Trigger, str]], now: int)
 def _recall(tx: Transaction, trigger_ids: Sequence[str], now: int) -> None:
     """Triggers that ask for it from now on know when they fired last, as far as there are traces of it."""
     last = func.max(X.at)
-    known = select(F.id).where(F.trigger_id == X.trigger_id, F.entity_id == X.owner_id)
+    known = select(F.id).where(F.trigger_id == X.trigger_id, F.entity_id == X.owner_id, F.at >= X.at)
     found = (
         select(X.trigger_id, X.owner_id, case((last > now, now), else_=last))
         .where(X.trigger_id.in_(trigger_ids), X.decision == Decision.FIRED, ~known.exists())
@@ -272,6 +272,12 @@ _due = Prepared(
 def add_timer(tx: Transaction, timer: Mapping[str, Any]) -> None:
     """Look at a trigger again, at `due_at`."""
     _insert_timer.insert_all(tx.conn, [timer])
+
+
+def timers_due(conn: Connection, entity_id: str, now: int) -> list[Any]:
+    """The entity's timers that have come to their moment, in the order of these."""
+    found = [row for row in _timers_of.all(conn, {"entity": entity_id}) if row.due_at <= now]
+    return sorted(found, key=lambda row: (row.due_at, row.cause_key))
 
 
 def drop_timers(tx: Transaction, entity_id: str) -> list[str]:

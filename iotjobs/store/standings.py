@@ -47,6 +47,7 @@ class Snapshot:
         online: the last such word; None: there was none.
         kept: there is a row of its state.
         waits: a trigger's timer may wait for it.
+        wake_at: when it was to be looked at next; None: not by itself.
     """
 
     entity: Entity
@@ -63,6 +64,7 @@ class Snapshot:
     online: bool | None
     kept: bool
     waits: bool
+    wake_at: int | None
 
     def set_properties(self, changed: Mapping[str, Any]) -> None:
         """Give properties other values."""
@@ -106,6 +108,7 @@ _STANDING = (
     S.reports,
     S.superseded,
     S.online,
+    S.wake_at,
 )
 _CLASS = (
     C.properties.label("defaults"),
@@ -211,6 +214,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         online=row.online,
         kept=known,
         waits=bool(row.waits),
+        wake_at=row.wake_at,
     )
 
 
@@ -336,6 +340,20 @@ _insert_report = Prepared(report_ids.insert(), ("entity_id", "report_id", "numbe
 _forget_reports = Prepared(
     report_ids.delete().where(R.entity_id == bindparam("entity"), R.number <= bindparam("upto"))
 )
+
+
+_numbers = select(R.number).where(R.entity_id == bindparam("entity"))
+_forget_oldest = Prepared(
+    report_ids.delete().where(
+        R.entity_id == bindparam("entity"),
+        R.number < _numbers.order_by(R.number.desc()).offset(REPORT_IDS_KEPT).limit(1).scalar_subquery(),
+    )
+)
+
+
+def forget_oldest_reports(tx: Transaction, entity_id: str) -> None:
+    """Of an entity whose reports have many ids each no more are kept than of others, and those of one."""
+    _forget_oldest.run(tx.conn, {"entity": entity_id})
 
 
 def is_new_report(tx: Transaction, entity_id: str, report_id: str, number: int) -> bool:

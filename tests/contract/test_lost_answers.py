@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
+from iotjobs.domain.errors import StoreUnavailable
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
@@ -91,6 +93,29 @@ async def test_begins_whose_answer_was_lost_are_repeated_and_none_is_lost(
     for job in again:
         assert await attempts_of(store, job) == [(1, "lost", False), (2, "succeeded", True)]
     assert online.deadlines.strays.ended == 0
+
+
+async def test_a_message_of_a_report_whose_answer_was_lost_is_sent_once_that_is_known(
+    online: Engine, store: Store, wire: Wire
+) -> None:
+    owner_id = await online.thing()
+    message = {"topic": "line/1", "message": "on"}
+    operation_id = await online.operation(owner_id, type="mqtt", parameters=message)
+    await online.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    await online.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    await online.report(owner_id, "r0", t=1)
+
+    wire.lose_answer_to(b"COMMIT;")
+    with pytest.raises(StoreUnavailable):
+        await online.report(owner_id, "r1", t=9)
+    assert not await online.report(owner_id, "r1", t=9)  # it was taken
+    [job_id] = await store.read(lambda conn: list(conn.execute(select(tables.jobs.c.id)).scalars()))
+    await online.worker.start()
+    assert [await online.deadlines.strays.look() for _ in range(2)] == [0, 1]
+
+    job = await online.ended(job_id)
+    assert (job.outcome, job.attempt) == (Outcome.SUCCEEDED, 2)
+    assert await attempts_of(store, job) == [(1, "lost", False), (2, "succeeded", True)]
 
 
 async def test_a_begin_whose_answer_was_lost_can_be_canceled_meanwhile(

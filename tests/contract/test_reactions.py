@@ -21,7 +21,7 @@ from iotjobs.store import definitions, facts, retention, rules, standings, state
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import firings, property_history, trigger_timers
+from iotjobs.store.state_tables import firings, property_history, report_ids, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
 from tests.services.rows import ADMIN, Engine
 
@@ -214,6 +214,44 @@ async def test_a_hold_fires_after_it_and_not_when_the_state_was_left(engine: Eng
     assert await rows(engine, trigger_timers) == []
 
 
+@pytest.mark.parametrize("late", ["the trigger", "the condition"])
+async def test_what_was_held_long_enough_counts_also_when_nobody_looked_before_it_was_over(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    owner_id, _ = await hot_thing(engine, hold_s=5 if late == "the trigger" else 0)
+    if late == "the condition":
+        await engine.conditions(owner_id, {**HOT, "hold_s": 5})
+    began = clock.now_ms()
+    await engine.report(owner_id, temperature=90)
+    monkeypatch.setattr(clock, "now_ms", lambda: began + 20_000)  # nobody led meanwhile
+
+    await engine.report(owner_id, temperature=20)
+
+    assert await changes_of(engine, owner_id) == [
+        *(
+            [("created", "working"), ("working", "alarm")]
+            if late == "the condition"
+            else [("created", "alarm")]
+        ),
+        ("alarm", "working"),
+    ]
+    decisions = await decisions_of(engine, owner_id)
+    assert [one for one in decisions if one != "not_in_states"] == ["fired"]
+    assert len(await jobs_of(engine, owner_id)) == 1
+    assert await due(engine, 60) == 0
+
+
+async def test_a_report_that_comes_again_behind_an_offline_that_comes_again_is_a_sign_of_life(
+    engine: Engine,
+) -> None:
+    owner_id = await engine.thing()
+    for _ in range(2):  # the acknowledgement of the first time was lost
+        await engine.happens(owner_id, Broker(online=False))
+        await engine.report(owner_id, "r2", temperature=1)
+
+    assert await state_of(engine, owner_id) == "working"
+
+
 async def test_a_hold_of_a_class_that_the_entity_left_is_canceled(engine: Engine) -> None:
     class_id = await engine.class_()
     owner_id = await engine.thing(class_id=class_id)
@@ -349,6 +387,32 @@ async def test_a_trigger_that_is_given_a_cooldown_knows_when_it_fired(engine: En
         expected = {"max_per_hour": "rate_limited", "cooldown_s": "cooling_down"}
         [wanted] = [said for name, said in expected.items() if item[name]] or ["fired"]
         assert await flap(engine, owner_id) == wanted
+
+
+async def test_a_cooldown_that_was_away_for_a_while_knows_what_fired_meanwhile(engine: Engine) -> None:
+    owner_id, trigger_id = await hot_thing(engine, cooldown_s=3600)
+    assert await flap(engine, owner_id) == "fired"
+    [item] = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    given = {**item.settings, "id": trigger_id, "operation_id": item.operation_id, "name": "t"}
+    long_ago = update(firings).values(at=1)
+    await engine.store.write(lambda tx: tx.conn.execute(long_ago))
+
+    for cooldown_s, decision in ((0, "fired"), (3600, "cooling_down")):
+        item = {**given, "cooldown_s": cooldown_s}
+        await engine.store.write(lambda tx, item=item: rules.put_triggers(tx, "object", owner_id, [item]))
+        assert await flap(engine, owner_id) == decision
+
+
+async def test_of_the_ids_of_a_flood_no_more_are_kept_than_of_other_reports(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    for number in range(8):
+        ids = tuple(f"{number}-{n}" for n in range(200))
+        assert await engine.happens(owner_id, Reported({"n": number}, f"r{number}", earlier_ids=ids))
+
+    kept = {row.report_id for row in await rows(engine, report_ids)}
+    assert len(kept) <= 2 * standings.REPORT_IDS_KEPT
+    assert {"r7", "7-0", "7-199", "6-199"} <= kept
+    assert not await engine.report(owner_id, "7-50", n=0)
 
 
 async def test_what_fired_goes_with_its_trigger_and_with_its_entity(engine: Engine) -> None:
@@ -664,6 +728,17 @@ async def test_a_report_that_comes_again_takes_no_other_along_that_it_was_merged
     assert await engine.happens(owner_id, merged)
     assert not await engine.happens(owner_id, merged)
     assert sorted(row.name for row in await rows(engine, property_history)) == ["door", "temperature"]
+
+
+async def test_what_a_device_says_is_bounded_in_all(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    for number in range(4):
+        assert await engine.report(owner_id, **{f"p{number}": "x" * 60_000})
+    with pytest.raises(BadRequest, match="more than 262144 bytes together"):
+        await engine.report(owner_id, "r1", p4="x" * 60_000)
+    with pytest.raises(BadRequest, match="more than 262144 bytes together"):
+        await engine.report(owner_id, "r1", p3=["x" * 500] * 200)
+    assert await engine.report(owner_id, "r1", p3="y", p4="z")
 
 
 async def test_names_that_a_device_makes_up_are_bounded(engine: Engine) -> None:

@@ -16,6 +16,7 @@ from iotjobs.domain.jobs import Job
 from iotjobs.domain.statuses import Status
 from iotjobs.engine import timekeeping as module
 from iotjobs.engine.leases import Always, Standing
+from iotjobs.engine.reactions import Looked, Written
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
 from iotjobs.store import jobs, moments, nodes, rules, tables, tickets
 from iotjobs.store.moments import Mark
@@ -23,7 +24,7 @@ from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import firings, standings, trigger_timers
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Engine, Failing, add_job, begin, job_of, running_job
+from tests.services.rows import ADMIN, Engine, Failing, add_job, begin, job_of, running_job
 
 DAY = 86_400_000
 SetClock = Callable[[int], None]
@@ -388,6 +389,28 @@ async def test_a_clock_that_went_on_while_stopped_makes_everything_due_and_moves
     for name, job in jobs.items():
         assert to_come(await job_of(store, job.id)) == to_come(job), name
     assert clock.now_ms() > (jobs["life"].expires_at or 0)
+
+
+async def test_a_hold_that_is_over_stays_over_though_nothing_else_of_the_entity_is_to_come(
+    store: Store, set_clock: SetClock
+) -> None:
+    engine = Engine(store)
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5", "hold_s": 60})
+    await engine.happens(owner_id, Written({"t": 9}, ADMIN))  # so nothing was ever heard of it
+    over = update(standings).values(holding={"c0": clock.now_ms() - 61_000})
+    await store.write(lambda tx: tx.conn.execute(over))
+    await engine.happens(owner_id, Looked())
+    timekeeper = Timekeeper(store, Always())
+    await timekeeper.begin()
+
+    set_clock(-DAY)
+    await timekeeper.look()
+    await engine.happens(owner_id, Looked())
+
+    standing = await store.read(lambda conn: conn.execute(select(standings)).one())
+    assert (standing.state, standing.wake_at) == ("alarm", None)
+    await engine.stop()
 
 
 async def test_an_empty_store_begins_and_its_own_clock_is_the_systems(store: Store) -> None:

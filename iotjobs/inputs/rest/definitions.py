@@ -9,6 +9,7 @@ from fastapi import Response
 from pydantic import TypeAdapter
 
 from iotjobs import clock
+from iotjobs.domain import operators
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.rights import Caller, scope_of
 from iotjobs.engine.reactions import Happening, Redefined
@@ -100,9 +101,9 @@ async def patch_entity(
 
     def follow(tx: Transaction, after: Definition) -> None:
         own, engine = after.values["properties"], services.engine
-        if own == before or engine is None:
+        if operators.equal(own, before) or engine is None:
             return
-        given = [name for name in own if name not in before or own[name] != before[name]]
+        given = [name for name in own if name not in before or not operators.equal(own[name], before[name])]
         refuse_unwritable(tx.conn, after, given)
         what = Redefined(before, caller)
         engine.reactions.react(tx, Happening(OwnerType[after.kind.name], after.id, what))

@@ -55,7 +55,7 @@ def properties_of(kind: Kind) -> APIRouter:
 
         Answered with all properties. A report whose id (Idempotency-Key, or the member `_id`) is among the last 256 has no effect.
         """
-        what = reported(check_payload(body), idempotency_key)
+        what = reported(check_payload(body, "a report"), idempotency_key)
         return await _happen(services, engine, kind, entity_id, what)
 
     @router.patch("/properties", dependencies=[operator_for("writing properties")], responses=_ANSWER)
@@ -67,7 +67,7 @@ def properties_of(kind: Kind) -> APIRouter:
         body: Annotated[dict[str, Any], Depends(patch_of(dict[str, Any]))],
     ) -> Response:
         """Set properties; writing a readwrite one runs the owner's operations that ask for it."""
-        what = Written(check_names(check_payload(body)), caller)
+        what = Written(check_names(check_payload(body, "a patch of properties")), caller)
         return await _happen(services, engine, kind, entity_id, what)
 
     @router.get("/properties", responses=_ANSWER)
@@ -83,7 +83,7 @@ def history_of(kind: Kind) -> APIRouter:
     router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["properties"])
 
     @router.get(
-        "/properties/{name}/history",
+        "/properties/{name:path}/history",
         responses={200: {"model": Listed[PropertyOut]}},
         dependencies=[only("limit", "cursor")],
     )

@@ -259,3 +259,24 @@ def test_it_says_what_cel_says(text: str, values: dict[str, Any]) -> None:
     except ExpressionError:
         return  # over a limit
     assert ours.evaluate(Facts(everything)).holds == _of_cel(text, everything), json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1 in (" + " + ".join(["a"] * 90) + ")", "a + a is too large"),
+        (" || ".join(["a == b"] * 49), "a has more than 1000 values"),
+        ("[a] != [b]", "[a] has more than 1000 values"),
+        ("1 in a", "a has more than 1000 values"),
+        (" + ".join(["t"] * 90) + ' == "x"', "t + t is too large"),
+    ],
+)
+def test_large_values_are_refused_before_they_cost_anything(text: str, problem: str) -> None:
+    facts = Facts({"a": [1] * 30_000, "b": [1] * 30_000, "t": "x" * 60_000})
+    began = time.process_time()
+
+    verdict = compile_expression(text).evaluate(facts)
+
+    assert not verdict.holds
+    assert problem in (verdict.problem or "")
+    assert time.process_time() - began < 0.1

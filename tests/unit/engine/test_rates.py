@@ -9,8 +9,8 @@ from iotjobs.transports.mqtt_messages import Received
 ONE, OTHER = ("thing", "one"), ("thing", "other")
 
 
-def message(acknowledged: list[int], mid: int) -> Received:
-    return Received("t", b"", 1, False, False, mid, _acknowledge=acknowledged.append)
+def message(acknowledged: list[int], mid: int, qos: int = 1) -> Received:
+    return Received("t", b"", qos, False, False, mid, _acknowledge=acknowledged.append)
 
 
 def test_a_burst_is_admitted_then_one_a_token_and_others_are_not_slowed() -> None:
@@ -39,6 +39,41 @@ def test_the_last_value_wins_and_what_has_no_value_left_is_acknowledged() -> Non
     for one in held.messages:
         one.ack()
     assert acknowledged == [9, 10, 11, 12]
+
+
+def test_nothing_is_acknowledged_for_what_is_not_sent_again() -> None:
+    rates, acknowledged = Rates(0.2), list[int]()
+    assert rates.admit(ONE, message(acknowledged, 1), Reported({}), 0.0)
+    for mid, qos, what in (
+        (2, 1, Reported({"t": 90})),
+        (3, 0, Reported({"t": 91})),
+        (4, 1, Connection(online=False)),
+        (5, 0, Reported({"t": 92})),
+    ):
+        assert not rates.admit(ONE, message(acknowledged, mid, qos), what, 0.1)
+    assert acknowledged == []
+    [(_, held)] = list(rates.due(10.0))
+    assert [one.mid for one in held.messages] == [2, 3, 4, 5]
+    assert [part for _, part in held.parts] == [Reported({"t": 92}, superseded=3)]
+
+
+def test_a_rate_of_less_than_one_in_a_burst_admits_one_at_a_time() -> None:
+    rates = Rates(0.1)
+    admitted = [rates.admit(ONE, message([], n), Reported({}), at) for n, at in enumerate((0.0, 5.0))]
+    assert admitted == [True, False]
+    assert list(rates.due(6.0)) == []
+    assert len(list(rates.due(10.5))) == 1
+
+
+def test_of_the_ids_of_a_flood_the_newest_are_kept() -> None:
+    rates = Rates(1)
+    for n in range(BURST_S + 1000):
+        rates.admit(ONE, message([], n), Reported({"a": n}, f"r{n}"), 0.0)
+    [(_, held)] = list(rates.due(1.0))
+    assert held.reported is not None
+    newest = BURST_S + 1000 - 1
+    assert held.reported.report_id == f"r{newest}"
+    assert held.reported.earlier_ids == tuple(f"r{n}" for n in range(newest - 256, newest))
 
 
 def test_what_waits_unacknowledged_is_bounded() -> None:

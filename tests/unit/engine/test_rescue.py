@@ -352,3 +352,6 @@ class _Worker:
 
     def under_way(self) -> set[str]:
         return self.known
+
+    def unsent(self) -> set[str]:
+        return set()
