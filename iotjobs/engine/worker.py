@@ -40,7 +40,7 @@ _UNSURE = Ending(
 
 DRAIN_S = 30.0  # how long running attempts may go on after a stop was asked for
 
-INTERRUPT_S = 9.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
+INTERRUPT_S = 7.0  # ending commands on their devices then: TERM, KILL after 5 s by default, a look
 LEAVE_S = 1.0  # what is cut off after that takes its leave: all together so much, and no longer
 UNCERTAIN_S = 3600.0  # longer than a database is away
 FULL_DISK_S = 1.0  # a begin is tried so often on a full disk

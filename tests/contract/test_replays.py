@@ -285,7 +285,7 @@ async def test_a_long_replay_lets_others_have_their_turn(engine: Engine) -> None
     began = clock.now_ms() - 1
     await engine.report(owner_id, t=1)
     span = Span(began, clock.now_ms() + DAY_MS)
-    longest = turns = 0.0
+    longest, turns, started = 0.0, 0, clock.monotonic()
     replaying = asyncio.create_task(replays.of_trigger(engine.store, trigger_id, span))
     while not replaying.done():
         before = clock.monotonic()
@@ -294,7 +294,7 @@ async def test_a_long_replay_lets_others_have_their_turn(engine: Engine) -> None
     [found] = await replaying
     assert len(found.replayed.firings) > 50_000
     assert turns > 50
-    assert longest < 1
+    assert longest < (clock.monotonic() - started) / 3  # on a busy machine, too
 
 
 def _condition(when: str) -> Condition:
