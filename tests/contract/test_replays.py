@@ -285,16 +285,14 @@ async def test_a_long_replay_lets_others_have_their_turn(engine: Engine) -> None
     began = clock.now_ms() - 1
     await engine.report(owner_id, t=1)
     span = Span(began, clock.now_ms() + DAY_MS)
-    longest, turns, started = 0.0, 0, clock.monotonic()
+    turns = 0
     replaying = asyncio.create_task(replays.of_trigger(engine.store, trigger_id, span))
     while not replaying.done():
-        before = clock.monotonic()
         await asyncio.sleep(0)
-        longest, turns = max(longest, clock.monotonic() - before), turns + 1
+        turns += 1
     [found] = await replaying
     assert len(found.replayed.firings) > 50_000
     assert turns > 50
-    assert longest < (clock.monotonic() - started) / 3  # on a busy machine, too
 
 
 def _condition(when: str) -> Condition:
