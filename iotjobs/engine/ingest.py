@@ -1,4 +1,8 @@
-"""One node consumes what devices send: the holder of the ingest lease is connected, nobody else."""
+"""One node consumes what devices send: the holder of the ingest lease is connected, nobody else.
+
+Who has lost the lease and taken it again begins anew, on a new connection: what it could not commit
+between, and did not acknowledge, comes again there and in its order.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,17 @@ class Ingest(LoopService):
     def __init__(self, standing: Standing, *services: Service) -> None:
         super().__init__()
         self._standing, self._services = standing, services
+        self._epoch: int | None = None  # of the lease under which they were started
 
     async def _loop(self) -> None:
         while True:
-            if self._standing.leads:
+            epoch = self._standing.epoch if self._standing.leads else None
+            if epoch != self._epoch:
+                await self._end()
+            if epoch is not None:
                 for service in self._services:
                     await service.start()
-            else:
-                await self._end()
+            self._epoch = epoch
             await clock.sleep(LOOK_EVERY_S)
 
     async def stop(self) -> None:

@@ -35,6 +35,10 @@ class Standing(Protocol):
     def leads(self) -> bool:
         """Whether it is this process, as far as it can know without asking."""
 
+    @property
+    def epoch(self) -> int | None:
+        """Another one each time that the lease is taken; None while it is not ours."""
+
     def check(self, tx: Transaction) -> None:
         """Refuse a late write.
 
@@ -46,7 +50,7 @@ class Standing(Protocol):
 class Always:
     """The embedded side: there is nobody else."""
 
-    leads = True
+    leads, epoch = True, 1
 
     def check(self, tx: Transaction) -> None:
         """See `Standing`."""
@@ -75,6 +79,11 @@ class Lease(LoopService):
     def leads(self) -> bool:
         """Whether it is ours, as far as we can know without asking."""
         return self._epoch is not None and clock.monotonic() < self._until
+
+    @property
+    def epoch(self) -> int | None:
+        """See `Standing`."""
+        return self._epoch
 
     def check(self, tx: Transaction) -> None:
         """See `Standing`."""
