@@ -183,7 +183,15 @@ class ReportIdRow(SQLModel, table=True):
     __table_args__ = (Index("report_id_number", "entity_id", "number"),)
 
 
+class TakenRow(SQLModel, table=True):
+    """What devices sent by MQTT that one transaction gave its effects; `taken` says what it is for."""
+
+    __tablename__ = "taken_messages"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    messages: list[list[int]] = json_column()
+
+
 states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)
 standings, state_changes = core(StandingRow), core(StateChangeRow)
 traces, trigger_timers, firings = core(TraceRow), core(TriggerTimerRow), core(FiringRow)
-property_history, report_ids = core(PropertyRow), core(ReportIdRow)
+property_history, report_ids, taken_messages = core(PropertyRow), core(ReportIdRow), core(TakenRow)

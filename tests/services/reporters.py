@@ -52,6 +52,11 @@ class Reporter:
         self._client.publish(f"iotjobs/{thing}/report", json.dumps(values).encode(), 1, properties=properties)
         self.sent += 1
 
+    def say(self, thing: str, word: str) -> None:
+        """Publish the word of a thing's connection with QoS 1, and do not wait for it."""
+        self._client.publish(f"iotjobs/{thing}/status", word.encode(), 1)
+        self.sent += 1
+
     @property
     def all_taken(self) -> bool:
         """Whether the broker has acknowledged everything."""

@@ -29,7 +29,7 @@ from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.firing import FiringParts
 from iotjobs.engine.intake import Execute, Intake
-from iotjobs.engine.leases import Always
+from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
@@ -233,13 +233,15 @@ class Engine:
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
         self.reactions = Reactions(FiringParts(self.intake, self.settler, self.dispatcher, self.worker))
 
-    def devices(self, store: Any = None, *, reports_per_s: float = 0) -> DeviceMessages:
+    def devices(
+        self, store: Any = None, *, reports_per_s: float = 0, standing: Standing | None = None
+    ) -> DeviceMessages:
         """An inbox for what devices say; not started."""
         return DeviceMessages(
             store or self.store,
             self.settler,
             self.reactions,
-            standing=Always(),
+            standing=standing or Always(),
             reports_per_s=reports_per_s,
         )
 
