@@ -113,7 +113,7 @@ def _merged(before: Reported, later: Reported) -> Reported:
     return Reported(
         {**first.values, **last.values},
         last.report_id,
-        last.job_id,
+        tuple(dict.fromkeys((*first.job_ids, *last.job_ids)))[-REPORT_IDS_KEPT:],
         superseded=before.superseded + later.superseded + 1,
         earlier_ids=(
             *first.earlier_ids,

@@ -37,7 +37,7 @@ class Reported:
 
     Attributes:
         report_id: one that came before has no effect.
-        job_id: the job whose message led to it, as far as it is known.
+        job_ids: of the jobs that led to it, as far as they are known.
         superseded: how much of what the device said it stands for beside itself, that came too quickly.
         earlier_ids: those of reports among that, which have come as well.
         retained: the broker had kept it, nobody knows how long: values, and no sign of life.
@@ -45,7 +45,7 @@ class Reported:
 
     values: Mapping[str, Any]
     report_id: str | None = None
-    job_id: str | None = None
+    job_ids: tuple[str, ...] = ()
     superseded: int = 0
     earlier_ids: tuple[str, ...] = ()
     retained: bool = False
@@ -165,7 +165,7 @@ class Turn:
                         snapshot.heard(self._now)
                         self._judge(snapshot, 0)
                     return False
-                depth = self._firing.depth_behind(report.job_id)
+                depth = standings.depth_behind(self._tx.conn, report.job_ids) if report.job_ids else 0
                 snapshot.reports = number
                 snapshot.superseded += report.superseded
                 if not report.retained:

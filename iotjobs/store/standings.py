@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, exists, literal_column, or_, select, update
+from sqlalchemy import Connection, bindparam, exists, func, literal_column, or_, select, update
 
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
+from iotjobs.domain.jobs import Cause
 from iotjobs.domain.states import Forced, Standing
 from iotjobs.store import entities, references, tables
 from iotjobs.store.state_tables import (
@@ -27,6 +28,7 @@ from iotjobs.store.statements import Among, Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
 
 C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
+J = tables.jobs.c
 REPORT_IDS_KEPT = 256
 
 
@@ -380,7 +382,8 @@ def changes(
     return conn.execute(query).all()
 
 
-_depth = Prepared(select(H.depth).where(H.id == bindparam("wanted")))
+_started_for = Prepared(select(J.process_meta).where(Among(J.id, "wanted"), J.cause == bindparam("cause")))
+_deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
 
 
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
@@ -435,10 +438,12 @@ def history(
     return conn.execute(query.order_by(V.id.desc()).limit(limit)).all()
 
 
-def depth_of(conn: Connection, change_id: str) -> int | None:
-    """How many triggers stand before a change in its chain of causes."""
-    found: int | None = _depth.scalar(conn, {"wanted": change_id})
-    return found
+def depth_behind(conn: Connection, job_ids: Iterable[str]) -> int:
+    """How many triggers stand before what these jobs led to, in the longest of their chains; ids may be made up."""
+    rows = _started_for.all(conn, {"wanted": list(job_ids), "cause": Cause.TRIGGER})
+    changes = [row.process_meta["state_change_id"] for row in rows if row.process_meta is not None]
+    depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
+    return 0 if depth is None else depth + 1
 
 
 def standing_of(conn: Connection, entity_id: str) -> Any:

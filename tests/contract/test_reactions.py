@@ -659,8 +659,8 @@ async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engi
     await engine.report(owner_id, temperature=90)
     for _ in range(8):  # each report says which job led to it, as a message of ours that comes back does
         last = (await jobs_of(engine, owner_id))[-1]
-        await engine.happens(owner_id, Reported({"temperature": 20}, job_id=last.id))
-        await engine.happens(owner_id, Reported({"temperature": 90}, job_id=last.id))
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=(last.id,)))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=(last.id,)))
 
     assert len(await jobs_of(engine, owner_id)) == 5
     decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
@@ -672,6 +672,23 @@ async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engi
     await engine.report(owner_id, temperature=20)
     await engine.report(owner_id, temperature=90)
     assert len(await jobs_of(engine, owner_id)) == 6
+
+
+async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.report(owner_id, temperature=90)
+    for _ in range(2):
+        last = (await jobs_of(engine, owner_id))[-1]
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=(last.id,)))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=(last.id,)))
+    ids = [job.id for job in await jobs_of(engine, owner_id)]
+    await engine.report(owner_id, temperature=20)
+
+    for given, depth in ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up"], 0), ([], 0)):
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=tuple(given)))
+        standing = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
+        assert standing.depth == depth, given
+        await engine.report(owner_id, temperature=20)
 
 
 @pytest.mark.check(43)

@@ -135,6 +135,33 @@ async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest:
     await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")
 
 
+@pytest.mark.check(43)
+async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -> None:
+    owner = await rest.thing()
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="{{jobId}}")
+    path = f"/objects/{owner['id']}"
+    conditions = [{"state": "alarm", "when": "temperature > 80"}]
+    assert (await rest.call("PUT", f"{path}/state-conditions", conditions)).status == 200
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+
+    await rest.call("POST", f"{path}/report", {"temperature": 90})
+    for number in range(7):  # as a device, or a script of the job, that tells of its own doing
+        job_id = (await traces(rest, owner, decision="fired"))[0]["job_id"]
+        for temperature in (20, 90):
+            report = {"temperature": temperature}
+            if number % 2:
+                answer = await rest.call("POST", f"{path}/report", report, Job_Id=job_id)
+            else:
+                answer = await rest.call("POST", f"{path}/report", {**report, "_job_id": job_id})
+            assert (answer.status, answer.body) == (200, report)
+
+    decisions = [one["decision"] for one in await traces(rest, owner)]
+    assert (decisions.count("fired"), decisions.count("loop_guard")) == (5, 3)
+    await rest.refused("POST", f"{path}/report", {"_job_id": 7}, status=400, code="badRequest")
+    await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
+
+
 async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it(rest: Rest) -> None:
     owner = await rest.thing(property_types={"setpoint": "readwrite", "serial": "readonly"})
     path = f"/objects/{owner['id']}"

@@ -41,6 +41,16 @@ def test_the_last_value_wins_and_what_has_no_value_left_is_acknowledged() -> Non
     assert acknowledged == [9, 10, 11, 12]
 
 
+def test_of_merged_reports_every_job_that_led_to_them_is_known() -> None:
+    rates = Rates(1)
+    for n in range(BURST_S):
+        rates.admit(ONE, message([], n), Reported({}), 0.0)
+    for n, job_ids in enumerate((("deep",), ("j1", "j2"), (), ("j1",))):
+        rates.admit(ONE, message([], 9 + n), Reported({"a": n}, job_ids=job_ids), 0.1)
+    [(_, held)] = list(rates.due(1.0))
+    assert held.reported == Reported({"a": 3}, job_ids=("deep", "j1", "j2"), superseded=3)
+
+
 def test_nothing_is_acknowledged_for_what_is_not_sent_again() -> None:
     rates, acknowledged = Rates(0.2), list[int]()
     assert rates.admit(ONE, message(acknowledged, 1), Reported({}), 0.0)

@@ -23,7 +23,10 @@ def test_a_report_is_an_object_and_its_id_a_property_of_the_message_or_a_member(
     assert read_report(received({"a": 1})) == Reported({"a": 1})
     assert read_report(received({"a": 1, "_id": "r1"})) == Reported({"a": 1}, "r1")
     assert read_report(received({"a": 1, "_id": "r1"}, report_id="r2")) == Reported({"a": 1}, "r2")
-    assert read_report(received({"a": 1}, job_id="j1")) == Reported({"a": 1}, job_id="j1")
+    assert read_report(received({"a": 1}, job_id="j1")) == Reported({"a": 1}, job_ids=("j1",))
+    assert read_report(received({"a": 1, "_job_id": "j1"})) == Reported({"a": 1}, job_ids=("j1",))
+    both = received({"a": 1, "_id": "r1", "_job_id": "j1"}, job_id="j2")
+    assert read_report(both) == Reported({"a": 1}, "r1", ("j2",))
 
 
 @pytest.mark.check(19)
@@ -45,6 +48,8 @@ def test_a_report_is_an_object_and_its_id_a_property_of_the_message_or_a_member(
         {"_id": 1},
         {"_id": ""},
         {"_id": "x" * 129},
+        {"_job_id": 1},
+        {"_job_id": "x" * 129},
         {"x" * 201: 1},
         {"": 1},
     ],
