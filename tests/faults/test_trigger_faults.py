@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
@@ -316,3 +317,56 @@ async def reports(rest: Rest, things: dict[str, dict[str, Any]]) -> Counter[str]
 async def have_reported(rest: Rest, things: dict[str, dict[str, Any]], expected: Counter[str]) -> bool:
     """Whether each thing was heard so often, no more and no less."""
     return await reports(rest, things) == expected
+
+
+@pytest.mark.check(16)
+@pytest.mark.parametrize("gone", ["our session", "all that the broker knew"])
+async def test_of_what_is_told_anew_to_a_new_session_only_what_differs_is_news(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], gone: str
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}", report_rate="0")
+    await serve.start()
+    async with Rest(serve) as rest:
+        things = await hot_things(rest, 3, states=["down", "alarm"])
+        hot, back, away = things
+
+        async def have_fired(expected: dict[str, int]) -> bool:
+            return await fired(rest, things) == Counter(expected)
+
+        with Reporter(broker.port, "keeps") as reporter:
+            reporter.report(hot, {"temperature": 90}, retain=True)
+            reporter.say(back, "offline", retain=True)
+            reporter.say(away, "online", retain=True)
+            reporter.report(away, {"temperature": 20}, retain=True)
+            await eventually(lambda: have_fired({hot: 1, back: 1}), 20, 0.2)
+            await eventually(lambda: reporter.all_taken, 10)
+            await rest.call("POST", f"/objects/{things[back]['id']}/report", {"temperature": 20})
+            await serve.kill()
+            reporter.say(away, "offline", retain=True)
+            await eventually(lambda: reporter.all_taken, 10)
+        if gone == "our session":
+            with sqlite3.connect(serve.data / "iotjobs.db") as database:
+                database.execute("DELETE FROM site WHERE name = 'mqtt_client_id'")
+        else:
+            broker.kill()
+            broker.forget()
+            broker.start()
+        await serve.start()
+        with Reporter(broker.port, "again") as reporter:
+            if gone != "our session":  # devices that connect say what they had said; one went meanwhile
+                reporter.report(hot, {"temperature": 90}, retain=True)
+                reporter.report(back, {"temperature": 20}, retain=True)
+                reporter.say(away, "offline", retain=True)
+            await eventually(lambda: have_fired({hot: 1, back: 1, away: 1}), 20, 0.2)
+            for name in things:
+                reporter.report(name, {"last": 1})
+            for owner in things.values():
+                path = f"/objects/{owner['id']}/properties"
+                await eventually(lambda path=path: has_last(rest, path), 20, 0.2)
+        assert await have_fired({hot: 1, back: 1, away: 1})
+
+
+async def has_last(rest: Rest, path: str) -> bool:
+    """Whether the report behind all others was taken."""
+    return "last" in await rest.get(path)
