@@ -450,8 +450,10 @@ async def test_holds_silence_and_forced_states_go_on_as_before(store: Store, set
     await engine.stop()
 
 
-@pytest.mark.parametrize("by", [DAY, -DAY])
-async def test_a_cooldown_and_a_rate_go_on_as_before(store: Store, set_clock: SetClock, by: int) -> None:
+@pytest.mark.parametrize(("by", "stopped"), [(DAY, False), (-DAY, False), (-DAY, True)])
+async def test_a_cooldown_and_a_rate_go_on_as_before(
+    store: Store, set_clock: SetClock, by: int, stopped: bool
+) -> None:
     engine = Engine(store)
     owner_id, operation_id = await engine.script("true")
     await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
@@ -470,7 +472,10 @@ async def test_a_cooldown_and_a_rate_go_on_as_before(store: Store, set_clock: Se
 
     assert await decided() == ["fired", "fired"]
     set_clock(by)
-    await timekeeper.look()
+    if stopped:
+        await Timekeeper(store, Always()).begin()
+    else:
+        await timekeeper.look()
     assert await decided() == ["cooling_down", "fired"]
     assert await decided() == ["cooling_down", "rate_limited"]
     hour = 3_600_000
