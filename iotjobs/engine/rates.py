@@ -67,7 +67,8 @@ class Held:
             self._say(message, what)
             return
         if self.connection is not None and not what.retained:  # it is heard of, whatever was said before
-            what = replace(what, superseded=self.connection.superseded + 1)
+            before_ids = (*self.connection.ids, *what.earlier_ids)
+            what = replace(what, superseded=self.connection.superseded + 1, earlier_ids=before_ids)
             self._let_go(message)
         if self.reported is None:
             self.reported = what
@@ -87,10 +88,12 @@ class Held:
         before = self.connection
         if before is not None and word.retained and not before.retained:
             self._end(message)  # what the broker had kept is older
-            self.connection = replace(before, superseded=before.superseded + 1)
+            ids = (*word.ids, *before.earlier_ids)[-REPORT_IDS_KEPT:]
+            self.connection = replace(before, superseded=before.superseded + 1, earlier_ids=ids)
             return
         if before is not None:
-            word = replace(word, superseded=before.superseded + 1)
+            ids = before.ids[-REPORT_IDS_KEPT:]
+            word = replace(word, superseded=before.superseded + 1, earlier_ids=ids)
             self._let_go(message)
         self.connection, self._word = word, message
 

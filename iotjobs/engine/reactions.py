@@ -72,13 +72,20 @@ class Connection:
     """The broker told that a device came, or went.
 
     Attributes:
-        superseded: as of `Reported`.
+        report_id, superseded, earlier_ids: as of `Reported`.
         retained: the broker had kept it, nobody knows how long.
     """
 
     online: bool
     superseded: int = 0
     retained: bool = False
+    report_id: str | None = None
+    earlier_ids: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """That of the word, behind those that it stands for."""
+        return self.earlier_ids if self.report_id is None else (*self.earlier_ids, self.report_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,10 @@ class Turn:
             case Redefined(before, caller):
                 self._redefine(snapshot, before, caller)
             case Connection() as word:
+                number = snapshot.reports + bool(word.ids)
+                if not self._is_new(snapshot, word, number):
+                    return False
+                snapshot.reports = number
                 snapshot.superseded += word.superseded
                 if not word.retained or snapshot.is_news(word.online):
                     snapshot.standing = replace(standing, offline=not word.online)
@@ -217,7 +228,7 @@ class Turn:
             self._snapshots[entity_id] = found
         return found
 
-    def _is_new(self, snapshot: Snapshot, report: Reported, number: int) -> bool:
+    def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
         ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
         new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]

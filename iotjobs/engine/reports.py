@@ -136,8 +136,9 @@ def read_status(message: Received) -> Connection:
 
     Raises:
         ValueError: neither `online` nor `offline`.
+        BadRequest: its id is too long.
     """
     online = _STATUSES.get(message.payload)
     if online is None:
         raise ValueError("a status is online or offline")
-    return Connection(online)
+    return Connection(online, report_id=_checked_id("report", message.user_property(REPORT_ID_PROPERTY)))

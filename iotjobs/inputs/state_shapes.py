@@ -157,7 +157,7 @@ class EntityStateOut(BaseModel):
     )
     state_change_id: str | None
     heard_at: str | None = Field(description="of the last report; of a link, of either end")
-    reports: int
+    reports: int = Field(description="reports that had an effect, and words of its status with an id")
     superseded: int = Field(
         description="reports, and words of its status, that came quicker than allowed and lived on in a later one"
     )

@@ -44,7 +44,7 @@ class Snapshot:
         change_id: of its last change of state; None: it never had one.
         depth: of that change, how many triggers stand before it in its chain of causes.
         why: of that change.
-        reports: how many had an effect.
+        reports: how many had an effect, with the words of its connection that have ids.
         superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
         online: the last such word; None: there was none.
         kept: there is a row of its state.

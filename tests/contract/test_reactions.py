@@ -625,6 +625,18 @@ async def test_a_word_that_the_broker_had_kept_counts_when_it_tells_what_is_not_
     assert await state_of(engine, owner_id) == state
 
 
+async def test_a_word_with_an_id_counts_once_whoever_brings_it_again(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    words = [("w1", False), ("w2", True), ("w1", False), ("w2", True), ("w3", False), ("w3", False)]
+    effects = [await engine.happens(owner_id, Broker(online, report_id=word_id)) for word_id, online in words]
+
+    assert effects == [True, True, False, False, True, False]
+    assert [entered for _, entered in await changes_of(engine, owner_id)] == ["down", "working", "down"]
+    for number in range(300):
+        await engine.happens(owner_id, Broker(online=bool(number % 2), report_id=f"more {number}"))
+    assert len(await rows(engine, report_ids)) == standings.REPORT_IDS_KEPT
+
+
 async def test_time_alone_changes_a_state_and_is_asked_at_the_right_moment(engine: Engine) -> None:
     owner_id = await engine.thing(no_data_after_s=60)
     await engine.report(owner_id, temperature=20)

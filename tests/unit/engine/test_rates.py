@@ -159,6 +159,17 @@ def test_a_word_stands_behind_the_reports_before_it_and_ends_with_the_report_aft
     assert len(held.messages) == 1
 
 
+def test_the_ids_of_words_that_came_too_quickly_are_known() -> None:
+    rates = spent([])
+    for n in range(3):
+        rates.admit(ONE, message([], 10 + n), Connection(bool(n % 2), report_id=f"w{n}"), 0.1)
+    rates.admit(ONE, message([], 20), Connection(True, retained=True, report_id="k"), 0.1)
+    held = rates.held[ONE]
+    assert held.connection == Connection(False, superseded=3, report_id="w2", earlier_ids=("k", "w0", "w1"))
+    rates.admit(ONE, message([], 21), Reported({"a": 1}, "r"), 0.1)
+    assert held.reported == Reported({"a": 1}, "r", superseded=4, earlier_ids=("k", "w0", "w1", "w2"))
+
+
 def test_what_the_broker_had_kept_is_older_than_what_came_as_it_was_sent() -> None:
     acknowledged = list[int]()
     rates = spent(acknowledged)

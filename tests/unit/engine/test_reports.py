@@ -29,6 +29,13 @@ def test_a_report_is_an_object_and_its_id_a_property_of_the_message_or_a_member(
     assert read_report(both) == Reported({"a": 1}, "r1", ("j2",))
 
 
+def test_a_word_of_a_connection_may_have_an_id() -> None:
+    assert read_status(received(b"offline")) == Connection(False)
+    assert read_status(received(b"online", report_id="w1")) == Connection(True, report_id="w1")
+    with pytest.raises(RequestError):
+        read_status(received(b"online", report_id="w" * 129))
+
+
 @pytest.mark.check(19)
 @pytest.mark.parametrize(
     "payload",
