@@ -32,6 +32,7 @@ class Event:
         by: the person who set them; None: they were reported.
         pinned: a state that was not decided by conditions, entered then.
         released: such a state ended then.
+        by_time: time alone did it, in one look with whatever else was due.
     """
 
     at: int
@@ -40,6 +41,7 @@ class Event:
     by: str | None = None
     pinned: str | None = None
     released: bool = False
+    by_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class Replay:
     def work(self) -> Iterator[None]:
         """Go through it all, or as far as the steps reach; between two bits others may have their turn."""
         for event in self._events:
-            yield from self._pass_time(event.at)
+            # What has come due is given its effect before what happens at that moment.
+            yield from self._pass_time(event.at if event.by_time else event.at + 1)
             if not self.result.complete:
                 return
             self._take(event)

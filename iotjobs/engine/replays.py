@@ -49,10 +49,12 @@ class Question:
     """What is to be replayed.
 
     Attributes:
+        of_class: of whatever entities a class has.
         triggers: None: those that each entity has; `conditions` likewise.
     """
 
     span: Span
+    of_class: bool
     triggers: Sequence[Trigger] | None = None
     conditions: Sequence[Condition] | None = None
 
@@ -72,20 +74,22 @@ class _Budget:
 async def of_trigger(store: Store, trigger_id: str, span: Span) -> list[EntityReplay]:
     """What a trigger would have decided, for its entity, or those of its class; also one that is off.
 
-    The last one may not be `complete`, and more of them left out, when it was too much.
+    The last one may not be `complete`, and more of them left out, when it was too much. Entities of a class that
+    are deleted meanwhile are left out.
 
     Raises:
         NotFound: there is none.
     """
 
-    def begin(conn: Connection) -> tuple[Trigger, list[_Which]]:
+    def begin(conn: Connection) -> tuple[Trigger, str, list[_Which]]:
         row = rules.trigger_row(conn, trigger_id)
         if row is None:
             raise NotFound(f"there is no trigger {trigger_id}")
-        return rules.trigger_of(row), _entities(conn, row.owner_kind, row.owner_id)
+        return rules.trigger_of(row), row.owner_kind, _entities(conn, row.owner_kind, row.owner_id)
 
-    trigger, entities = await store.read(begin)
-    return await _all(store, entities, Question(span, [replace(trigger, enabled=True, dry=False)]))
+    trigger, kind, entities = await store.read(begin)
+    tried = replace(trigger, enabled=True, dry=False)
+    return await _all(store, entities, Question(span, kind == "class", [tried]))
 
 
 async def of_conditions(
@@ -97,7 +101,7 @@ async def of_conditions(
         NotFound: there is no such entity.
     """
     entities = await store.read(lambda conn: _entities(conn, kind, owner_id))
-    return await _all(store, entities, Question(span, conditions=conditions))
+    return await _all(store, entities, Question(span, kind == "class", conditions=conditions))
 
 
 _Which = tuple[OwnerType, str]
@@ -115,7 +119,11 @@ async def _all(store: Store, entities: Iterable[_Which], question: Question) -> 
         if budget.spent:
             found[-1].replayed.complete = False
             break
-        found.append(await _one(store, which, question, budget))
+        try:
+            found.append(await _one(store, which, question, budget))
+        except NotFound:
+            if not question.of_class:
+                raise
     return found
 
 
@@ -129,8 +137,7 @@ class _Start:
 
 
 def _start(conn: Connection, which: _Which, question: Question) -> _Start:
-    load: Any = standings.load_object if which[0] is OwnerType.OBJECT else standings.load_link
-    snapshot: Snapshot | None = load(conn, which[1])
+    snapshot = standings.load(conn, *which)
     if snapshot is None:
         raise NotFound(f"there is no {which[0].name.lower()} {which[1]}")
     entity, conditions, triggers = snapshot.entity, question.conditions, question.triggers

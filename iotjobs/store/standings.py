@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, exists, literal_column, or_, select, update
 
+from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Forced, Standing
@@ -417,7 +418,7 @@ def add_history(
     tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
 ) -> None:
     """Keep the new values of properties."""
-    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "report": snapshot.reports}
+    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "step": clock.new_step()}
     for name, value in changed.items():
         tx.append(property_history, {**common, "name": name, "value": value})
 

@@ -69,6 +69,18 @@ def test_what_was_not_decided_by_conditions_is_taken_from_the_record() -> None:
     assert [firing.ruling.decision for firing in found.firings].count(Decision.FIRED) == 2
 
 
+def test_what_is_due_at_the_moment_of_an_event_comes_before_it() -> None:
+    held, later = replace(HOT, hold_s=5), replace(COOL, hold_s=2)
+    events = [at(1000, temperature=90), at(6000, temperature=20)]
+    found = replay([held], [], past(events))
+    assert [(change.at, change.after) for change in found.changes] == [(6000, "alarm"), (6000, "working")]
+
+    fired = replay([HOT], [later], past([at(1000, temperature=90), at(3000, temperature=20)]))
+    assert decided(fired) == [(1000, "held"), (3000, "fired"), (3000, "not_in_states")]
+    silent = [at(1000, temperature=90), Event(3000, pinned="no_data", by_time=True)]
+    assert decided(replay([HOT], [later], past(silent))) == [(1000, "held"), (3000, "not_in_states")]
+
+
 def test_a_link_follows_both_ends() -> None:
     leak = Condition("c", "alarm", compile_expression("source.flow > target.flow + 5"))
     events = [Event(1, {"flow": 20}, "source"), Event(2, {"flow": 10}, "target")]
