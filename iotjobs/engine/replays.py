@@ -168,9 +168,19 @@ async def _one(store: Store, which: _Which, question: Question, budget: _Budget)
     found = run.result
     reaches = await store.read(lambda conn: past.reaches_back(conn, span.since))
     found.complete = found.complete and until == span.until and reaches
-    found.changes = [change for change in found.changes if change.at >= span.since]
-    found.firings = [firing for firing in found.firings if firing.at >= span.since]
+    _leave_out_before(found, span.since, past.state_at(start.begin, changes, span.since))
     return EntityReplay(start.snapshot, found)
+
+
+def _leave_out_before(found: Replayed, since: int, really: str) -> None:
+    """A state that was entered before the span, and really was not, counts as entered when it begins."""
+    earlier = [change for change in found.changes if change.at < since][-1:]
+    found.changes = [change for change in found.changes if change.at >= since]
+    begins = [replace(one, at=since, before=really) for one in earlier if one.after != really]
+    decided = [one for one in found.firings if begins and one.at == earlier[0].at]
+    found.firings = [one for one in found.firings if one.at >= since]
+    found.changes[:0] = begins
+    found.firings[:0] = [replace(one, at=since) for one in decided]
 
 
 _Page = Callable[[Connection, str, int, int, Any], Sequence[Any]]

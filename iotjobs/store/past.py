@@ -82,7 +82,8 @@ def past_of(
     written = heapq.merge(*(_written(rows, of) for of, rows in values.items()), key=itemgetter(0))
     steps = heapq.merge(_reports(written), _pins(begin.last, changes, since), key=itemgetter(0))
     events = (event for _, event in steps if event.at <= until)
-    return Past(begin.facts, _standing(begin.last, changes), events, until, begin.fired)
+    standing, why = _standing(begin.last, changes), {} if begin.last is None else begin.last.why
+    return Past(begin.facts, standing, events, until, begin.fired, since, why)
 
 
 def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str, Any]:
@@ -138,6 +139,12 @@ def _standing(last: Any, following: Sequence[Any]) -> Standing:
         state = following[0].from_state
         return Standing(state, 0, heard_at=None if state == CREATED else 0)
     return Standing()
+
+
+def state_at(begin: Beginning, changes: Sequence[Any], moment: int) -> str:
+    """The state that an entity really was in right before a moment."""
+    before = [change.to_state for change in changes if change.at < moment]
+    return before[-1] if before else _standing(begin.last, changes).state
 
 
 def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[tuple[int, Event]]:

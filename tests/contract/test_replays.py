@@ -76,7 +76,7 @@ def _decided(conn: Connection, owner_id: str, since: int) -> list[tuple[Any, ...
     return sorted(tuple(row) for row in conn.execute(query) if row.decision not in ("held", "hold_canceled"))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(4), 5, 7, 27, 35])
 async def test_a_replayed_day_decides_what_that_day_decided(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -143,7 +143,7 @@ async def _agrees(engine: Engine, kind: OwnerType, entity_id: str, span: Span) -
     def recorded(conn: Connection) -> tuple[Any, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         entity = standings.load(conn, kind, entity_id).entity  # type: ignore[union-attr]
         changes = standings.changes(conn, limit=1000, entity_id=entity_id)
-        told = [(one.at, one.from_state, one.to_state) for one in reversed(changes)]
+        told = [(one.at, one.from_state, one.to_state) for one in reversed(changes) if one.at >= span.since]
         return rules.conditions_of(conn, entity), told, _decided(conn, entity_id, span.since)
 
     conditions, changes, decided = await engine.store.read(recorded)
@@ -200,14 +200,17 @@ async def test_a_day_on_which_much_has_one_moment_is_replayed_in_the_order_it_wa
             turn.take(happening())
         turn.finish()
 
-    for _ in range(60):
+    middle = day.now
+    for number in range(60):
+        middle = day.now if number == 20 else middle
         # Some moments are those at which time alone does something.
         await day.pass_until(day.now + chance.choice([0, 0, 1, 500, 2000, 4000, 60_000]))
         await engine.store.write(together)
     await day.pass_until(day.now + 100_000)
 
     for kind, entity_id in ((OwnerType.OBJECT, source), (OwnerType.LINK, link_id)):
-        await _agrees(engine, kind, entity_id, Span(day.began, day.now))
+        for since in (day.began, middle):
+            await _agrees(engine, kind, entity_id, Span(since, day.now))
 
 
 async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(
@@ -220,6 +223,32 @@ async def test_values_are_replayed_as_they_were_written_whatever_their_moments_s
         day.now += later_ms
         await engine.report(owner_id, t=value)
     await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 100))
+
+
+async def test_what_held_already_when_a_replay_begins_counts_as_entered_then(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    operation_id = await engine.operation(owner_id, parameters={"text": "true"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    await engine.report(owner_id, t=90)
+    await day.pass_until(day.now + 100_000)
+    begins = day.now
+    for value in (91, 20):
+        await day.pass_until(day.now + 1000)
+        await engine.report(owner_id, t=value)
+    proposed = rules.condition_of(
+        {"id": "c", "state": "alarm", "when": "t > 80", "hold_s": 10, "description": "", "period": None}
+    )
+    span = Span(begins, day.now)
+    [found] = await replays.of_conditions(engine.store, "object", owner_id, [proposed], span)
+    assert [(one.at - begins, one.before, one.after) for one in found.replayed.changes] == [
+        (0, "working", "alarm"),
+        (2000, "alarm", "working"),
+    ]
+    decided = [(one.at - begins, one.ruling.decision.value) for one in found.replayed.firings]
+    assert decided == [(0, "fired"), (2000, "not_in_states")]
 
 
 async def test_what_is_deleted_from_a_class_while_it_is_replayed_is_left_out(
