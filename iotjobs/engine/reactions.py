@@ -7,9 +7,11 @@ written down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+
+from sqlalchemy import Connection as DatabaseConnection
 
 from iotjobs import clock
 from iotjobs.domain import operators, states
@@ -18,7 +20,7 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause
 from iotjobs.domain.payloads import measure
 from iotjobs.domain.rights import Caller
-from iotjobs.domain.states import Forced, Judgement
+from iotjobs.domain.states import Condition, Forced, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
 from iotjobs.store import entities, rules, standings
@@ -309,13 +311,7 @@ class Turn:
 
     def _judge(self, snapshot: Snapshot, depth: int) -> None:
         standing, entity = snapshot.standing, snapshot.entity
-        judged = states.judge(
-            self._known.conditions_of(self._tx.conn, entity),
-            snapshot.facts,
-            standing,
-            self._now,
-            no_data_after_s=snapshot.no_data_after_s,
-        )
+        judged = _judged(snapshot, self._known.conditions_of(self._tx.conn, entity), self._now)
         self._wakes[entity.id] = judged.wake_at
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
@@ -359,6 +355,17 @@ class Turn:
             self._judge(snapshot, 0)
             effects += [self._firing.due(timer, snapshot) for timer in timers if timer.due_at >= woken_at]
         return any(effects)
+
+
+def judged_now(conn: DatabaseConnection, snapshot: Snapshot) -> Judgement:
+    """What would be decided of an entity's state, if it were looked at now; nothing is written."""
+    return _judged(snapshot, rules.conditions_of(conn, snapshot.entity), clock.now_ms())
+
+
+def _judged(snapshot: Snapshot, conditions: Sequence[Condition], now: int) -> Judgement:
+    return states.judge(
+        conditions, snapshot.facts, snapshot.standing, now, no_data_after_s=snapshot.no_data_after_s
+    )
 
 
 def _refuse_too_many(snapshot: Snapshot, values: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -350,6 +350,7 @@ class PostgresStore:
             },
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(self._engine.sync_engine, "handle_error", _refuse_unanswered)
         self._looking = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._groups = Groups(self._commit)
 
@@ -427,3 +428,9 @@ def _refuse_closed(raw: Any, _record: Any, _proxy: Any) -> None:
     """Before a connection is used: one that the server has closed is noticed by itself, without asking."""
     if raw._connection.is_closed():
         raise DisconnectionError("it was closed by the server")
+
+
+def _refuse_unanswered(context: ExceptionContext) -> None:
+    """The same for what Core asks itself, COMMIT and ROLLBACK too: see `give_up_unanswered`."""
+    if isinstance(context.original_exception, OSError):
+        context.is_disconnect = True

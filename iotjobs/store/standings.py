@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, bindparam, exists, func, literal_column, or_, select, update
 
+from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.jobs import Cause
@@ -162,24 +163,24 @@ def _object_of(row: Any) -> Snapshot:
     return _snapshot(row, entities.object_of(row), after_s)
 
 
+def load(conn: Connection, owner_type: OwnerType, entity_id: str) -> Snapshot | None:
+    """An object or a link."""
+    return load_object(conn, entity_id) if owner_type is OwnerType.OBJECT else load_link(conn, entity_id)
+
+
 def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None) -> Snapshot | None:
     """A link. Its ends are those of `end` by object id, or read."""
     row = _link.first(conn, {"wanted": link_id})
     if row is None:
         return None
     known = end or {}
-    ends = [known[at].entity if at in known else _end(conn, at) for at in (row.source, row.target)]
+    source, target = (known.get(at) or load_object(conn, at) for at in (row.source, row.target))
+    if source is None or target is None:
+        return None  # it was deleted since, and then they were
     properties = {**(row.defaults or {}), **row.properties}
-    entity = Entity(
-        row.id, OwnerType.LINK, row.name, row.class_id, properties, source=ends[0], target=ends[1]
-    )
+    kind, ends = OwnerType.LINK, (source.entity, target.entity)
+    entity = Entity(row.id, kind, row.name, row.class_id, properties, source=ends[0], target=ends[1])
     return _snapshot(row, entity, None)
-
-
-def _end(conn: Connection, object_id: str) -> Entity:
-    found = load_object(conn, object_id)
-    assert found is not None, "a link's ends are there as long as it is"
-    return found.entity
 
 
 def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapshot:
@@ -420,7 +421,7 @@ def add_history(
     tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
 ) -> None:
     """Keep the new values of properties."""
-    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "report": snapshot.reports}
+    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "step": clock.new_step()}
     for name, value in changed.items():
         tx.append(property_history, {**common, "name": name, "value": value})
 
@@ -444,11 +445,6 @@ def depth_behind(conn: Connection, job_ids: Iterable[str]) -> int:
     changes = [row.process_meta["state_change_id"] for row in rows if row.process_meta is not None]
     depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
     return 0 if depth is None else depth + 1
-
-
-def standing_of(conn: Connection, entity_id: str) -> Any:
-    """The row of `standing`, None for an entity that never changed."""
-    return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
 
 
 _lock = {

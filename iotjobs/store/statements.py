@@ -139,8 +139,11 @@ class Prepared:
 
         try:
             return int(cast(Any, conn.connection.dbapi_connection).run_async(fetch))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise DBAPIError(sql, None, error) from error
+        except BaseException as error:
+            give_up_unanswered(conn, error)
+            raise
 
     def _of(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect.name)
@@ -256,14 +259,26 @@ def run(conn: Connection, sql: str, values: Sequence[Any] = (), *, many: bool = 
     cursor = driver.cursor()
     try:
         (cursor.executemany if many else cursor.execute)(sql, values)
-    except OSError:
-        raise  # the way to the server, or the time for its answer; Core's own statements raise it as it is, too
-    except Exception as error:
+    except BaseException as error:
+        if give_up_unanswered(conn, error):
+            raise  # Core's own statements raise it as it is, too
         raise _wrapped(error, conn, sql, values) from error
     return cursor
 
 
-def _wrapped(error: Exception, conn: Connection, sql: str, values: Any) -> BaseException:
+def give_up_unanswered(conn: Connection, error: BaseException) -> bool:
+    """Never use a connection again that was not waited for; whether that is what the error says.
+
+    The server may do later what it was asked, a BEGIN too. The driver would go on inside of that: what it
+    then takes for COMMIT is none, and the next writes are promised, and lost.
+    """
+    unanswered = isinstance(error, OSError) or not isinstance(error, Exception)
+    if unanswered:
+        conn.invalidate(error)
+    return unanswered
+
+
+def _wrapped(error: BaseException, conn: Connection, sql: str, values: Any) -> BaseException:
     kind = conn.dialect.loaded_dbapi.Error
     return DBAPIError.instance(sql, values, error, kind, hide_parameters=True, dialect=conn.dialect)
 

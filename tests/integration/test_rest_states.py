@@ -243,6 +243,33 @@ async def test_properties_set_with_a_link_s_definition_decide_its_state_at_once(
     assert len((await rest.get(f"{path}/properties/limit/history"))["items"]) == 1
 
 
+async def test_the_state_is_answered_with_what_is_true_now_and_what_cannot_be_judged(rest: Rest) -> None:
+    owner, other = await rest.thing(no_data_after_s=3600), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=owner["id"], target=other["id"])
+    for folder, entity, value in (("objects", owner, "temperature"), ("links", link, "source.temperature")):
+        conditions = [{"state": "alarm", "when": f"{value} > 80"}]
+        await rest.call("PUT", f"/{folder}/{entity['id']}/state-conditions", conditions)
+    assert (await rest.get(f"/objects/{owner['id']}/state"))["now"] == {
+        "state": "created",
+        "why": {"by": "default"},
+        "problems": [{"when": "temperature > 80", "problem": "there is no property temperature"}],
+    }
+    path = f"/objects/{owner['id']}/report"
+    await rest.call("POST", path, {"temperature": 90})
+    await rest.call("POST", path, {"temperature": 95})
+    for folder, entity, value in (("objects", owner, "temperature"), ("links", link, "source.temperature")):
+        state = await rest.get(f"/{folder}/{entity['id']}/state")
+        assert (state["state"], state["why"]["values"]) == ("alarm", {value: 90})
+        assert (state["now"]["state"], state["now"]["why"]["values"]) == ("alarm", {value: 95})
+        assert state["now"]["problems"] == []
+    await rest.call("POST", path, {"temperature": 20})
+    await rest.call("POST", path, {"temperature": "hot"})  # no change: `why` tells nothing of it
+    state = await rest.get(f"/objects/{owner['id']}/state")
+    assert (state["state"], state["why"]) == ("working", {"by": "default"})
+    said = "temperature is a text and 80 is a number: > compares numbers, or texts"
+    assert state["now"]["problems"] == [{"when": "temperature > 80", "problem": said}]
+
+
 async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:
     owner = await rest.thing()
     path = f"/objects/{owner['id']}"
@@ -387,6 +414,14 @@ async def test_a_trigger_and_proposed_conditions_are_replayed_against_what_was_r
     assert (found["entities"], found["fired"], found["complete"]) == (1, 2, True)
     assert [change["to"] for change in found["changes"]] == ["working", "alarm", "working", "alarm"]
     assert found["firings"][0]["reason"] == "entered alarm"
+    twice = [{"id": own, "state": "alarm", "when": "t > 1"} for own in ("a", "b", "a", "b")]
+    problem = await rest.refused(
+        "POST", "/state-conditions/replay", {**proposed, "items": twice}, status=400, code="badRequest"
+    )
+    assert [(one["field"], one["message"]) for one in problem["errors"]] == [
+        ("items[2].id", "the id a stands twice"),
+        ("items[3].id", "the id b stands twice"),
+    ]
     assert (await rest.get(f"{path}/jobs"))["items"] == []
 
     none = (await rest.call("POST", f"/triggers/{trigger['id']}/replay", {"since": "24h"})).body

@@ -47,6 +47,7 @@ from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.queue import Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
+from iotjobs.store.state_tables import standings
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.mqtt import MqttPublisher
@@ -150,6 +151,11 @@ async def rows_of(store: Store, table: Any, job_id: str) -> list[dict[str, Any]]
         return [dict(row._mapping) for row in rows]
 
     return await store.read(query)
+
+
+def standing_of(conn: Connection, entity_id: str) -> Any:
+    """What is remembered of an entity's state; None of one that never changed."""
+    return conn.execute(select(standings).where(standings.c.entity_id == entity_id)).first()
 
 
 @dataclass

@@ -22,7 +22,7 @@ from iotjobs.store import jobs, standings, tables
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.mqtt_messages import Received
-from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job
+from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job, standing_of
 from tests.services.site import eventually
 
 Say = Callable[..., Awaitable[list[int]]]
@@ -281,7 +281,7 @@ async def test_the_end_of_a_connection_is_not_taken_back_by_a_report_that_waited
     finally:
         await devices.stop()
 
-    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.superseded) == ("down", True, 2)
 
 
@@ -298,7 +298,7 @@ async def test_a_connection_that_flaps_is_held_to_the_rate_and_its_last_word_cou
     finally:
         await devices.stop()
 
-    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     changes = await sqlite_store.read(lambda conn: standings.changes(conn, limit=500, entity_id=owner_id))
     assert (standing.state, len(changes), standing.superseded) == ("down", 11, 190)
 
@@ -317,5 +317,5 @@ async def test_a_report_that_the_broker_had_kept_is_no_sign_of_life(
     finally:
         await devices.stop()
 
-    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.heard_at) == ("down", True, None)
