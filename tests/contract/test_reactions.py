@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -756,8 +757,8 @@ async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) 
 
     for given, depth in ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up"], 0), ([], 0)):
         await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=tuple(given)))
-        standing = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
-        assert standing.depth == depth, given
+        query = partial(standings.changes, limit=1, entity_id=owner_id)
+        assert [change.depth for change in await engine.store.read(query)] == [depth], given
         await engine.report(owner_id, temperature=20)
 
 
