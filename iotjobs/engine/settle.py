@@ -86,26 +86,34 @@ class Settler:
 
         An attempt that another worker took over meanwhile writes nothing but a log entry.
         """
+
+        def item(tx: Transaction) -> None:
+            facts.update(_keep_output(tx, job, end))
+            self.conclude(tx, job, plan, ending, clock.now_ms(), **facts)
+
+        await self._write(job, ending, item, end, facts)
+
+    def conclude(self, tx: Transaction, job: Job, plan: Plan, ending: Ending, now: int, **facts: Any) -> None:
+        """End an attempt inside a transaction: by another try where its operation says so, or for good.
+
+        A job that waits for its next try already goes on waiting for it.
+
+        Raises:
+            TransitionRefused, LeaseLost: somebody else was first.
+        """
         again = retries.after_ending(
             plan.retry, ending, attempt=job.attempt, idempotent=plan.idempotent, jitter=random.random()
         )
-
-        def item(tx: Transaction) -> None:
-            now = clock.now_ms()
-            facts.update(_keep_output(tx, job, end))
-            if again is None:
-                self.finish(tx, job, ending, now, **facts)
-                return
-            said = f"attempt {job.attempt}: {ending.error_message}; tried again"
-            jobs.log(tx, job.id, now, "INFO", said)
+        if again is None or job.status not in (Status.RUNNING, Status.PENDING):
+            self.finish(tx, job, ending, now, **facts)
+        elif job.status is Status.RUNNING:
+            jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again")
             if again.after_s is None:
                 self.again_now(tx, job, ending, now)
             else:
                 jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
                 queue.offer_next(tx, job.lane, now, self._offers)
                 self._limits.left(tx, job, self._offers)
-
-        await self._write(job, ending, item, end, facts)
 
     async def end_messages(self, messages: Sequence[Begun]) -> None:
         """End jobs whose messages the broker took, all of them or none.
