@@ -35,7 +35,7 @@ TAKEN = Ending(Outcome.SUCCEEDED)
 
 @dataclass(frozen=True, slots=True)
 class OutputEnd:
-    """The last of an attempt's output, for the settling transaction."""
+    """The last of an attempt's output, for the settling transaction; `total_bytes` is of all attempts."""
 
     chunks: tuple[Chunk, ...] = ()
     total_bytes: int = 0
@@ -109,9 +109,9 @@ class Settler:
         elif job.status is Status.RUNNING:
             jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again")
             if again.after_s is None:
-                self.again_now(tx, job, ending, now)
+                self.again_now(tx, job, ending, now, **facts)
             else:
-                jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
+                jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000), **facts)
                 queue.offer_next(tx, job.lane, now, self._offers)
                 self._limits.left(tx, job, self._offers)
 
@@ -138,7 +138,7 @@ class Settler:
         def item(tx: Transaction) -> None:
             facts = _keep_output(tx, job, end)
             if decision is retries.Redelivery.NEXT_ATTEMPT:
-                self.again_now(tx, job, ending, clock.now_ms())
+                self.again_now(tx, job, ending, clock.now_ms(), **facts)
             else:
                 self.finish(tx, job, ending, clock.now_ms(), **facts)
 
@@ -232,9 +232,9 @@ class Settler:
         """An attempt waits for its device from now on and holds no worker: inside a transaction."""
         self._limits.left(tx, job, self._offers)
 
-    def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int) -> None:
+    def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """Give a job its next attempt at once, inside a transaction."""
-        jobs.try_again(tx, job, ending, now, now)
+        jobs.try_again(tx, job, ending, now, now, **facts)
         self._limits.left(tx, job, self._offers)
         queue.offer_again(tx, job, now, self._offers)
 
