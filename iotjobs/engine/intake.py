@@ -61,7 +61,7 @@ class Execute:
 
     Attributes:
         caller: None where nobody asked for it.
-        origin: None where somebody did.
+        origin: None where somebody did; of a retry, what started the job that it repeats.
         start_at: milliseconds; not before this moment.
         key: the caller's Idempotency-Key with method and path, or None.
         body_digest: of the request's body, to know a repeat from a clash.
@@ -307,9 +307,10 @@ def _job_row(
 def _started_by(request: Execute, job_id: str, owner: Entity, now: int) -> dict[str, Any]:
     """The columns that say whose job it is and what started it."""
     caller, origin = request.caller, request.origin
+    by_itself = origin is not None and request.cause is not Cause.RETRY
     return {
         "id": job_id,
-        "type": JobType.EXECUTE_ACTION if origin is None else JobType.EXECUTE_LISTENER,
+        "type": JobType.EXECUTE_LISTENER if by_itself else JobType.EXECUTE_ACTION,
         "owner_id": owner.id,
         "owner_type": int(owner.owner_type),
         "owner_name": owner.name,
