@@ -129,7 +129,8 @@ class Settler:
             if part is not tx:
                 complete(tx.conn, [part])
 
-        await until_taken(self._store, item, messages[0].job.id, locks=[])
+        locks = {name for begun in messages for name in self._limits.locks_of(begun.job)}
+        await until_taken(self._store, item, messages[0].job.id, locks=sorted(locks))
 
     async def hand_over(self, job: Job, plan: Plan, ending: Ending, end: OutputEnd) -> None:
         """End an attempt that our own stop cut short: the next process repeats what may be repeated."""
@@ -159,9 +160,9 @@ class Settler:
             tried.append(self.end_asked(tx, job_now, ending, clock.now_ms(), **facts))
 
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
-        locks = [] if job.lane is None else [job.lane]
         while True:
             try:
+                locks = self._limits.locks_of(job)
                 await until_taken(self._store, item, job.id, size=size, locks=locks)
             except TransitionRefused as error:
                 if error.actual in control.ASKED:
@@ -235,8 +236,8 @@ class Settler:
     def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """Give a job its next attempt at once, inside a transaction."""
         jobs.try_again(tx, job, ending, now, now, **facts)
-        self._limits.left(tx, job, self._offers)
         queue.offer_again(tx, job, now, self._offers)
+        self._limits.left(tx, job, self._offers)
 
     async def _refused(self, job: Job, tried: Sequence[Ending], error: Exception) -> None:
         """A late write: what it would have said is kept as a log entry, unless it has been said.
