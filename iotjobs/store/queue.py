@@ -108,8 +108,17 @@ class Tickets(Offers, Protocol):
         """The job's ticket is live no more, with the commit of this transaction."""
 
 
-# A job's start has come (parameter `now`).
-READY = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
+def _is_ready(columns: Any) -> ColumnElement[bool]:
+    """Whether a row's start has come, and its time to live has not ended (parameter `now`)."""
+    now = bindparam("now")
+    return and_(
+        columns.status == Status.PENDING,
+        or_(columns.start_at.is_(None), columns.start_at <= now),
+        or_(columns.expires_at.is_(None), columns.expires_at > now),
+    )
+
+
+READY = _is_ready(J)
 
 
 # Not IN, here and below: see `Prepared`.
@@ -283,15 +292,7 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
     other = tables.jobs.alias("other")
     ahead = exists().where(
         other.c.lane == J.lane,
-        or_(
-            under_way(other.c),
-            and_(
-                other.c.status == Status.PENDING,
-                or_(other.c.start_at.is_(None), other.c.start_at <= now),
-                _free(other.c),
-                _before(other.c, J),
-            ),
-        ),
+        or_(under_way(other.c), and_(_is_ready(other.c), _free(other.c), _before(other.c, J))),
     )
     query = (
         select(J.priority, J.low_priority, J.parent_id, J.transport, J.seq, J.id, J.attempt, J.lane, J.queue)
