@@ -222,9 +222,7 @@ async def test_what_comes_into_a_lane_where_only_an_expired_one_stands_is_offere
     await add_job(store, lane="a", expires_at=1)
     new = await add_job(store, lane="a")
     now = clock.now_ms()
-    assert await store.write(
-        lambda tx: queue.offer_if_free(tx, "a", Ticket.of(new), now, engine.dispatcher)
-    )
+    assert await store.write(lambda tx: queue.offer_if_free(tx, "a", Ticket.of(new), now, engine.dispatcher))
     await engine.stop()
 
 

@@ -148,7 +148,7 @@ async def died_while_it_ran(engine: Engine, store: Store, folder: Path) -> tuple
     await eventually((folder / "pid").exists)
     task.cancel()
     await asyncio.wait({task})
-    assert await rescue(store, engine.settler, "alive") == 1
+    assert await rescue(store, engine.settler, engine.leftovers, "alive") == 1
     return await job_of(store, job.id), marked(job.nonce or "")
 
 
@@ -197,7 +197,7 @@ async def test_nothing_is_sent_beside_what_may_still_run(
     engine = make_engine(worker_id="alive")
     made = plan(idempotent=True, retry=RetryPolicy(3, ("lost",), backoff_s=0))
     job = await running_job(sqlite_store, of=made, sent=True, worker_id="dead")
-    await rescue(sqlite_store, engine.settler, "alive")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
     asked: list[str | None] = []
 
     async def kill_first(_: Job, mark: RunMark, *__: object) -> KillProof:
@@ -227,7 +227,7 @@ async def test_a_second_death_before_the_first_was_ended_forgets_nothing(
     engine = make_engine(worker_id="alive")
     job, left = await died_while_it_ran(engine, sqlite_store, tmp_path)
     await begin_again(engine, job)
-    await rescue(sqlite_store, engine.settler, "the next")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "the next")
 
     await engine.executor.run(await begin_again(engine, job))
 
@@ -255,7 +255,7 @@ async def test_where_nothing_can_be_left_the_next_attempt_begins_at_once(
     )
     if way in ("not sent", "raw"):
         job = await running_job(sqlite_store, of=made, sent=way == "raw", worker_id="dead")
-        await rescue(sqlite_store, engine.settler, "alive")
+        await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
     else:
         job = await running_job(sqlite_store, of=made, worker_id="alive")
         await engine.executor.run(Begun(job, made))
@@ -270,7 +270,7 @@ async def test_a_stop_while_the_earlier_is_ended_sends_nothing_and_hands_over(
 ) -> None:
     engine = make_engine(worker_id="alive")
     job = await running_job(sqlite_store, of=plan(idempotent=True), sent=True, worker_id="dead")
-    await rescue(sqlite_store, engine.settler, "alive")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
 
     async def kill_first(*_: object) -> KillProof:
         engine.executor.interrupt()
