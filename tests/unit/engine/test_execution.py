@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from iotjobs import clock
-from iotjobs.domain.errors import LeaseLost
+from iotjobs.domain.errors import LeaseLost, StoreUnavailable
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import commands
 from iotjobs.engine.commands import command_request, ending_of_exit
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.rescue import rescue
@@ -337,3 +338,33 @@ async def test_who_was_frozen_before_sending_looks_whether_it_still_may(
     else:
         with pytest.raises(LeaseLost):
             await sending.before_send()
+
+
+class Woken(Alone):
+    """A worker that finds out at its first beat that it was declared dead; the store answers at the second call."""
+
+    away = True
+
+    async def be_fresh(self) -> None:
+        if self.away:
+            self.away = False
+            raise StoreUnavailable("away")
+        self.worker_id = "anew"
+
+
+async def test_who_was_declared_dead_writes_no_end_that_others_may_have_made(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(worker_id="alive")
+    engine.executor.presence = Woken("alive")
+    monkeypatch.setattr(commands, "STORE_RETRY_S", 0)
+    made = plan(script="kill -TERM $$")  # as who ends what it left does
+    job = await running_job(sqlite_store, of=made, worker_id="alive")
+
+    await engine.executor.run(Begun(job, made))
+
+    assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
+    [line] = await rows_of(sqlite_store, tables.log_entries, job.id)
+    assert line["message"].startswith(
+        "attempt 1 ended failed after it was no longer the newest: worker alive"
+    )
