@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from iotjobs import clock
-from iotjobs.domain import control
 from iotjobs.domain.errors import AnswerTimeout, LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job, JobType
 from iotjobs.domain.operations import Plan
@@ -59,9 +58,9 @@ class Deadlines(LoopService):
     ) -> None:
         super().__init__()
         self._store, self._dispatcher, self._settler = store, dispatcher, settler
-        self._leftovers, self._standing = leftovers, standing
+        self._worker, self._leftovers, self._standing = worker, leftovers, standing
         self.timekeeper = Timekeeper(store, standing)
-        self.strays = Strays(store, settler, worker)
+        self.strays = Strays(store, settler, leftovers, worker)
         self.swept = 0
 
     async def _loop(self) -> None:
@@ -119,12 +118,11 @@ class Deadlines(LoopService):
     def _expire(self, tx: Transaction, job: Job, now: int) -> None:
         waited = f"still {job.status} when its time to live ended"
         reason = f" (waiting: {job.pending_reason})" if job.pending_reason else ""
-        if control.nothing_left(job) is False:
+        prover = self._leftovers.look_after_commit(tx, job, self._worker.worker_id)
+        if prover is not None:
             reason += f"; attempt {job.attempt} may still run on the device, see the log"
-            tx.after_commit(lambda: self._leftovers.look_after(job))
-        self._settler.finish(
-            tx, job, Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason), now
-        )
+        ending = Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason)
+        self._settler.finish(tx, job, ending, now, worker_id=prover)
 
     def _unanswered(self, tx: Transaction, job: Job, now: int) -> None:
         ending = Ending(Outcome.TIMED_OUT, error_code=AnswerTimeout.code, error_message=_NO_ANSWER)

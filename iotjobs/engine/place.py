@@ -68,7 +68,8 @@ class Place:
         if isinstance(self.presence, Presence):
             return DeadWorkers(store, settler, leftovers, self.presence, self.leader)
         worker_id = self.presence.worker_id
-        count = await rescue(store, settler, worker_id) + await leftovers.take_over_all(worker_id)
+        count = await rescue(store, settler, leftovers, worker_id)
+        count += await leftovers.take_over_all(worker_id)
         if count:
             log.info("attempts of a dead process were ended or given their next try", extra={"count": count})
         return None

@@ -330,7 +330,7 @@ async def test_a_job_that_ran_when_the_clock_was_set_has_the_rest_of_its_life_fo
     set_clock(by)
     await (begun(store) if stopped else keeper.look())
 
-    assert await rescue(store, engine.settler, "w1") == 1  # nothing was sent: it waits for its next attempt
+    assert await rescue(store, engine.settler, engine.leftovers, "w1") == 1  # nothing was sent: it waits for its next attempt
     await engine.deadlines.look()
 
     row = await job_of(store, job.id)
