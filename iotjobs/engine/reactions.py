@@ -7,7 +7,7 @@ written down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause
 from iotjobs.domain.payloads import measure
 from iotjobs.domain.rights import Caller
-from iotjobs.domain.states import Forced, Judgement
+from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
 from iotjobs.store import entities, rules, standings
@@ -106,10 +106,15 @@ class Happening:
 
 
 class Reactions:
-    """Gives happenings their effects. What it holds between two transactions is known to be as it was."""
+    """Gives happenings their effects. What it holds between two transactions is known to be as it was.
 
-    def __init__(self, parts: FiringParts) -> None:
-        self.parts, self.known = parts, KnownRules()
+    Args:
+        parts: what firing needs.
+        heard: how far it is known, at a moment, what devices have said.
+    """
+
+    def __init__(self, parts: FiringParts, heard: Callable[[int], Heard] = Heard.all_until) -> None:
+        self.parts, self.heard, self.known = parts, heard, KnownRules()
 
     def turn(self, tx: Transaction) -> Turn:
         """The happenings of one transaction, in their order; end it with `Turn.finish`."""
@@ -132,6 +137,7 @@ class Turn:
 
     def __init__(self, reactions: Reactions, tx: Transaction, now: int) -> None:
         self._reactions, self._tx, self._now = reactions, tx, now
+        self._heard = reactions.heard(now)
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
@@ -304,6 +310,7 @@ class Turn:
             standing,
             self._now,
             no_data_after_s=snapshot.no_data_after_s,
+            heard=self._heard,
         )
         self._wakes[entity.id] = judged.wake_at
         forced = standing.forced
