@@ -22,8 +22,9 @@ from iotjobs.store.writer import Transaction
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
-# A holder without a connection for so long lets another one try.
+# A holder without a connection for so long lets another one try; its first one may take longer.
 DEAF_S = 5.0
+FIRST_WITHIN_S = 20.0
 
 
 class Inbox(Service, Protocol):
@@ -70,13 +71,13 @@ class Ingest(LoopService):
         self._store, self._standing, self._worker_id = store, standing, worker_id
         self._inbox, self._consumer, self._publisher = inbox, consumer, publisher
         self._told: str | None = None  # who listens, as we have written it down; None: others may have
-        self._fit_at = clock.monotonic()
+        self._fit_at = 0.0  # when it could listen last
 
     def is_fit(self) -> bool:
         """Whether the ingest lease is to be sought, or kept."""
         now = clock.monotonic()
         if not self._standing.leads:
-            self._fit_at = now
+            self._fit_at = now + FIRST_WITHIN_S - DEAF_S
             return self._publisher.connected
         if self._consumer.connected:
             self._fit_at = now

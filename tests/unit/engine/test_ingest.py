@@ -5,7 +5,7 @@ import pytest
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StoreUnavailable
 from iotjobs.engine import ingest
-from iotjobs.engine.ingest import DEAF_S, Ingest
+from iotjobs.engine.ingest import DEAF_S, FIRST_WITHIN_S, Ingest
 from iotjobs.engine.leases import Always
 from iotjobs.store import facts
 from iotjobs.store.session import Store
@@ -133,8 +133,10 @@ def test_who_reaches_no_broker_does_not_seek_the_lease_and_lets_go_of_it(
 
     listener.standing.leads = True
     listener.publisher.connected = False
-    now += DEAF_S - 1
+    now += FIRST_WITHIN_S - 1
     assert is_fit()  # its consumer is about to connect
+    now += 1
+    assert not is_fit()
     listener.consumer.connected = True
     now += 100
     assert is_fit()
