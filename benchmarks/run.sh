@@ -10,7 +10,7 @@ export PYTHONPATH
 limit_s=3600
 [ "${QUICK:-0}" = 1 ] && limit_s=300
 failed=
-for name in ${1:-startup store_writes queue mqtt_publish reports ssh_fanout soak}; do
+for name in ${1:-startup store_writes queue mqtt_publish reports flood ssh_fanout soak}; do
   echo "## $name"
   timeout "$limit_s" "$python" -m "benchmarks.$name" || failed="$failed $name"
 done

@@ -84,8 +84,8 @@ class Devices:
             load.close()
 
 
-async def define(client: Client) -> None:
-    """A class with its rule, and an object for each device."""
+async def define(client: Client, count: int = DEVICES) -> None:
+    """A class with its rule, and an object for each of so many devices."""
     made = await client.call("POST", f"{API}/classes", {"name": "device"})
     path = f"{API}/classes/{made['id']}"
     message = {"topic": "iotjobs/{{name}}/cmd/fan", "message": {"fan": "on"}}
@@ -96,7 +96,7 @@ async def define(client: Client) -> None:
     await client.call("PUT", f"{path}/state-conditions", {"items": [hot]})
     trigger = {"name": "cool it", "states": ["alarm"], "operation_id": operation["id"]}
     await client.call("PUT", f"{path}/state-triggers", {"items": [trigger]})
-    for number in range(DEVICES):
+    for number in range(count):
         name = f"thing-{number}"
         await client.call("POST", f"{API}/objects", {"name": name, "thing": name, "class_id": made["id"]})
 

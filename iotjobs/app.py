@@ -292,7 +292,13 @@ class Site:
         )
         client_id = await store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
         filters = (*DEVICE_FILTERS, *(rule.filter for rule in ingest))
-        consumer = MqttConsumer(address, client_id=client_id, filters=filters, handler=devices.receive)
+        consumer = MqttConsumer(
+            address,
+            client_id=client_id,
+            filters=filters,
+            handler=devices.receive,
+            on_new_session=devices.new_session,
+        )
         listener = Ingest(
             store,
             place.ingest,

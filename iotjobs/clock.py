@@ -13,7 +13,7 @@ import time
 from datetime import UTC, datetime
 
 _ahead_ns = time.time_ns() - time.monotonic_ns()  # of the wall clock
-_last_moment = 0  # of an id: milliseconds, and 4096ths of one
+_last_step = 0
 
 
 def now_ms() -> int:
@@ -37,19 +37,32 @@ async def sleep(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+def new_step() -> int:
+    """Milliseconds and 4096ths of one: those of a process, and of its ids, are all different, and in their order.
+
+    As long as the clock is not set back by a second or more.
+    """
+    global _last_step
+    step = now_ms() << 12 | (time.monotonic_ns() + _ahead_ns) % 1_000_000 * 4096 // 1_000_000
+    if step <= _last_step < step + (1000 << 12):
+        step = _last_step + 1
+    _last_step = step
+    return step
+
+
 def new_id() -> str:
     """A UUIDv7 as 32 hex digits: sorts by its moment of creation (RFC 9562 §5.7).
 
-    Those of one process sort in their order, also within a millisecond (§6.2, method 3), as long as the clock
-    is not set back by a second or more.
+    Those of one process sort in their order, also within a millisecond (§6.2, method 3); see `new_step`.
     """
-    global _last_moment
-    moment = now_ms() << 12 | (time.monotonic_ns() + _ahead_ns) % 1_000_000 * 4096 // 1_000_000
-    if moment <= _last_moment < moment + (1000 << 12):
-        moment = _last_moment + 1
-    _last_moment = moment
-    stamp, fraction = moment >> 12 & (1 << 48) - 1, moment & 0xFFF
+    step = new_step()
+    stamp, fraction = step >> 12 & (1 << 48) - 1, step & 0xFFF
     return f"{stamp << 80 | 7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62):032x}"
+
+
+def step_of(new_id: str) -> int:
+    """The step at which an id was made."""
+    return int(new_id[:12], 16) << 12 | int(new_id[13:16], 16)
 
 
 def rfc3339(moment_ms: int | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,9 @@ def explain(
 
 def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
     state = client.state(entity)
-    yield f"{entity.name} is {state['state']} since {state['since']}: {_because(state['why'])}"
+    before = _because({**state["why"], "problems": ()})  # what has no value now is told below
+    yield f"{entity.name} is {state['state']} since {state['since']}: {before}"
+    yield from _now(state["state"], before, state["now"])
     heard = state["heard_at"]
     yield f"  {state['reports']} reports, the last {heard}" if heard else "  never heard of"
     if state["superseded"]:
@@ -59,6 +62,17 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
             yield f"    {trace['trigger_name']}: {trace['decision']}, {trace['reason']}{job}"
 
 
+def _now(state: str, before: str, now: dict[str, Any]) -> Iterator[str]:
+    """What is decided now, where that is another thing than at the last change; and what cannot be judged."""
+    because = _because(now["why"])
+    if now["state"] != state:
+        yield f"  now it has to be {now['state']}, and has not been looked at yet: {because}"
+    elif because != before:
+        yield f"  now: {because}"
+    for one in now["problems"]:
+        yield f"  has no value: {one['when']}: {one['problem']}"
+
+
 def _because(why: dict[str, Any]) -> str:
     """The reason of a state, as a half sentence."""
     match why.get("by"):
@@ -67,7 +81,7 @@ def _because(why: dict[str, Any]) -> str:
             said = f"{why['when']}" + (f" ({values})" if values else "")
             return f"{said}; {why['description']}" if why.get("description") else said
         case "forced":
-            until = f" until {why['until']}" if why.get("until") else ""
+            until = f" until {_moment(why['until'])}" if why.get("until") else ""
             return f"forced{until}: {why['reason']}"
         case "no_data":
             return f"no report for {why['no_data_after_s']:g} s"
@@ -77,6 +91,10 @@ def _because(why: dict[str, Any]) -> str:
             problems = [f"{one['when']}: {one['problem']}" for one in why.get("problems", ())]
             return "; ".join(["no condition holds", *problems])
     return "nothing has happened to it yet"
+
+
+def _moment(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _short(value: Any) -> str:

@@ -173,6 +173,13 @@ class DeviceUnreachable(DeliveryError):
     retryable = True
 
 
+class NotRecorded(DeliveryError):
+    """Nothing left us, since our own store could not take that first: it is tried again whatever `retry` says."""
+
+    code = "notRecorded"
+    retryable = True
+
+
 class CredentialsRefused(DeliveryError):
     """The device (or the broker) did not accept our credentials."""
 

@@ -11,6 +11,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from iotjobs.domain.payloads import beginning
+
 # An operand: how it is evaluated, and how it was written.
 Operand = tuple[Callable[[Any], Any], str]
 
@@ -255,7 +257,7 @@ def member(of: Operand, key: Operand) -> Callable[[Any], Any]:
             if not isinstance(wanted, str):
                 raise NoValue(f"{key_words} is {kind(wanted)}, and members of {words} have names")
             if wanted not in value:
-                raise NoValue(f"{words} has no {wanted}", missing=True)
+                raise NoValue(f"{words} has no {beginning(wanted) or wanted}", missing=True)
             return value[wanted]
         if isinstance(value, list | tuple):
             if not _is_number(wanted) or wanted != int(wanted):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from iotjobs.domain.errors import BadRequest, TooLarge
 
 RESULT_LIMIT_BYTES = 64 * 1024
 DEPTH_LIMIT = 32
+TOLD_CHARACTERS = 200  # of a value in a reason
+_json = json.JSONEncoder(ensure_ascii=False)
 
 
 def check_payload(payload: Any, what: str = "a custom result") -> dict[str, Any]:
@@ -51,6 +54,17 @@ def measure(value: Any, most: int = RESULT_LIMIT_BYTES) -> int:
         if size > most:
             return size
     return size
+
+
+def beginning(value: Any) -> str | None:
+    """Of a value that is too long to stand in a reason, how it begins, as a text; None: it may stand there."""
+    text = "" if isinstance(value, list | dict) else str(value)
+    if isinstance(value, list | dict):
+        for part in _json.iterencode(value):
+            text += part
+            if len(text) > TOLD_CHARACTERS:
+                break
+    return None if len(text) <= TOLD_CHARACTERS else f"{text[: TOLD_CHARACTERS - 1]}…"
 
 
 def _text_bytes(text: str) -> int:

@@ -11,6 +11,7 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 from iotjobs.domain import states, triggers
@@ -32,6 +33,7 @@ class Event:
         by: the person who set them; None: they were reported.
         pinned: a state that was not decided by conditions, entered then.
         released: such a state ended then.
+        by_time: time alone did it, in one look with whatever else was due.
     """
 
     at: int
@@ -40,6 +42,7 @@ class Event:
     by: str | None = None
     pinned: str | None = None
     released: bool = False
+    by_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class Past:
         events: in their order.
         until: the moment to stop at.
         fired: when triggers had fired before the first event, by id, in their order.
+        since: the moment to begin at; all of the above was so right before it.
+        why: the reason of the last change of state before.
     """
 
     facts: Facts
@@ -88,6 +93,8 @@ class Past:
     events: Iterable[Event]
     until: int
     fired: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    since: int = 0
+    why: Mapping[str, Any] = field(default_factory=dict)
 
 
 def replay(conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> Replayed:
@@ -123,11 +130,15 @@ class Replay:
         self._fired = {rule.id: list(past.fired.get(rule.id, ())) for rule in rules}
         self._order = 0
         self.result = Replayed()
+        self._resume_holds(past)
+        for rule in rules:
+            self._resume(rule, past.since)
 
     def work(self) -> Iterator[None]:
         """Go through it all, or as far as the steps reach; between two bits others may have their turn."""
         for event in self._events:
-            yield from self._pass_time(event.at)
+            # What has come due is given its effect before what happens at that moment.
+            yield from self._pass_time(event.at if event.by_time else event.at + 1)
             if not self.result.complete:
                 return
             self._take(event)
@@ -199,6 +210,32 @@ class Replay:
         again_s = triggers.repeat_after_s(trigger, ruling.decision, number)
         if again_s is not None:
             self._wait(trigger, now, again_s, number + 1)
+
+    def _resume_holds(self, past: Past) -> None:
+        """What holds at the beginning has held since the moment before at least; what decided has long enough."""
+        holding, due = dict[str, int](), list[int]()
+        for condition in self._conditions:
+            hold_ms, before = round(condition.hold_s * 1000), past.since - 1
+            covered = condition.period is None or condition.period.covers(before)
+            if hold_ms and covered and condition.when.evaluate(past.facts).holds:
+                decided = (past.why.get("condition_id"), past.why.get("when"))
+                since = before - hold_ms if decided == (condition.id, condition.when.text) else before
+                holding[condition.hold_key] = since
+                due.append(since + hold_ms)
+        self._standing = replace(past.standing, holding=holding)
+        self._wake_at = min((moment for moment in due if moment >= past.since), default=None)
+
+    def _resume(self, trigger: Trigger, now: int) -> None:
+        """A hold or repeats that began before the first event go on, as far as it is known since when."""
+        standing = self._standing
+        if standing.state not in trigger.states or not standing.since:
+            return
+        over_at = standing.since + round(trigger.hold_s * 1000)
+        if over_at >= now:
+            self._wait(trigger, standing.since, trigger.hold_s, 0)
+        elif trigger.repeat_s is not None:
+            number = ceil((now - over_at) / (trigger.repeat_s * 1000))
+            self._wait(trigger, over_at, number * trigger.repeat_s, number)
 
     def _wait(self, trigger: Trigger, now: int, for_s: float, number: int) -> None:
         self._order += 1

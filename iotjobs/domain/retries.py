@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iotjobs.domain.errors import DeliveryError, DeviceUnreachable
+from iotjobs.domain.errors import DeliveryError, DeviceUnreachable, NotRecorded
 from iotjobs.domain.jobs import Ending
 from iotjobs.domain.statuses import Outcome
 
@@ -29,9 +29,9 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Another attempt, not before `after_s` seconds from now."""
+    """Another attempt, not before `after_s` seconds from now; None: at once, and in its place of the lane."""
 
-    after_s: float
+    after_s: float | None
 
 
 def backoff_s(policy: RetryPolicy, attempt: int, jitter: float) -> float:
@@ -57,8 +57,11 @@ def after_ending(
 ) -> TryAgain | None:
     """Whether an attempt's ending is followed by another attempt.
 
-    What may have run is repeated only when the operation says `idempotent`.
+    What may have run is repeated only when the operation says `idempotent`. What our own store kept from
+    being sent is always repeated: no device has failed.
     """
+    if ending.error_code == NotRecorded.code:
+        return TryAgain(None)
     if ending.outcome in (Outcome.SUCCEEDED, Outcome.REJECTED, Outcome.CANCELED, Outcome.EXPIRED):
         return None
     if attempt >= policy.attempts:

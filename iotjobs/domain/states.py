@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2s
 from typing import Any
 
 from iotjobs.domain.expressions import Expression, Facts
+from iotjobs.domain.payloads import beginning
 from iotjobs.domain.periods import Period
 
 CREATED, WORKING, NO_DATA, DOWN = "created", "working", "no_data", "down"
@@ -48,6 +50,12 @@ class Condition:
     description: str = ""
     period: Period | None = None
 
+    @property
+    def hold_key(self) -> str:
+        """By which it is remembered since when it holds: with another text it is another one."""
+        text = self.when.text.encode(errors="surrogatepass")
+        return f"{self.id} {blake2s(text, digest_size=8).hexdigest()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Forced:
@@ -70,7 +78,7 @@ class Standing:
 
     Attributes:
         since: when the state was entered.
-        holding: since when conditions that have to hold for a while have been true, by their ids.
+        holding: since when conditions that have to hold for a while have been true, by their hold keys.
         heard_at: of the last report; for a link, of either end.
         offline: the broker announced the end of the device's connection, and nothing came since.
     """
@@ -107,14 +115,17 @@ class Judgement:
 
     Attributes:
         why: for people and records: `by` is `forced`, `offline`, `no_data`, `condition` or `default`.
+            Of values that are too long it has the beginnings, and their names in `cut`.
         holding: see `Standing`.
         wake_at: the next moment at which time alone may change it; None: never.
+        problems: of conditions that have no value, each with `when` and `problem`; whatever decides.
     """
 
     state: str
     why: dict[str, Any]
     holding: dict[str, int]
     wake_at: int | None
+    problems: list[dict[str, str]]
 
 
 def judge(
@@ -151,7 +162,7 @@ def judge(
         state = forced.state
     moments = [*seen.moments, silent_at, forced.until if forced else None]
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
-    return Judgement(state, why, seen.holding, wake_at)
+    return Judgement(state, why, seen.holding, wake_at, seen.problems)
 
 
 def _silent_at(
@@ -180,7 +191,7 @@ class _Seen:
     def __init__(self, conditions: Sequence[Condition], facts: Facts, standing: Standing, now: int) -> None:
         self.holding: dict[str, int] = {}
         self.moments: list[int | None] = []
-        self._problems: list[dict[str, str]] = []
+        self.problems: list[dict[str, str]] = []
         first = next(self._true(conditions, facts, standing, now), None)
         if first is not None:
             self.state = first.state
@@ -192,11 +203,13 @@ class _Seen:
                 "description": first.description,
                 "hold_s": first.hold_s,
             }
+            _shorten(self.why)
         else:
             self.state = CREATED if standing.state == CREATED and standing.heard_at is None else WORKING
             self.why = {"by": "default"}
-        if self._problems:
-            self.why["problems"] = self._problems[:_PROBLEMS_TOLD]
+        del self.problems[_PROBLEMS_TOLD:]
+        if self.problems:
+            self.why["problems"] = self.problems
 
     def _true(
         self, conditions: Sequence[Condition], facts: Facts, standing: Standing, now: int
@@ -210,14 +223,23 @@ class _Seen:
                     continue
             verdict = condition.when.evaluate(facts)
             if verdict.problem is not None:
-                self._problems.append({"when": condition.when.text, "problem": verdict.problem})
+                self.problems.append({"when": condition.when.text, "problem": verdict.problem})
             if not verdict.holds:
                 continue
             if condition.hold_s:
-                since = self.holding[condition.id] = standing.holding.get(condition.id, now)
+                key = condition.hold_key
+                since = self.holding[key] = standing.holding.get(key, now)
                 due = since + round(condition.hold_s * 1000)
                 if due > now:
                     self.moments.append(due)
                     continue
             found.append(condition)
         return iter(found)
+
+
+def _shorten(why: dict[str, Any]) -> None:
+    values = why["values"]
+    cut = {name: begins for name, value in values.items() if (begins := beginning(value)) is not None}
+    if cut:
+        values.update(cut)
+        why["cut"] = list(cut)

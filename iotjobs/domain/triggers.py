@@ -10,6 +10,7 @@ from enum import StrEnum
 
 MAX_DEPTH = 5
 HOUR_MS = 3_600_000
+_NAMES_TOLD = 10
 
 
 class Decision(StrEnum):
@@ -98,7 +99,7 @@ class Ruling:
 def rule(trigger: Trigger, state: str, around: Circumstances, now: int) -> Ruling:
     """Decide about a change into `state`, or about a wait that is over."""
     if state not in trigger.states:
-        return Ruling(Decision.NOT_IN_STATES, f"{state} is not one of {', '.join(trigger.states)}")
+        return Ruling(Decision.NOT_IN_STATES, f"{state} is not one of {_listed(trigger.states)}")
     if around.paused:
         return Ruling(Decision.PAUSED, "all triggers of the site are paused")
     if not trigger.enabled:
@@ -112,6 +113,11 @@ def rule(trigger: Trigger, state: str, around: Circumstances, now: int) -> Rulin
     if trigger.hold_s and not around.waited:
         return Ruling(Decision.HELD, f"fires after {trigger.hold_s:g} s in {state}")
     return _by_history(trigger, around.history, now) or _fire(trigger, state)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - _NAMES_TOLD
+    return ", ".join(names[:_NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _by_history(trigger: Trigger, history: History, now: int) -> Ruling | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -23,6 +23,7 @@ from iotjobs.engine.reports import read_ingested, read_payload, read_report, rea
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
 from iotjobs.store import entities, standings
 from iotjobs.store.session import Store
+from iotjobs.store.taken import Key, Taken
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.ingest_rules import IngestRule
 from iotjobs.transports.mqtt_messages import Received
@@ -43,15 +44,24 @@ class _Heard:
     Attributes:
         who: `thing` or `external_id`, and its value.
         effect: what it does, given the id of that object.
-        earlier: messages whose values are among its own.
+        earlier: messages whose values are among its own, or that say what one of this batch says.
+        let_go: keys of messages that are acknowledged already, for it stands for them.
         settled: it was given its effect, or has none.
     """
 
     message: Received
     who: tuple[str, str]
     effect: Callable[[Transaction, Turn, str], object]
-    earlier: Sequence[Received] = ()
+    earlier: list[Received] = field(default_factory=list)
+    let_go: Sequence[Key] = ()
     settled: bool = False
+
+    @property
+    def keys(self) -> Iterator[Key]:
+        """Those of all messages that are done with it."""
+        yield from self.let_go
+        for message in (*self.earlier, self.message):
+            yield message.key
 
 
 class DeviceMessages:
@@ -83,9 +93,11 @@ class DeviceMessages:
         self._standing = standing
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
         self._rates, self._ingest = Rates(reports_per_s), ingest
+        self._taken, self._taking = Taken(), asyncio.Lock()
+        self._is_unsure = False  # whether a transaction that failed may be on disk
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
-        self.dropped = 0
+        self.dropped = self.repeated = 0
 
     def receive(self, message: Received) -> None:
         """Take a message from the consumer; it is acknowledged once its effect is on disk.
@@ -130,14 +142,30 @@ class DeviceMessages:
         self._inbox = asyncio.Queue()
         self._rates.held.clear()
 
+    async def new_session(self) -> None:
+        """The broker knows nothing of what it sent before; to be called before anything comes of the new session."""
+        await self._until_taken(self._taken.clear)
+
+    async def _until_taken(self, item: Callable[[Transaction], None]) -> None:
+        while True:
+            try:
+                async with self._taking:
+                    await self._store.write(item, reserved=True)
+                return
+            except (StoreUnavailable, StorageFull):
+                await clock.sleep(STORE_RETRY_S)
+
     async def _loop(self) -> None:
+        await self._until_taken(lambda tx: self._taken.load(tx.conn))
         while True:
             batch = await self._next_batch()
             try:
                 while not await self._commit(batch):
                     await clock.sleep(STORE_RETRY_S)
             except LeaseLost:
-                continue  # not acknowledged: it comes to the node that took over
+                # Not acknowledged: it comes to the node that took over, or here on a new connection (`ingest`). What
+                # came behind it must not be taken before it.
+                return
             for heard in batch:
                 for message in (*heard.earlier, heard.message):
                     message.ack()
@@ -148,6 +176,7 @@ class DeviceMessages:
     async def _next_batch(self) -> list[_Heard]:
         """What has come, in its order; waits for something."""
         batch: list[_Heard] = []
+        done: dict[Key, _Heard] = {}
         while not batch:
             try:
                 async with asyncio.timeout(self._rates.wait_s()):
@@ -159,9 +188,29 @@ class DeviceMessages:
             now = clock.monotonic()
             for who, held in self._rates.due(now):
                 batch += _held(who, held)
+            done.update((key, heard) for heard in batch for key in heard.keys)
             for message in messages:
-                batch += self._heard(message, now)
+                if not self._came_before(message, done):
+                    more = self._heard(message, now)
+                    batch += more
+                    done.update((key, heard) for heard in more for key in heard.keys)
         return batch
+
+    def _came_before(self, message: Received, done: Mapping[Key, _Heard]) -> bool:
+        """Whether the broker brings again what was taken, or what is about to be: it has its effect once."""
+        if not message.duplicate:
+            self._taken.free(message.mid)
+            return False
+        before = done.get(message.key)
+        if before is not None:
+            before.earlier.append(message)
+        elif self._taken.holds(message.key):
+            message.ack()
+        else:
+            return False
+        self.repeated += 1
+        log.debug("the broker brought a message again", extra={"topic": message.topic[:200]})
+        return True
 
     def _heard(self, message: Received, now: float) -> list[_Heard]:
         """What a message does; nothing when it has to wait."""
@@ -215,6 +264,7 @@ class DeviceMessages:
                     await self._write_alone(heard)
         except (StoreUnavailable, StorageFull):
             log.warning("the store cannot take device messages", extra={"count": len(batch)})
+            self._is_unsure = True
             return False
         return True
 
@@ -232,12 +282,17 @@ class DeviceMessages:
         refused = await self._store.write(lambda tx: self._apply(tx, batch))
         for heard, why in refused:
             self._drop(heard.message, why)
+        self._is_unsure = False
         for heard in batch:
             heard.settled = True
 
     def _apply(self, tx: Transaction, batch: Sequence[_Heard]) -> list[tuple[_Heard, str]]:
         """Give each its effect; those that have none, and why."""
         self._standing.check(tx)
+        if self._is_unsure:
+            unheard = self._taken.unheard(tx.conn)
+            for heard in batch:
+                heard.settled |= heard.message.key in unheard
         refused = []
         turn = self._reactions.turn(tx)
         objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
@@ -255,6 +310,7 @@ class DeviceMessages:
             except (ValueError, RequestError) as error:
                 refused.append((heard, str(error)))
         turn.finish()
+        self._taken.add(tx, (key for heard in batch if not heard.settled for key in heard.keys))
         return refused
 
 
@@ -271,8 +327,11 @@ def _happening(messages: Sequence[Received], who: Who, what: Said) -> _Heard:
     def effect(_tx: Transaction, turn: Turn, object_id: str) -> None:
         turn.take(Happening(OwnerType.OBJECT, object_id, what))
 
-    return _Heard(messages[-1], who, effect, earlier=messages[:-1])
+    return _Heard(messages[-1], who, effect, list(messages[:-1]))
 
 
 def _held(who: Who, held: Held) -> list[_Heard]:
-    return [_happening(messages, who, what) for messages, what in held.parts]
+    """Those of what waited. What came too quickly is done with the first: the others come after it in any case."""
+    found = [_happening(messages, who, what) for messages, what in held.parts]
+    found[0].let_go = tuple(held.let_go)
+    return found

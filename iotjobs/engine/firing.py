@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from iotjobs.domain import triggers
-from iotjobs.domain.errors import NotFound
 from iotjobs.domain.jobs import Cause, Ending, Job
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
@@ -98,19 +97,6 @@ class Firing:
         around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
         self._decide(_Case(snapshot, trigger, before, timer.number), around)
         return True
-
-    def depth_behind(self, job_id: str | None) -> int:
-        """How many triggers stand before a report that a job's message led to."""
-        if job_id is None:
-            return 0
-        try:
-            job = jobs.get(self._tx.conn, job_id)
-        except NotFound:
-            return 0  # what a device says may be anything
-        if job.cause is not Cause.TRIGGER or job.process_meta is None:
-            return 0
-        depth = standings.depth_of(self._tx.conn, job.process_meta["state_change_id"])
-        return 0 if depth is None else depth + 1
 
     def start(
         self,

@@ -3,6 +3,9 @@
 It writes down whether it does (`facts.LISTENS`), so that nobody takes what waits at the broker for what was not
 said. And a holder that cannot reach the broker is no use: it lets go of the lease, and who reaches
 none does not seek it.
+
+Who has lost the lease and taken it again begins anew, on a new connection: what it could not commit
+between, and did not acknowledge, comes again there and in its order.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ class Ingest(LoopService):
         super().__init__()
         self._store, self._standing, self._worker_id = store, standing, worker_id
         self._inbox, self._consumer, self._publisher = inbox, consumer, publisher
+        self._epoch: int | None = None  # of the lease under which they were started
         self._told: str | None = None  # who listens, as we have written it down; None: others may have
         self._fit_at = 0.0  # when it could listen last
 
@@ -85,12 +89,14 @@ class Ingest(LoopService):
 
     async def _loop(self) -> None:
         while True:
-            if self._standing.leads:
+            epoch = self._standing.epoch if self._standing.leads else None
+            if epoch != self._epoch:
+                await self._end()
+            if epoch is not None:
                 await self._inbox.start()
                 await self._consumer.start()
                 await self._tell()
-            else:
-                await self._end()
+            self._epoch = epoch
             await clock.sleep(LOOK_EVERY_S)
 
     async def stop(self) -> None:

@@ -36,6 +36,10 @@ class Standing(Protocol):
     def leads(self) -> bool:
         """Whether it is this process, as far as it can know without asking."""
 
+    @property
+    def epoch(self) -> int | None:
+        """Another one each time that the lease is taken; None while it is not ours."""
+
     def check(self, tx: Transaction) -> None:
         """Refuse a late write.
 
@@ -47,7 +51,7 @@ class Standing(Protocol):
 class Always:
     """The embedded side: there is nobody else."""
 
-    leads = True
+    leads, epoch = True, 1
     fit: Callable[[], bool] = staticmethod(lambda: True)
 
     def check(self, tx: Transaction) -> None:
@@ -81,6 +85,11 @@ class Lease(LoopService):
     def leads(self) -> bool:
         """Whether it is ours, as far as we can know without asking."""
         return self._epoch is not None and clock.monotonic() < self._until
+
+    @property
+    def epoch(self) -> int | None:
+        """See `Standing`."""
+        return self._epoch
 
     def check(self, tx: Transaction) -> None:
         """See `Standing`."""

@@ -114,7 +114,8 @@ class Presence(LoopService):
         self.worker_id = ""
         self.running: Callable[[], int] = lambda: 0
         self.connected: Callable[[], bool] = lambda: False
-        self._seen = self._in_touch_since = self._broker_seen = float("-inf")
+        self._seen = self._in_touch_since = float("-inf")
+        self._nobody_since: float | None = float("-inf")  # has been connected to a broker
         self._beating = asyncio.Lock()
 
     async def enter(self, former: str | None) -> None:
@@ -174,12 +175,16 @@ class Presence(LoopService):
 
     def _note_broker(self, there_is_one: bool) -> None:
         if there_is_one:
-            self._broker_seen = clock.monotonic()
+            self._nobody_since = None
+        elif self._nobody_since is None:
+            self._nobody_since = clock.monotonic()
 
     def may_publish(self) -> bool:
         """Whether mqtt jobs are ours to take: we are connected to the broker, or for some time nobody has been."""
+        if self.connected() or self._nobody_since is None:
+            return self.connected()
         awaited_s = OTHERS_AWAITED_S if self._node.mqtt else BROKER_AWAITED_S
-        return self.connected() or clock.monotonic() - self._broker_seen > awaited_s
+        return clock.monotonic() - self._nobody_since > awaited_s
 
     def is_fresh(self) -> bool:
         """See `Membership`."""

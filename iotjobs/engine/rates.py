@@ -7,6 +7,7 @@ a device that floods us costs the others nothing and loses nothing but values th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -16,6 +17,8 @@ from iotjobs.store.standings import REPORT_IDS_KEPT
 from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
+# Keys of messages that are no longer waited with, of each: the broker waits for no more acknowledgements.
+LET_GO = 256
 # Messages that wait with one report: what is not acknowledged takes places of all devices.
 EARLIER = 16
 _MOST = 10_000  # buckets, before those that are full again are let go of
@@ -31,10 +34,12 @@ class Held:
     Attributes:
         reported: its reports, merged.
         connection: the word of its connection that came after them.
+        let_go: keys of messages that it stands for beside its own, and that may come again all the same.
     """
 
     reported: Reported | None = None
     connection: Connection | None = None
+    let_go: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=LET_GO))
     _reports: list[Received] = field(default_factory=list)
     _word: Received | None = None
 
@@ -62,7 +67,8 @@ class Held:
             self._say(message, what)
             return
         if self.connection is not None and not what.retained:  # it is heard of, whatever was said before
-            what = replace(what, superseded=self.connection.superseded + 1)
+            before_ids = (*self.connection.ids, *what.earlier_ids)
+            what = replace(what, superseded=self.connection.superseded + 1, earlier_ids=before_ids)
             self._let_go(message)
         if self.reported is None:
             self.reported = what
@@ -74,28 +80,34 @@ class Held:
                 and message.qos
             ):
                 for superseded in self._reports:
-                    superseded.ack()
+                    self._end(superseded)
                 self._reports.clear()
         self._reports.append(message)
 
     def _say(self, message: Received, word: Connection) -> None:
         before = self.connection
         if before is not None and word.retained and not before.retained:
-            message.ack()  # what the broker had kept is older
-            self.connection = replace(before, superseded=before.superseded + 1)
+            self._end(message)  # what the broker had kept is older
+            ids = (*word.ids, *before.earlier_ids)[-REPORT_IDS_KEPT:]
+            self.connection = replace(before, superseded=before.superseded + 1, earlier_ids=ids)
             return
         if before is not None:
-            word = replace(word, superseded=before.superseded + 1)
+            ids = before.ids[-REPORT_IDS_KEPT:]
+            word = replace(word, superseded=before.superseded + 1, earlier_ids=ids)
             self._let_go(message)
         self.connection, self._word = word, message
 
     def _let_go(self, later: Received) -> None:
         if self._word is not None:
             if later.qos:
-                self._word.ack()
+                self._end(self._word)
             else:
                 self._reports.append(self._word)
         self.connection = self._word = None
+
+    def _end(self, superseded: Received) -> None:
+        superseded.ack()
+        self.let_go.append(superseded.key)
 
 
 def _merged(before: Reported, later: Reported) -> Reported:
@@ -104,7 +116,7 @@ def _merged(before: Reported, later: Reported) -> Reported:
     return Reported(
         {**first.values, **last.values},
         last.report_id,
-        last.job_id,
+        tuple(dict.fromkeys((*first.job_ids, *last.job_ids)))[-REPORT_IDS_KEPT:],
         superseded=before.superseded + later.superseded + 1,
         earlier_ids=(
             *first.earlier_ids,

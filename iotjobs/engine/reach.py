@@ -17,6 +17,7 @@ from iotjobs.domain.errors import (
     DeliveryError,
     DeviceUnreachable,
     NotFound,
+    NotRecorded,
     StoreUnavailable,
 )
 from iotjobs.domain.jobs import Job, Transport
@@ -156,7 +157,7 @@ class Reach:
             # A kill must not wait for the database: the way was right some seconds ago.
             kept = self._kept.get(job.target_id)
             if kept is None:
-                raise DeviceUnreachable(f"the way to the device cannot be looked up: {error}") from error
+                raise NotRecorded(f"the way to the device cannot be looked up: {error}") from error
             return kept.target
 
     async def _looked_up(self, object_id: str) -> SshTarget:

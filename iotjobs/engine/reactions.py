@@ -7,9 +7,11 @@ written down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+
+from sqlalchemy import Connection as DatabaseConnection
 
 from iotjobs import clock
 from iotjobs.domain import operators, states
@@ -18,7 +20,7 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause
 from iotjobs.domain.payloads import measure
 from iotjobs.domain.rights import Caller
-from iotjobs.domain.states import Forced, Heard, Judgement
+from iotjobs.domain.states import Condition, Forced, Heard, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
 from iotjobs.store import entities, rules, standings
@@ -37,7 +39,7 @@ class Reported:
 
     Attributes:
         report_id: one that came before has no effect.
-        job_id: the job whose message led to it, as far as it is known.
+        job_ids: of the jobs that led to it, as far as they are known.
         superseded: how much of what the device said it stands for beside itself, that came too quickly.
         earlier_ids: those of reports among that, which have come as well.
         retained: the broker had kept it, nobody knows how long: values, and no sign of life.
@@ -45,7 +47,7 @@ class Reported:
 
     values: Mapping[str, Any]
     report_id: str | None = None
-    job_id: str | None = None
+    job_ids: tuple[str, ...] = ()
     superseded: int = 0
     earlier_ids: tuple[str, ...] = ()
     retained: bool = False
@@ -72,13 +74,20 @@ class Connection:
     """The broker told that a device came, or went.
 
     Attributes:
-        superseded: as of `Reported`.
+        report_id, superseded, earlier_ids: as of `Reported`.
         retained: the broker had kept it, nobody knows how long.
     """
 
     online: bool
     superseded: int = 0
     retained: bool = False
+    report_id: str | None = None
+    earlier_ids: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """That of the word, behind those that it stands for."""
+        return self.earlier_ids if self.report_id is None else (*self.earlier_ids, self.report_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,11 @@ class Reactions:
         turn.finish()
         return had_effect
 
+    def judged_now(self, conn: DatabaseConnection, snapshot: Snapshot) -> Judgement:
+        """What would be decided of an entity's state, if it were looked at now; nothing is written."""
+        now = clock.now_ms()
+        return _judged(snapshot, rules.conditions_of(conn, snapshot.entity), now, self.heard(now))
+
 
 class Turn:
     """What happens in one transaction. Entities are read once, and written once at its end."""
@@ -171,7 +185,7 @@ class Turn:
                         snapshot.heard(self._now)
                         self._judge(snapshot, 0)
                     return False
-                depth = self._firing.depth_behind(report.job_id)
+                depth = standings.depth_behind(self._tx.conn, report.job_ids) if report.job_ids else 0
                 snapshot.reports = number
                 snapshot.superseded += report.superseded
                 if not report.retained:
@@ -182,6 +196,10 @@ class Turn:
             case Redefined(before, caller):
                 self._redefine(snapshot, before, caller)
             case Connection() as word:
+                number = snapshot.reports + bool(word.ids)
+                if not self._is_new(snapshot, word, number):
+                    return False
+                snapshot.reports = number
                 snapshot.superseded += word.superseded
                 if not word.retained or snapshot.is_news(word.online):
                     snapshot.standing = replace(standing, offline=not word.online)
@@ -223,7 +241,7 @@ class Turn:
             self._snapshots[entity_id] = found
         return found
 
-    def _is_new(self, snapshot: Snapshot, report: Reported, number: int) -> bool:
+    def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
         ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
         new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
@@ -304,14 +322,8 @@ class Turn:
 
     def _judge(self, snapshot: Snapshot, depth: int) -> None:
         standing, entity = snapshot.standing, snapshot.entity
-        judged = states.judge(
-            self._known.conditions_of(self._tx.conn, entity),
-            snapshot.facts,
-            standing,
-            self._now,
-            no_data_after_s=snapshot.no_data_after_s,
-            heard=self._heard,
-        )
+        conditions = self._known.conditions_of(self._tx.conn, entity)
+        judged = _judged(snapshot, conditions, self._now, self._heard)
         self._wakes[entity.id] = judged.wake_at
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
@@ -355,6 +367,13 @@ class Turn:
             self._judge(snapshot, 0)
             effects += [self._firing.due(timer, snapshot) for timer in timers if timer.due_at >= woken_at]
         return any(effects)
+
+
+def _judged(snapshot: Snapshot, conditions: Sequence[Condition], now: int, heard: Heard) -> Judgement:
+    after_s = snapshot.no_data_after_s
+    return states.judge(
+        conditions, snapshot.facts, snapshot.standing, now, no_data_after_s=after_s, heard=heard
+    )
 
 
 def _refuse_too_many(snapshot: Snapshot, values: Mapping[str, Any]) -> None:

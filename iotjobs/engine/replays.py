@@ -49,10 +49,12 @@ class Question:
     """What is to be replayed.
 
     Attributes:
+        of_class: of whatever entities a class has.
         triggers: None: those that each entity has; `conditions` likewise.
     """
 
     span: Span
+    of_class: bool
     triggers: Sequence[Trigger] | None = None
     conditions: Sequence[Condition] | None = None
 
@@ -72,20 +74,22 @@ class _Budget:
 async def of_trigger(store: Store, trigger_id: str, span: Span) -> list[EntityReplay]:
     """What a trigger would have decided, for its entity, or those of its class; also one that is off.
 
-    The last one may not be `complete`, and more of them left out, when it was too much.
+    The last one may not be `complete`, and more of them left out, when it was too much. Entities of a class that
+    are deleted meanwhile are left out.
 
     Raises:
         NotFound: there is none.
     """
 
-    def begin(conn: Connection) -> tuple[Trigger, list[_Which]]:
+    def begin(conn: Connection) -> tuple[Trigger, str, list[_Which]]:
         row = rules.trigger_row(conn, trigger_id)
         if row is None:
             raise NotFound(f"there is no trigger {trigger_id}")
-        return rules.trigger_of(row), _entities(conn, row.owner_kind, row.owner_id)
+        return rules.trigger_of(row), row.owner_kind, _entities(conn, row.owner_kind, row.owner_id)
 
-    trigger, entities = await store.read(begin)
-    return await _all(store, entities, Question(span, [replace(trigger, enabled=True, dry=False)]))
+    trigger, kind, entities = await store.read(begin)
+    tried = replace(trigger, enabled=True, dry=False)
+    return await _all(store, entities, Question(span, kind == "class", [tried]))
 
 
 async def of_conditions(
@@ -97,7 +101,7 @@ async def of_conditions(
         NotFound: there is no such entity.
     """
     entities = await store.read(lambda conn: _entities(conn, kind, owner_id))
-    return await _all(store, entities, Question(span, conditions=conditions))
+    return await _all(store, entities, Question(span, kind == "class", conditions=conditions))
 
 
 _Which = tuple[OwnerType, str]
@@ -115,7 +119,11 @@ async def _all(store: Store, entities: Iterable[_Which], question: Question) -> 
         if budget.spent:
             found[-1].replayed.complete = False
             break
-        found.append(await _one(store, which, question, budget))
+        try:
+            found.append(await _one(store, which, question, budget))
+        except NotFound:
+            if not question.of_class:
+                raise
     return found
 
 
@@ -129,8 +137,7 @@ class _Start:
 
 
 def _start(conn: Connection, which: _Which, question: Question) -> _Start:
-    load: Any = standings.load_object if which[0] is OwnerType.OBJECT else standings.load_link
-    snapshot: Snapshot | None = load(conn, which[1])
+    snapshot = standings.load(conn, *which)
     if snapshot is None:
         raise NotFound(f"there is no {which[0].name.lower()} {which[1]}")
     entity, conditions, triggers = snapshot.entity, question.conditions, question.triggers
@@ -161,9 +168,19 @@ async def _one(store: Store, which: _Which, question: Question, budget: _Budget)
     found = run.result
     reaches = await store.read(lambda conn: past.reaches_back(conn, span.since))
     found.complete = found.complete and until == span.until and reaches
-    found.changes = [change for change in found.changes if change.at >= span.since]
-    found.firings = [firing for firing in found.firings if firing.at >= span.since]
+    _leave_out_before(found, span.since, past.state_at(start.begin, changes, span.since))
     return EntityReplay(start.snapshot, found)
+
+
+def _leave_out_before(found: Replayed, since: int, really: str) -> None:
+    """A state that was entered before the span, and really was not, counts as entered when it begins."""
+    earlier = [change for change in found.changes if change.at < since][-1:]
+    found.changes = [change for change in found.changes if change.at >= since]
+    begins = [replace(one, at=since, before=really) for one in earlier if one.after != really]
+    decided = [one for one in found.firings if begins and one.at == earlier[0].at]
+    found.firings = [one for one in found.firings if one.at >= since]
+    found.changes[:0] = begins
+    found.firings[:0] = [replace(one, at=since) for one in decided]
 
 
 _Page = Callable[[Connection, str, int, int, Any], Sequence[Any]]

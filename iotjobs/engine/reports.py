@@ -15,8 +15,8 @@ from iotjobs.transports.mqtt_messages import Received
 from iotjobs.transports.topics import JOB_ID_PROPERTY
 
 REPORT_ID_PROPERTY = "report-id"
-REPORT_ID_MEMBER = "_id"
-REPORT_ID_CHARACTERS = 128
+REPORT_ID_MEMBER, JOB_ID_MEMBER = "_id", "_job_id"  # of those that can set no property of a message
+ID_CHARACTERS = 128
 PROPERTY_NAME_CHARACTERS = 200
 _STATUSES = {b"online": True, b"offline": False}
 
@@ -57,7 +57,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_report(message: Received) -> Reported:
-    """A report: a JSON object, whose id is a user property or its member `_id`.
+    """A report: a JSON object, whose id is a user property or its member `_id`, as its job's is (`_job_id`).
 
     Raises:
         ValueError, RecursionError, RequestError: it is none.
@@ -102,16 +102,21 @@ def read_shadow(message: Received) -> Reported | None:
 
 
 def reported(values: dict[str, Any], report_id: str | None, job_id: str | None = None) -> Reported:
-    """A report of these values.
+    """A report of these values; what is None may be among them.
 
     Raises:
-        BadRequest: a name or the id is too long, or the id is no text.
+        BadRequest: a name or an id is too long, or an id is no text.
     """
-    member = values.pop(REPORT_ID_MEMBER, None)
-    chosen = report_id if report_id is not None else member
-    if chosen is not None and (not isinstance(chosen, str) or not 0 < len(chosen) <= REPORT_ID_CHARACTERS):
-        raise BadRequest(f"a report's id is a text of 1 to {REPORT_ID_CHARACTERS} characters")
-    return Reported(check_names(values), chosen, job_id)
+    own, of_job = values.pop(REPORT_ID_MEMBER, None), values.pop(JOB_ID_MEMBER, None)
+    chosen = _checked_id("report", own if report_id is None else report_id)
+    behind = _checked_id("job", of_job if job_id is None else job_id)
+    return Reported(check_names(values), chosen, () if behind is None else (behind,))
+
+
+def _checked_id(whose: str, given: Any) -> str | None:
+    if given is not None and (not isinstance(given, str) or not 0 < len(given) <= ID_CHARACTERS):
+        raise BadRequest(f"a {whose}'s id is a text of 1 to {ID_CHARACTERS} characters")
+    return given
 
 
 def check_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +136,9 @@ def read_status(message: Received) -> Connection:
 
     Raises:
         ValueError: neither `online` nor `offline`.
+        BadRequest: its id is too long.
     """
     online = _STATUSES.get(message.payload)
     if online is None:
         raise ValueError("a status is online or offline")
-    return Connection(online)
+    return Connection(online, report_id=_checked_id("report", message.user_property(REPORT_ID_PROPERTY)))

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from iotjobs import clock
-from iotjobs.domain.errors import DeviceUnreachable, LeaseLost, StorageFull, StoreUnavailable
+from iotjobs.domain.errors import LeaseLost, NotRecorded, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Job, Transport
 from iotjobs.domain.operations import Plan
 from iotjobs.engine.presence import Membership
@@ -102,6 +102,7 @@ class Sending:
 
         Raises:
             LeaseLost: the attempt is not ours any more, or we were frozen too long to send.
+            NotRecorded: the store is away or full.
         """
         try:
             if self.sent_at is None or to != self._sent_to:
@@ -110,9 +111,7 @@ class Sending:
                 await self._ask()
             self._refuse_if_buried()
         except (StoreUnavailable, StorageFull) as error:
-            raise DeviceUnreachable(
-                f"not sent, because it could not be written down first: {error}"
-            ) from error
+            raise NotRecorded(f"not sent, because it could not be written down first: {error}") from error
         self.announced = True
 
     def _refuse_if_buried(self) -> None:

@@ -93,15 +93,17 @@ class Settler:
         def item(tx: Transaction) -> None:
             now = clock.now_ms()
             facts.update(_keep_output(tx, job, end))
-            if again is not None:
+            if again is None:
+                self.finish(tx, job, ending, now, **facts)
+                return
+            said = f"attempt {job.attempt}: {ending.error_message}; tried again"
+            jobs.log(tx, job.id, now, "INFO", said)
+            if again.after_s is None:
+                self.again_now(tx, job, ending, now)
+            else:
                 jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
-                jobs.log(
-                    tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again"
-                )
                 queue.offer_next(tx, job.lane, now, self._offers)
                 self._limits.left(tx, job, self._offers)
-            else:
-                self.finish(tx, job, ending, now, **facts)
 
         await self._write(job, ending, item, end, facts)
 

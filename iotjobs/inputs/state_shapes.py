@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, Field, RootModel, StringConstraints
 
+from iotjobs import clock
 from iotjobs.clock import rfc3339
+from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
 from iotjobs.domain.periods import DAYS
 from iotjobs.domain.triggers import Decision
@@ -99,6 +102,24 @@ class ConditionsBody(Shape):
     items: Annotated[list[ConditionBody], Field(max_length=CONDITIONS)]
 
 
+def with_ids(conditions: Sequence[ConditionBody]) -> list[dict[str, Any]]:
+    """Conditions as they are stored, each with an id.
+
+    Raises:
+        BadRequest: names each that has the id of one before it.
+    """
+    items = [{**one.model_dump(by_alias=True), "id": one.id or clock.new_id()} for one in conditions]
+    ids = [item["id"] for item in items]
+    problems = tuple(
+        FieldError(f"items[{at}].id", f"the id {own} stands twice")
+        for at, own in enumerate(ids)
+        if own in ids[:at]
+    )
+    if problems:
+        raise BadRequest(f"{problems[0].field}: {problems[0].message}", errors=problems)
+    return items
+
+
 class TriggerBody(Shape):
     """States, the operation that they start, and when."""
 
@@ -146,6 +167,21 @@ class ForcedOut(BaseModel):
     until: str | None
 
 
+class ProblemOut(BaseModel):
+    """A condition that has no value."""
+
+    when: str
+    problem: str
+
+
+class JudgedOut(BaseModel):
+    """What is decided of an entity's state by what is known now."""
+
+    state: str = Field(description="another than the entity's until it is looked at, within a moment")
+    why: dict[str, Any] = Field(description="as `why` of the last change, of the values that there are now")
+    problems: list[ProblemOut] = Field(description="of conditions that have no value; the first 20")
+
+
 class EntityStateOut(BaseModel):
     """The state that an entity is in, and why."""
 
@@ -153,11 +189,13 @@ class EntityStateOut(BaseModel):
     since: str
     forced: ForcedOut | None
     why: dict[str, Any] = Field(
-        description="`by` is condition, default, no_data, offline or forced, with what belongs to it"
+        description="of the last change: `by` is condition, default, no_data, offline or forced, with what belongs"
+        " to it; `cut` names values that were too long, of which it has the beginnings"
     )
+    now: JudgedOut
     state_change_id: str | None
     heard_at: str | None = Field(description="of the last report; of a link, of either end")
-    reports: int
+    reports: int = Field(description="reports that had an effect, and words of its status with an id")
     superseded: int = Field(
         description="reports, and words of its status, that came quicker than allowed and lived on in a later one"
     )

@@ -1,5 +1,6 @@
-"""Rules of entities, kept from one transaction to the next as long as nobody has changed any.
+"""Rules of entities and of their classes, kept from one transaction to the next as long as nobody has changed any.
 
+Those of a class are kept once, however many members it has.
 Whoever finds the version (`rules.changed`) that it knows may use what was read under it.
 """
 
@@ -16,15 +17,15 @@ from iotjobs.domain.triggers import Trigger
 from iotjobs.store import entities, rules, standings
 from iotjobs.store.entities import OwnedOperation
 
-_MOST = 100_000  # entities
+_MOST = 100_000  # entities and classes
 
 
 @dataclass(slots=True)
 class Known:
-    """What was read under one version, by entity; what is not there yet is read."""
+    """What was read under one version, by owner; what is not there yet is read."""
 
     version: str | None = None
-    _conditions: dict[str, tuple[Condition, ...]] = field(default_factory=dict)
+    _conditions: dict[str, tuple[Condition, ...] | None] = field(default_factory=dict)
     _triggers: dict[str, tuple[tuple[Trigger, bool], ...]] = field(default_factory=dict)
     _links: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _operations: dict[str, OwnedOperation | None] = field(default_factory=dict)
@@ -36,16 +37,25 @@ class Known:
 
     def conditions_of(self, conn: Connection, entity: Entity) -> tuple[Condition, ...]:
         """See `rules`."""
-        found = self._conditions.get(entity.id)
-        if found is None:
-            found = self._conditions[entity.id] = rules.conditions_of(conn, entity)
-        return found
+        found = self._own_conditions(conn, entity.id)
+        if found is None and entity.class_id is not None:
+            found = self._own_conditions(conn, entity.class_id)
+        return found or ()
+
+    def _own_conditions(self, conn: Connection, owner_id: str) -> tuple[Condition, ...] | None:
+        if owner_id not in self._conditions:
+            self._conditions[owner_id] = rules.own_conditions(conn, owner_id)
+        return self._conditions[owner_id]
 
     def triggers_of(self, conn: Connection, entity: Entity) -> tuple[tuple[Trigger, bool], ...]:
         """See `rules`."""
-        found = self._triggers.get(entity.id)
+        own = self._own_triggers(conn, entity.id)
+        return own if entity.class_id is None else own + self._own_triggers(conn, entity.class_id)
+
+    def _own_triggers(self, conn: Connection, owner_id: str) -> tuple[tuple[Trigger, bool], ...]:
+        found = self._triggers.get(owner_id)
         if found is None:
-            found = self._triggers[entity.id] = rules.triggers_of(conn, entity)
+            found = self._triggers[owner_id] = rules.own_triggers(conn, owner_id)
         return found
 
     def operation_for(self, conn: Connection, entity: Entity, operation_id: str) -> Operation:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, func, or_, select
 
+from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.replay import Event, Past
@@ -77,14 +79,11 @@ def past_of(
         since: the moment, milliseconds.
         until: the last one.
     """
-    reports = [_reports(rows, of) for of, rows in values.items()]
-    pins = _pins(begin.last, changes, since)
-    # At the same moment: what was reported, then what it ended, then what began.
-    merged = heapq.merge(
-        *reports, pins, key=lambda event: (event.at, event.released, event.pinned is not None)
-    )
-    events = takewhile(lambda event: event.at <= until, merged)
-    return Past(begin.facts, _standing(begin.last, changes), events, until, begin.fired)
+    written = heapq.merge(*(_written(rows, of) for of, rows in values.items()), key=itemgetter(0))
+    steps = heapq.merge(_reports(written), _pins(begin.last, changes, since), key=itemgetter(0))
+    events = (event for _, event in steps if event.at <= until)
+    standing, why = _standing(begin.last, changes), {} if begin.last is None else begin.last.why
+    return Past(begin.facts, standing, events, until, begin.fired, since, why)
 
 
 def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str, Any]:
@@ -105,8 +104,8 @@ def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str,
 
 
 def values(conn: Connection, entity_id: str, since: int, until: int, after: Any) -> Sequence[Any]:
-    """A page of the values that an entity's properties got, in their order, behind a row or from the first one."""
-    query = select(V.id, V.name, V.value, V.at, V.by, V.report)
+    """A page of the values that an entity's properties got, by their moments, behind a row or from the first one."""
+    query = select(V.id, V.name, V.value, V.at, V.by, V.step)
     query = query.where(V.entity_id == entity_id, V.at >= since, V.at <= until)
     if after is not None:
         query = query.where(V.at >= after.at, or_(V.at > after.at, V.id > after.id))
@@ -121,16 +120,15 @@ def changes(conn: Connection, entity_id: str, since: int, until: int, after: Any
     return conn.execute(query.order_by(H.id).limit(PAGE)).all()
 
 
-def _reports(rows: Iterable[Any], of: str) -> Iterator[Event]:
-    key, values = None, dict[str, Any]()
-    for row in rows:
-        own = (row.at, row.report, row.by)
-        if key is not None and own != key:
-            yield Event(key[0], values, of, key[2])
-            values = {}
-        key, values = own, {**values, row.name: row.value}
-    if key is not None:
-        yield Event(key[0], values, of, key[2])
+def _written(rows: Iterable[Any], of: str) -> Iterator[tuple[int, str, Any]]:
+    """Values in the order of their ids: they were given while the entity was locked, whatever clocks say."""
+    return ((row.id, of, row) for row in sorted(rows, key=itemgetter(0)))
+
+
+def _reports(rows: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int, Event]]:
+    """What was set at once, with its step."""
+    for (step, of, at, by), its in groupby(rows, lambda row: (row[2].step, row[1], row[2].at, row[2].by)):
+        yield step, Event(at, {row.name: row.value for _, _, row in its}, of, by)
 
 
 def _standing(last: Any, following: Sequence[Any]) -> Standing:
@@ -143,18 +141,32 @@ def _standing(last: Any, following: Sequence[Any]) -> Standing:
     return Standing()
 
 
-def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[Event]:
-    """The states that were not decided by conditions."""
-    recorded = last is not None and last.why["by"] in _RECORDED
-    if recorded:
-        yield Event(since, pinned=last.to_state)
+def state_at(begin: Beginning, changes: Sequence[Any], moment: int) -> str:
+    """The state that an entity really was in right before a moment."""
+    before = [change.to_state for change in changes if change.at < moment]
+    return before[-1] if before else _standing(begin.last, changes).state
+
+
+def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[tuple[int, Event]]:
+    """The states that were not decided by conditions, each with its step."""
+    before: Mapping[str, Any] = {"by": None} if last is None else last.why
+    if before["by"] in _RECORDED:
+        yield 0, Event(since, pinned=last.to_state)
     for change in following:
-        pinned = change.why["by"] in _RECORDED
-        if recorded and not pinned:
-            yield Event(change.at, released=True)
+        step, pinned = clock.step_of(change.id), change.why["by"] in _RECORDED
+        by_time = _by_time(before, change)
+        if before["by"] in _RECORDED and not pinned:
+            yield step, Event(change.at, released=True, by_time=by_time)
         if pinned:
-            yield Event(change.at, pinned=change.to_state)
-        recorded = pinned
+            yield step, Event(change.at, pinned=change.to_state, by_time=by_time)
+        before = change.why
+
+
+def _by_time(before: Mapping[str, Any], change: Any) -> bool:
+    """Whether a change to or from a recorded state came by time alone."""
+    if before["by"] == "forced":
+        return bool(before["until"] == change.at)
+    return bool(before["by"] != "offline" and change.why["by"] == "no_data")
 
 
 def _fired(conn: Connection, rules: Sequence[Trigger], entity_id: str, since: int) -> dict[str, list[int]]:

@@ -64,10 +64,16 @@ def condition_items(conn: Connection, owner_id: str) -> list[dict[str, Any]] | N
 
 def conditions_of(conn: Connection, entity: Entity) -> tuple[Condition, ...]:
     """What decides an entity's state: its own list, or its class's."""
-    items = condition_items(conn, entity.id)
-    if items is None and entity.class_id is not None:
-        items = condition_items(conn, entity.class_id)
-    return tuple(map(condition_of, items or ()))
+    found = own_conditions(conn, entity.id)
+    if found is None and entity.class_id is not None:
+        found = own_conditions(conn, entity.class_id)
+    return found or ()
+
+
+def own_conditions(conn: Connection, owner_id: str) -> tuple[Condition, ...] | None:
+    """The list of an owner's own; None: it has none."""
+    items = condition_items(conn, owner_id)
+    return None if items is None else tuple(map(condition_of, items))
 
 
 def condition_of(item: Mapping[str, Any]) -> Condition:
@@ -127,7 +133,12 @@ def trigger_row(conn: Connection, trigger_id: str) -> Any:
 def triggers_of(conn: Connection, entity: Entity) -> tuple[tuple[Trigger, bool], ...]:
     """An entity's triggers and those of its class, each with whether its breaker is open."""
     owners = [entity.id] if entity.class_id is None else [entity.id, entity.class_id]
-    rows = [row for owner in owners for row in trigger_rows(conn, owner)]
+    return tuple(found for owner in owners for found in own_triggers(conn, owner))
+
+
+def own_triggers(conn: Connection, owner_id: str) -> tuple[tuple[Trigger, bool], ...]:
+    """The triggers of an owner's own, each with whether its breaker is open."""
+    rows = trigger_rows(conn, owner_id)
     return tuple((trigger_of(row), row.broken_at is not None) for row in rows)
 
 

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, exists, literal_column, or_, select, update
+from sqlalchemy import Connection, bindparam, exists, func, literal_column, or_, select, update
 
+from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
+from iotjobs.domain.jobs import Cause
 from iotjobs.domain.states import Forced, Standing
 from iotjobs.store import entities, references, tables
 from iotjobs.store.state_tables import (
@@ -27,6 +29,7 @@ from iotjobs.store.statements import Among, Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
 
 C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
+J = tables.jobs.c
 REPORT_IDS_KEPT = 256
 
 
@@ -42,7 +45,7 @@ class Snapshot:
         change_id: of its last change of state; None: it never had one.
         depth: of that change, how many triggers stand before it in its chain of causes.
         why: of that change.
-        reports: how many had an effect.
+        reports: how many had an effect, with the words of its connection that have ids.
         superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
         online: the last such word; None: there was none.
         kept: there is a row of its state.
@@ -160,24 +163,24 @@ def _object_of(row: Any) -> Snapshot:
     return _snapshot(row, entities.object_of(row), after_s)
 
 
+def load(conn: Connection, owner_type: OwnerType, entity_id: str) -> Snapshot | None:
+    """An object or a link."""
+    return load_object(conn, entity_id) if owner_type is OwnerType.OBJECT else load_link(conn, entity_id)
+
+
 def load_link(conn: Connection, link_id: str, end: Mapping[str, Snapshot] | None = None) -> Snapshot | None:
     """A link. Its ends are those of `end` by object id, or read."""
     row = _link.first(conn, {"wanted": link_id})
     if row is None:
         return None
     known = end or {}
-    ends = [known[at].entity if at in known else _end(conn, at) for at in (row.source, row.target)]
+    source, target = (known.get(at) or load_object(conn, at) for at in (row.source, row.target))
+    if source is None or target is None:
+        return None  # it was deleted since, and then they were
     properties = {**(row.defaults or {}), **row.properties}
-    entity = Entity(
-        row.id, OwnerType.LINK, row.name, row.class_id, properties, source=ends[0], target=ends[1]
-    )
+    kind, ends = OwnerType.LINK, (source.entity, target.entity)
+    entity = Entity(row.id, kind, row.name, row.class_id, properties, source=ends[0], target=ends[1])
     return _snapshot(row, entity, None)
-
-
-def _end(conn: Connection, object_id: str) -> Entity:
-    found = load_object(conn, object_id)
-    assert found is not None, "a link's ends are there as long as it is"
-    return found.entity
 
 
 def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapshot:
@@ -380,7 +383,8 @@ def changes(
     return conn.execute(query).all()
 
 
-_depth = Prepared(select(H.depth).where(H.id == bindparam("wanted")))
+_started_for = Prepared(select(J.process_meta).where(Among(J.id, "wanted"), J.cause == bindparam("cause")))
+_deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
 
 
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
@@ -417,7 +421,7 @@ def add_history(
     tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
 ) -> None:
     """Keep the new values of properties."""
-    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "report": snapshot.reports}
+    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "step": clock.new_step()}
     for name, value in changed.items():
         tx.append(property_history, {**common, "name": name, "value": value})
 
@@ -435,15 +439,12 @@ def history(
     return conn.execute(query.order_by(V.id.desc()).limit(limit)).all()
 
 
-def depth_of(conn: Connection, change_id: str) -> int | None:
-    """How many triggers stand before a change in its chain of causes."""
-    found: int | None = _depth.scalar(conn, {"wanted": change_id})
-    return found
-
-
-def standing_of(conn: Connection, entity_id: str) -> Any:
-    """The row of `standing`, None for an entity that never changed."""
-    return conn.execute(select(standings).where(S.entity_id == entity_id)).first()
+def depth_behind(conn: Connection, job_ids: Iterable[str]) -> int:
+    """How many triggers stand before what these jobs led to, in the longest of their chains; ids may be made up."""
+    rows = _started_for.all(conn, {"wanted": list(job_ids), "cause": Cause.TRIGGER})
+    changes = [row.process_meta["state_change_id"] for row in rows if row.process_meta is not None]
+    depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
+    return 0 if depth is None else depth + 1
 
 
 _lock = {

@@ -154,7 +154,8 @@ class TriggerTimerRow(SQLModel, table=True):
 class PropertyRow(SQLModel, table=True):
     """A property that got another value; `by` is who wrote it, None a report.
 
-    What one report changed has the same `at` and `report`, the number of the entity's reports then.
+    What was changed at once has the same `step`. Rows of one entity have their ids in the order of its changes, also
+    where several have one moment; steps tell where among them its changes of state belong (`clock.step_of`).
     """
 
     __tablename__ = "property_history"
@@ -164,7 +165,7 @@ class PropertyRow(SQLModel, table=True):
     value: Any = json_column(nullable=True)
     at: int = ms_column(nullable=False)
     by: str | None = None
-    report: int = 0
+    step: int = Field(sa_column=Column(Counter, nullable=False))
     __table_args__ = (
         Index("property_history_name", "entity_id", "name", "id"),
         Index("property_history_entity", "entity_id", "at"),
@@ -183,7 +184,15 @@ class ReportIdRow(SQLModel, table=True):
     __table_args__ = (Index("report_id_number", "entity_id", "number"),)
 
 
+class TakenRow(SQLModel, table=True):
+    """What devices sent by MQTT that one transaction gave its effects; `taken` says what it is for."""
+
+    __tablename__ = "taken_messages"
+    id: int | None = Field(default=None, sa_column=Column(Counter, primary_key=True, autoincrement=True))
+    messages: list[list[int]] = json_column()
+
+
 states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)
 standings, state_changes = core(StandingRow), core(StateChangeRow)
 traces, trigger_timers, firings = core(TraceRow), core(TriggerTimerRow), core(FiringRow)
-property_history, report_ids = core(PropertyRow), core(ReportIdRow)
+property_history, report_ids, taken_messages = core(PropertyRow), core(ReportIdRow), core(TakenRow)

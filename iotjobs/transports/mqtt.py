@@ -304,6 +304,8 @@ class MqttConsumer(Link):
             What it raises is logged, and the message acknowledged.
         session_expiry_s: how long the broker keeps the session while we are away.
         receive_maximum: unacknowledged messages at once, 256 at most: the back-pressure.
+        on_new_session: awaited when the broker does not know the session (any more), before the first
+            message of the new one can come.
     """
 
     def __init__(
@@ -315,16 +317,17 @@ class MqttConsumer(Link):
         handler: Callable[[Received], None],
         session_expiry_s: int = 7 * 86_400,
         receive_maximum: int = 256,
+        on_new_session: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._filters = tuple(check_filter(topic_filter) for topic_filter in filters)
-        self._address, self._handler = address, handler
+        self._address, self._handler, self._on_new_session = address, handler, on_new_session
         self._session = Session(
             client_id=client_id,
             clean_start=False,
             expiry_s=session_expiry_s,
             receive_maximum=min(receive_maximum, 256),
         )
-        self._subscribed = False
+        self._subscribed, self._is_told = False, True
         super().__init__("consumer", self._make_connection, self._subscribe)
         self.poisoned = 0  # messages acknowledged without effect: unreadable, or the handler raised
         self.refused: dict[str, str] = {}  # filters that the broker did not grant, with its reason
@@ -338,8 +341,14 @@ class MqttConsumer(Link):
         )
 
     async def _subscribe(self, connection: Connection) -> None:
+        if not connection.session_present:
+            # Also for the next one, should this connection end before it is done: that finds the session there.
+            self._subscribed, self._is_told = False, False
+        if not self._is_told and self._on_new_session is not None:
+            await self._on_new_session()
+        self._is_told = True
         # Once in every process even when the session is known: an older run may have had other filters.
-        if self._subscribed and connection.session_present:
+        if self._subscribed:
             return
         granted = await connection.subscribe(self._filters) if self._filters else {}
         self.refused = {name: reason.getName() for name, reason in granted.items() if reason.is_failure}

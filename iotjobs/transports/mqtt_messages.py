@@ -8,6 +8,7 @@ that is redelivered until it is acknowledged that never ends.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -175,6 +176,17 @@ class Received:
         acknowledge, self._acknowledge = self._acknowledge, None
         if acknowledge is not None:
             acknowledge(self.mid)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its packet id, by which the broker names it until it is acknowledged, and a sum of what it says.
+
+        The session has each id for many messages, one after another (MQTT 5 §2.2.1).
+        """
+        said = zlib.crc32(self.payload, zlib.crc32(self.topic.encode()))
+        if self.user_properties:
+            said = zlib.crc32(repr(self.user_properties).encode(), said)
+        return self.mid, said
 
     def user_property(self, name: str) -> str | None:
         """The first value of a user property, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -48,6 +49,41 @@ async def test_what_was_read_is_kept_until_somebody_changes_a_rule(engine: Engin
     assert (await engine.store.write(asked(kept, entity)))[0] is first
     await engine.conditions(owner_id, {"state": "overloaded", "when": "a == 1"})
     assert (await engine.store.write(asked(kept, entity)))[1] == ["overloaded"]
+
+
+async def test_the_rules_of_a_class_are_kept_once_for_all_its_members_and_a_change_reaches_them_all(
+    engine: Engine,
+) -> None:
+    class_id, kept, count = await engine.class_(), KnownRules(), 500
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    given = {"states": ["alarm"], "operation_id": operation_id}
+    when = " || ".join(f"a{number} > {number}" for number in range(20))
+    members = [Entity(clock.new_id(), OwnerType.OBJECT, "x", class_id) for _ in range(count)]
+
+    def look(tx: Transaction) -> tuple[set[int], set[int], int]:
+        known = kept.at(tx.conn)
+        tracemalloc.start()
+        conditions = {id(known.conditions_of(tx.conn, one)[0]) for one in members}
+        triggers = {id(known.triggers_of(tx.conn, one)[0]) for one in members}
+        taken, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return conditions, triggers, taken
+
+    for states in (["alarm"], ["overloaded", "alarm"]):
+        await engine.conditions(class_id, {"state": states[0], "when": when}, owner_kind="class")
+        await engine.triggers(class_id, {**given, "states": states}, owner_kind="class")
+        conditions, triggers, taken = await engine.store.write(look)
+        assert (len(conditions), len(triggers)) == (1, 1)
+        assert taken / count < 500
+
+    found, seen = await engine.store.write(asked(kept, members[-1]))
+    assert seen == ["overloaded"]
+    own = await engine.thing(class_id=class_id)
+    await engine.conditions(own, {"state": "stopped", "when": "a == 1"})
+    for entity_id, expected in ((own, ["stopped"]), (members[0].id, ["overloaded"])):
+        entity = Entity(entity_id, OwnerType.OBJECT, "x", class_id)
+        assert (await engine.store.write(asked(kept, entity)))[1] == expected
+    assert found is not (await engine.store.write(asked(kept, members[0])))[0]
 
 
 @pytest.mark.parametrize(

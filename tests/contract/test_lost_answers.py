@@ -13,9 +13,10 @@ from iotjobs.domain.errors import StoreUnavailable
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.store import tables
+from iotjobs.store import standings, tables
 from iotjobs.store.session import Store, open_store
 from iotjobs.transports.mqtt import MqttPublisher
+from iotjobs.transports.mqtt_messages import Received
 from tests.services.mosquitto import Mosquitto
 from tests.services.rows import ADMIN, Engine, job_of, plan, rows_of, running_job
 from tests.services.site import eventually
@@ -116,6 +117,29 @@ async def test_a_message_of_a_report_whose_answer_was_lost_is_sent_once_that_is_
     job = await online.ended(job_id)
     assert (job.outcome, job.attempt) == (Outcome.SUCCEEDED, 2)
     assert await attempts_of(store, job) == [(1, "lost", False), (2, "succeeded", True)]
+
+
+async def test_what_a_device_said_whose_answer_was_lost_has_its_effects_once(
+    store: Store, wire: Wire, online: Engine
+) -> None:
+    owner_id, acknowledged = await online.thing(thing="press"), list[int]()
+    devices = online.devices()
+
+    def say(mid: int, kind: str, payload: bytes) -> None:
+        topic = f"iotjobs/press/{kind}"
+        devices.receive(Received(topic, payload, 1, False, False, mid, _acknowledge=acknowledged.append))
+
+    await devices.start()
+    say(1, "report", b'{"t":1}')
+    await eventually(lambda: acknowledged, 5)
+    wire.lose_answer_to(b"COMMIT;")
+    for mid, word in enumerate((b"offline", b"online", b"offline"), 2):
+        say(mid, "status", word)
+    await eventually(lambda: len(acknowledged) == 4, 10)
+    await devices.stop()
+
+    changes = await store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id))
+    assert [one.to_state for one in reversed(changes)] == ["working", "down", "working", "down"]
 
 
 async def test_a_begin_whose_answer_was_lost_can_be_canceled_meanwhile(

@@ -69,6 +69,32 @@ async def test_a_second_run_changes_nothing(store: Store, store_url: str) -> Non
     assert await store.read(differences) == []
 
 
+async def test_values_of_before_are_in_the_order_of_their_moments(store: Store, store_url: str) -> None:
+    def as_before(tx: Transaction) -> None:
+        tx.conn.execute(text("DROP TABLE taken_messages"))  # of a later revision
+        tx.conn.execute(text("ALTER TABLE property_history RENAME COLUMN step TO report"))
+        if tx.conn.dialect.name == "postgresql":
+            tx.conn.execute(text("ALTER TABLE property_history ALTER COLUMN report TYPE INTEGER"))
+        columns = "entity_id, name, value, at, report"
+        for name, at, report in (
+            ("a", 2**40, 5000),
+            ("b", 2**40, 5000),
+            ("a", 2**40, 5001),
+            ("a", 2**40 + 9, 1),
+        ):
+            row = f"'e', '{name}', '1', {at}, {report}"
+            tx.conn.execute(text(f"INSERT INTO property_history ({columns}) VALUES ({row})"))
+        tx.conn.execute(text("UPDATE alembic_version SET version_num = '0006'"))
+
+    await store.write(as_before)
+    await asyncio.to_thread(migrate, store_url)
+
+    assert await store.read(differences) == []
+    query = text("SELECT step FROM property_history ORDER BY id")
+    steps = await store.read(lambda conn: list(conn.execute(query).scalars()))
+    assert steps == [2**52 + 904, 2**52 + 904, 2**52 + 905, (2**40 + 9) * 4096 + 1]
+
+
 async def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store, store_url: str) -> None:
     await store.write(lambda tx: tx.conn.execute(text("UPDATE alembic_version SET version_num = '9999'")))
 

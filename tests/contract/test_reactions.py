@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
-from iotjobs.domain.states import Forced, Heard
+from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
@@ -23,7 +24,7 @@ from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import firings, property_history, report_ids, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
-from tests.services.rows import ADMIN, Engine
+from tests.services.rows import ADMIN, Engine, standing_of
 
 HOT = {"state": "alarm", "when": "temperature > 80"}
 
@@ -36,7 +37,7 @@ async def engine(store: Store) -> AsyncIterator[Engine]:
 
 
 async def state_of(engine: Engine, entity_id: str) -> str:
-    row = await engine.store.read(lambda conn: standings.standing_of(conn, entity_id))
+    row = await engine.store.read(lambda conn: standing_of(conn, entity_id))
     return "created" if row is None else str(row.state)
 
 
@@ -122,7 +123,7 @@ async def test_reports_that_come_at_once_see_what_the_one_before_made(engine: En
 
     await asyncio.gather(*(engine.report(owner_id, temperature=20 + 70 * (at % 2)) for at in range(30)))
 
-    row = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
+    row = await engine.store.read(lambda conn: standing_of(conn, owner_id))
     assert row.reports == 30
     changes = await changes_of(engine, owner_id)
     assert [left for left, _ in changes] == ["created", *(entered for _, entered in changes[:-1])]
@@ -468,6 +469,64 @@ async def test_conditions_of_its_own_take_the_place_of_its_class_s(engine: Engin
     assert await state_of(engine, owner_id) == "overloaded"
 
 
+async def test_a_condition_with_another_text_has_to_hold_anew(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner_id, began = await engine.thing(), clock.now_ms()
+
+    async def look(after_s: int) -> str:
+        monkeypatch.setattr(clock, "now_ms", lambda: began + after_s * 1000)
+        await engine.happens(owner_id, Looked())
+        return await state_of(engine, owner_id)
+
+    await engine.conditions(owner_id, {**HOT, "hold_s": 10})
+    await engine.report(owner_id, temperature=90)
+    await engine.conditions(owner_id, {**HOT, "when": "temperature > 85", "hold_s": 10})  # of the same id
+    assert (await look(11), await look(20), await look(21)) == ("working", "working", "alarm")
+
+
+@pytest.mark.parametrize("kind", [OwnerType.OBJECT, OwnerType.LINK])
+async def test_what_is_true_now_is_judged_at_a_look_that_writes_nothing(
+    engine: Engine, kind: OwnerType
+) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    link_id = await engine.link(source, target)
+    entity_id, value = (
+        (source, "temperature") if kind is OwnerType.OBJECT else (link_id, "source.temperature")
+    )
+    await engine.conditions(
+        entity_id,
+        {"state": "alarm", "when": f"{value} > 80"},
+        {"state": "overloaded", "when": "load > 1"},
+        owner_kind=kind.name.lower(),
+    )
+    await engine.report(source, temperature=90)
+    await engine.report(source, temperature=95)
+    before = await rows(engine, standing_table)
+
+    async def now() -> Judgement:
+        def look(conn: Connection) -> Judgement:
+            found = standings.load(conn, kind, entity_id)
+            assert found is not None
+            return engine.reactions.judged_now(conn, found)
+
+        return await engine.store.read(look)
+
+    found = await now()
+    assert (found.state, found.why["values"]) == ("alarm", {value: 95})
+    assert [one["problem"] for one in found.problems] == ["there is no property load"]
+    assert await rows(engine, standing_table) == before
+    await engine.report(source, temperature="hot")
+    await engine.conditions(
+        entity_id, {"state": "alarm", "when": f"{value} > 80"}, owner_kind=kind.name.lower()
+    )
+    [problem] = (await now()).problems
+    assert problem == {
+        "when": f"{value} > 80",
+        "problem": f"{value} is a text and 80 is a number: > compares numbers, or texts",
+    }
+
+
 async def test_a_link_follows_what_its_ends_report(engine: Engine) -> None:
     source, target = await engine.thing(), await engine.thing()
     link_id = await engine.link(source, target)
@@ -586,12 +645,12 @@ async def test_a_report_that_the_broker_had_kept_has_values_and_is_no_sign_of_li
     assert await state_of(engine, owner_id) == "created"
     assert await state_of(engine, link_id) == "created"
     await engine.report(owner_id, temperature=20)
-    heard_at = (await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))).heard_at
+    heard_at = (await engine.store.read(lambda conn: standing_of(conn, owner_id))).heard_at
     await engine.happens(owner_id, Broker(online=False))
 
     await engine.happens(owner_id, Reported({"temperature": 90}, retained=True))
 
-    standing = await engine.store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await engine.store.read(lambda conn: standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.heard_at) == ("down", True, heard_at)
     await engine.report(owner_id, door="open")
     assert await state_of(engine, owner_id) == "alarm"  # its value is known since
@@ -623,6 +682,18 @@ async def test_a_word_that_the_broker_had_kept_counts_when_it_tells_what_is_not_
             await engine.happens(owner_id, what)
 
     assert await state_of(engine, owner_id) == state
+
+
+async def test_a_word_with_an_id_counts_once_whoever_brings_it_again(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    words = [("w1", False), ("w2", True), ("w1", False), ("w2", True), ("w3", False), ("w3", False)]
+    effects = [await engine.happens(owner_id, Broker(online, report_id=word_id)) for word_id, online in words]
+
+    assert effects == [True, True, False, False, True, False]
+    assert [entered for _, entered in await changes_of(engine, owner_id)] == ["down", "working", "down"]
+    for number in range(300):
+        await engine.happens(owner_id, Broker(online=bool(number % 2), report_id=f"more {number}"))
+    assert len(await rows(engine, report_ids)) == standings.REPORT_IDS_KEPT
 
 
 async def test_time_alone_changes_a_state_and_is_asked_at_the_right_moment(engine: Engine) -> None:
@@ -678,8 +749,8 @@ async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engi
     await engine.report(owner_id, temperature=90)
     for _ in range(8):  # each report says which job led to it, as a message of ours that comes back does
         last = (await jobs_of(engine, owner_id))[-1]
-        await engine.happens(owner_id, Reported({"temperature": 20}, job_id=last.id))
-        await engine.happens(owner_id, Reported({"temperature": 90}, job_id=last.id))
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=(last.id,)))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=(last.id,)))
 
     assert len(await jobs_of(engine, owner_id)) == 5
     decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
@@ -691,6 +762,23 @@ async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engi
     await engine.report(owner_id, temperature=20)
     await engine.report(owner_id, temperature=90)
     assert len(await jobs_of(engine, owner_id)) == 6
+
+
+async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) -> None:
+    owner_id, _ = await hot_thing(engine)
+    await engine.report(owner_id, temperature=90)
+    for _ in range(2):
+        last = (await jobs_of(engine, owner_id))[-1]
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=(last.id,)))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=(last.id,)))
+    ids = [job.id for job in await jobs_of(engine, owner_id)]
+    await engine.report(owner_id, temperature=20)
+
+    for given, depth in ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up"], 0), ([], 0)):
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=tuple(given)))
+        query = partial(standings.changes, limit=1, entity_id=owner_id)
+        assert [change.depth for change in await engine.store.read(query)] == [depth], given
+        await engine.report(owner_id, temperature=20)
 
 
 @pytest.mark.check(43)

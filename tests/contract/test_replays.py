@@ -13,12 +13,14 @@ from sqlalchemy import Connection, func, select
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import NotFound
+from iotjobs.domain.replay import Replay
 from iotjobs.domain.states import Condition, Forced
 from iotjobs.engine import replays
 from iotjobs.engine.reactions import Connection as Broker
-from iotjobs.engine.reactions import Happening, Looked, Redefined, Said, Written
+from iotjobs.engine.reactions import Happening, Looked, Redefined, Reported, Said, Written
 from iotjobs.engine.replays import Span
-from iotjobs.store import past, retention, rules, standings
+from iotjobs.store import definitions, past, retention, rules, standings
+from iotjobs.store.definitions import Kind
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import standings as standing_table
 from iotjobs.store.state_tables import traces, trigger_timers
@@ -74,7 +76,7 @@ def _decided(conn: Connection, owner_id: str, since: int) -> list[tuple[Any, ...
     return sorted(tuple(row) for row in conn.execute(query) if row.decision not in ("held", "hold_canceled"))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(4), 5, 7, 27, 35])
 async def test_a_replayed_day_decides_what_that_day_decided(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -133,6 +135,140 @@ async def test_a_replayed_day_decides_what_that_day_decided(
         )
         recorded = [(c.at, c.from_state, c.to_state) for c in reversed(changes) if c.at >= since]
         assert [(c.at, c.before, c.after) for c in found.replayed.changes] == recorded
+
+
+async def _agrees(engine: Engine, kind: OwnerType, entity_id: str, span: Span) -> None:
+    """A replay of what was recorded has the changes that there were, and the decisions."""
+
+    def recorded(conn: Connection) -> tuple[Any, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        entity = standings.load(conn, kind, entity_id).entity  # type: ignore[union-attr]
+        changes = standings.changes(conn, limit=1000, entity_id=entity_id)
+        told = [(one.at, one.from_state, one.to_state) for one in reversed(changes) if one.at >= span.since]
+        return rules.conditions_of(conn, entity), told, _decided(conn, entity_id, span.since)
+
+    conditions, changes, decided = await engine.store.read(recorded)
+    name = kind.name.lower()
+    [found] = await replays.of_conditions(engine.store, name, entity_id, conditions, span)
+    assert [(one.at, one.before, one.after) for one in found.replayed.changes] == changes
+    replayed = [
+        (one.at, one.trigger_id, one.state, one.ruling.decision.value) for one in found.replayed.firings
+    ]
+    assert sorted(one for one in replayed if one[-1] not in ("held", "hold_canceled")) == decided
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_day_on_which_much_has_one_moment_is_replayed_in_the_order_it_was_seen_in(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    print("seed", seed)  # noqa: T201
+    chance, day = random.Random(seed), Day(engine, monkeypatch)
+    source, target = await engine.thing(no_data_after_s=60), await engine.thing()
+    link_id = await engine.link(source, target)
+    for kind, owner_id, name in (("object", source, "t"), ("link", link_id, "source.t")):
+        operation_id = await engine.operation(owner_id, owner_kind=kind, parameters={"text": "true"})
+        await engine.conditions(
+            owner_id,
+            {"state": "alarm", "when": f"{name} > 80", "hold_s": chance.choice([0, 2])},
+            {"state": "overloaded", "when": f"{name} > 60"},
+            owner_kind=kind,
+        )
+        triggers = [
+            {"states": ["alarm", "down", "no_data"], "hold_s": chance.choice([0, 4])},
+            {"states": ["overloaded", "disabled"], "repeat_s": 10},
+        ]
+        given = ({**one, "operation_id": operation_id} for one in triggers)
+        await engine.triggers(owner_id, *given, owner_kind=kind)
+
+    def happening() -> Happening:
+        on, entity_id = chance.choice([(OwnerType.OBJECT, source)] * 3 + [(OwnerType.LINK, link_id)])
+        values = {"t": chance.randrange(50, 100)}
+        forced = Forced("disabled", ADMIN.user_id, "x", day.now, chance.choice([None, day.now + 4000]))
+        what: list[Any] = [
+            Reported(values),
+            Reported(values),
+            Written(values, ADMIN),
+            Said(forced),
+            Said(None),
+        ]
+        if on is OwnerType.OBJECT:
+            what += [Broker(online=False), Broker(online=True)]
+        return Happening(on, entity_id, chance.choice(what))
+
+    def together(tx: Transaction) -> None:
+        turn = engine.reactions.turn(tx)
+        for _ in range(chance.randrange(1, 6)):
+            turn.take(happening())
+        turn.finish()
+
+    middle = day.now
+    for number in range(60):
+        middle = day.now if number == 20 else middle
+        # Some moments are those at which time alone does something.
+        await day.pass_until(day.now + chance.choice([0, 0, 1, 500, 2000, 4000, 60_000]))
+        await engine.store.write(together)
+    await day.pass_until(day.now + 100_000)
+
+    for kind, entity_id in ((OwnerType.OBJECT, source), (OwnerType.LINK, link_id)):
+        for since in (day.began, middle):
+            await _agrees(engine, kind, entity_id, Span(since, day.now))
+
+
+async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    for value, later_ms in ((20, 0), (90, 50), (70, -30), (95, -10)):  # nodes whose clocks differ
+        day.now += later_ms
+        await engine.report(owner_id, t=value)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 100))
+
+
+async def test_what_held_already_when_a_replay_begins_counts_as_entered_then(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    operation_id = await engine.operation(owner_id, parameters={"text": "true"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    await engine.report(owner_id, t=90)
+    await day.pass_until(day.now + 100_000)
+    begins = day.now
+    for value in (91, 20):
+        await day.pass_until(day.now + 1000)
+        await engine.report(owner_id, t=value)
+    proposed = rules.condition_of(
+        {"id": "c", "state": "alarm", "when": "t > 80", "hold_s": 10, "description": "", "period": None}
+    )
+    span = Span(begins, day.now)
+    [found] = await replays.of_conditions(engine.store, "object", owner_id, [proposed], span)
+    assert [(one.at - begins, one.before, one.after) for one in found.replayed.changes] == [
+        (0, "working", "alarm"),
+        (2000, "alarm", "working"),
+    ]
+    decided = [(one.at - begins, one.ruling.decision.value) for one in found.replayed.firings]
+    assert decided == [(0, "fired"), (2000, "not_in_states")]
+
+
+async def test_what_is_deleted_from_a_class_while_it_is_replayed_is_left_out(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_id = await engine.class_()
+    first, gone, last = [await engine.thing(class_id=class_id) for _ in range(3)]
+    in_slices = replays._in_slices
+
+    async def meanwhile(run: Replay) -> None:
+        if await engine.store.read(lambda conn: standings.load_object(conn, gone)) is not None:
+            await engine.store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, gone))
+        await in_slices(run)
+
+    monkeypatch.setattr(replays, "_in_slices", meanwhile)
+    span = Span(0, clock.now_ms())
+    found = await replays.of_conditions(engine.store, "class", class_id, [], span)
+    assert [one.snapshot.entity.id for one in found] == [first, last]
+    with pytest.raises(NotFound):
+        await replays.of_conditions(engine.store, "object", gone, [], span)
 
 
 async def test_a_replay_of_a_trigger_covers_its_class_and_writes_nothing(engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
@@ -254,3 +255,118 @@ async def test_a_broker_that_is_restarted_again_and_again_loses_no_change(
             await eventually(lambda: heard(rest, things, rounds), 60, 0.5)
         assert await fired(rest, things) == flood.hot
     assert "Traceback" not in serve.log
+
+
+SAID = {  # and how often it entered down, or alarm
+    "it came back": (["offline", "online"], 1),
+    "it came back and went": (["offline", "online", "offline"], 2),
+    "it spoke before it went": ([20, "offline"], 1),
+    "it spoke since": (["offline", 20], 1),
+    "it was hot": ([90, 20, 90, 20], 2),
+}
+
+
+@pytest.mark.check(15)
+@pytest.mark.parametrize("end", ["a kill", "a cut"])
+async def test_what_was_taken_and_not_acknowledged_fires_nothing_when_it_comes_again(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], end: str
+) -> None:
+    broker = start_mosquitto()
+    async with Wire(broker.port) as wire:
+        serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{wire.port}", report_rate="0")
+        await serve.start()
+        async with Rest(serve) as rest:
+            things = await hot_things(rest, len(SAID), states=["down", "alarm"])
+            expected = Counter(dict(zip(things, (times for _, times in SAID.values()), strict=True)))
+
+            async def have_fired() -> bool:
+                return await fired(rest, things) == expected
+
+            with Reporter(broker.port, "again") as reporter:
+                for name in things:
+                    reporter.report(name, {"temperature": 20})
+                await eventually(lambda: heard(rest, things, 1), 20, 0.2)
+                wire.mute()  # no acknowledgement reaches the broker any more
+                for name, (said, _) in zip(things, SAID.values(), strict=True):
+                    for what in said:
+                        if isinstance(what, str):
+                            reporter.say(name, what)
+                        else:
+                            reporter.report(name, {"temperature": what})
+                await eventually(have_fired, 20, 0.2)
+                before = await reports(rest, things)
+                if end == "a kill":
+                    await serve.kill()
+                wire.cut()
+                wire.mend()
+                if end == "a kill":
+                    await serve.start()
+                for name in things:  # behind what comes again
+                    reporter.report(name, {"last": 1})
+                await eventually(lambda: have_reported(rest, things, before + Counter(list(things))), 30, 0.2)
+            assert await have_fired()
+        assert "Traceback" not in serve.log
+
+
+async def reports(rest: Rest, things: dict[str, dict[str, Any]]) -> Counter[str]:
+    """How many had an effect, by thing."""
+    states = {name: await rest.get(f"/objects/{owner['id']}/state") for name, owner in things.items()}
+    return Counter({name: state["reports"] for name, state in states.items()})
+
+
+async def have_reported(rest: Rest, things: dict[str, dict[str, Any]], expected: Counter[str]) -> bool:
+    """Whether each thing was heard so often, no more and no less."""
+    return await reports(rest, things) == expected
+
+
+@pytest.mark.check(16)
+@pytest.mark.parametrize("gone", ["our session", "all that the broker knew"])
+async def test_of_what_is_told_anew_to_a_new_session_only_what_differs_is_news(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], gone: str
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}", report_rate="0")
+    await serve.start()
+    async with Rest(serve) as rest:
+        things = await hot_things(rest, 3, states=["down", "alarm"])
+        hot, back, away = things
+
+        async def have_fired(expected: dict[str, int]) -> bool:
+            return await fired(rest, things) == Counter(expected)
+
+        with Reporter(broker.port, "keeps") as reporter:
+            reporter.report(hot, {"temperature": 90}, retain=True)
+            reporter.say(back, "offline", retain=True)
+            reporter.say(away, "online", retain=True)
+            reporter.report(away, {"temperature": 20}, retain=True)
+            await eventually(lambda: have_fired({hot: 1, back: 1}), 20, 0.2)
+            await eventually(lambda: reporter.all_taken, 10)
+            await rest.call("POST", f"/objects/{things[back]['id']}/report", {"temperature": 20})
+            await serve.kill()
+            reporter.say(away, "offline", retain=True)
+            await eventually(lambda: reporter.all_taken, 10)
+        if gone == "our session":
+            with sqlite3.connect(serve.data / "iotjobs.db") as database:
+                database.execute("DELETE FROM site WHERE name = 'mqtt_client_id'")
+        else:
+            broker.kill()
+            broker.forget()
+            broker.start()
+        await serve.start()
+        with Reporter(broker.port, "again") as reporter:
+            if gone != "our session":  # devices that connect say what they had said; one went meanwhile
+                reporter.report(hot, {"temperature": 90}, retain=True)
+                reporter.report(back, {"temperature": 20}, retain=True)
+                reporter.say(away, "offline", retain=True)
+            await eventually(lambda: have_fired({hot: 1, back: 1, away: 1}), 20, 0.2)
+            for name in things:
+                reporter.report(name, {"last": 1})
+            for owner in things.values():
+                path = f"/objects/{owner['id']}/properties"
+                await eventually(lambda path=path: has_last(rest, path), 20, 0.2)
+        assert await have_fired({hot: 1, back: 1, away: 1})
+
+
+async def has_last(rest: Rest, path: str) -> bool:
+    """Whether the report behind all others was taken."""
+    return "last" in await rest.get(path)

@@ -16,7 +16,7 @@ from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 
 from iotjobs.domain.errors import CredentialsRefused, DeviceUnreachable, LinkLost, OperationFailed
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher, PublishEnd
-from iotjobs.transports.mqtt_address import BrokerAddress
+from iotjobs.transports.mqtt_address import BrokerAddress, ConnectionEnded
 from iotjobs.transports.mqtt_messages import MqttMessage, Received, pack_varint
 from iotjobs.transports.topics import JOB_ID_PROPERTY
 from tests.services.mosquitto import Mosquitto, OurBroker, nothing, until
@@ -585,6 +585,38 @@ async def test_a_session_that_the_broker_forgot_is_subscribed_anew(
 
     assert not (await publisher.publish(MqttMessage("t/1"), nothing)).no_subscriber
     assert (await inbox.next()).topic == "t/1"
+
+
+async def test_a_new_session_is_told_before_anything_comes_of_it_and_subscribed_also_after_a_failure(
+    start_mosquitto: Start, connect
+) -> None:
+    mosquitto, inbox, told = start_mosquitto("persistence false"), Inbox(), []
+
+    async def is_new() -> None:
+        told.append(len(inbox.all))
+        if len(told) == 2:
+            raise ConnectionEnded("the connection ended before it had subscribed")
+
+    consumer = MqttConsumer(
+        mosquitto.address, client_id="c", filters=["t/#"], handler=inbox, on_new_session=is_new
+    )
+    await consumer.start()
+    try:
+        assert await consumer.wait_connected(10)
+        consumer._connection._drop(ConnectionEnded("cut"))  # type: ignore[union-attr]
+        await until(lambda: not consumer.connected)
+        assert await consumer.wait_connected(10)
+        assert told == [0]
+        mosquitto.kill()
+        mosquitto.start()
+        await until(lambda: len(told) == 3, 20)
+        assert await consumer.wait_connected(10)
+        publisher = await connect(mosquitto.address, connect_wait_s=10)
+        await publisher.publish(MqttMessage("t/1"), nothing)
+        assert (await inbox.next()).topic == "t/1"
+    finally:
+        await consumer.stop()
+    assert told == [0, 0, 0]
 
 
 async def test_a_stalled_consumer_loses_nothing(broker: OurBroker, connect, consume) -> None:

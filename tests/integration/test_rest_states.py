@@ -135,6 +135,33 @@ async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest:
     await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")
 
 
+@pytest.mark.check(43)
+async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -> None:
+    owner = await rest.thing()
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="{{jobId}}")
+    path = f"/objects/{owner['id']}"
+    conditions = [{"state": "alarm", "when": "temperature > 80"}]
+    assert (await rest.call("PUT", f"{path}/state-conditions", conditions)).status == 200
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+
+    await rest.call("POST", f"{path}/report", {"temperature": 90})
+    for number in range(7):  # as a device, or a script of the job, that tells of its own doing
+        job_id = (await traces(rest, owner, decision="fired"))[0]["job_id"]
+        for temperature in (20, 90):
+            report = {"temperature": temperature}
+            if number % 2:
+                answer = await rest.call("POST", f"{path}/report", report, Job_Id=job_id)
+            else:
+                answer = await rest.call("POST", f"{path}/report", {**report, "_job_id": job_id})
+            assert (answer.status, answer.body) == (200, report)
+
+    decisions = [one["decision"] for one in await traces(rest, owner)]
+    assert (decisions.count("fired"), decisions.count("loop_guard")) == (5, 3)
+    await rest.refused("POST", f"{path}/report", {"_job_id": 7}, status=400, code="badRequest")
+    await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
+
+
 async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it(rest: Rest) -> None:
     owner = await rest.thing(property_types={"setpoint": "readwrite", "serial": "readonly"})
     path = f"/objects/{owner['id']}"
@@ -214,6 +241,33 @@ async def test_properties_set_with_a_link_s_definition_decide_its_state_at_once(
     assert changes[0]["to"] == "alarm"
     assert changes[0]["why"]["values"] == {"source.flow": 6, "limit": 5}
     assert len((await rest.get(f"{path}/properties/limit/history"))["items"]) == 1
+
+
+async def test_the_state_is_answered_with_what_is_true_now_and_what_cannot_be_judged(rest: Rest) -> None:
+    owner, other = await rest.thing(no_data_after_s=3600), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=owner["id"], target=other["id"])
+    for folder, entity, value in (("objects", owner, "temperature"), ("links", link, "source.temperature")):
+        conditions = [{"state": "alarm", "when": f"{value} > 80"}]
+        await rest.call("PUT", f"/{folder}/{entity['id']}/state-conditions", conditions)
+    assert (await rest.get(f"/objects/{owner['id']}/state"))["now"] == {
+        "state": "created",
+        "why": {"by": "default"},
+        "problems": [{"when": "temperature > 80", "problem": "there is no property temperature"}],
+    }
+    path = f"/objects/{owner['id']}/report"
+    await rest.call("POST", path, {"temperature": 90})
+    await rest.call("POST", path, {"temperature": 95})
+    for folder, entity, value in (("objects", owner, "temperature"), ("links", link, "source.temperature")):
+        state = await rest.get(f"/{folder}/{entity['id']}/state")
+        assert (state["state"], state["why"]["values"]) == ("alarm", {value: 90})
+        assert (state["now"]["state"], state["now"]["why"]["values"]) == ("alarm", {value: 95})
+        assert state["now"]["problems"] == []
+    await rest.call("POST", path, {"temperature": 20})
+    await rest.call("POST", path, {"temperature": "hot"})  # no change: `why` tells nothing of it
+    state = await rest.get(f"/objects/{owner['id']}/state")
+    assert (state["state"], state["why"]) == ("working", {"by": "default"})
+    said = "temperature is a text and 80 is a number: > compares numbers, or texts"
+    assert state["now"]["problems"] == [{"when": "temperature > 80", "problem": said}]
 
 
 async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:
@@ -360,6 +414,14 @@ async def test_a_trigger_and_proposed_conditions_are_replayed_against_what_was_r
     assert (found["entities"], found["fired"], found["complete"]) == (1, 2, True)
     assert [change["to"] for change in found["changes"]] == ["working", "alarm", "working", "alarm"]
     assert found["firings"][0]["reason"] == "entered alarm"
+    twice = [{"id": own, "state": "alarm", "when": "t > 1"} for own in ("a", "b", "a", "b")]
+    problem = await rest.refused(
+        "POST", "/state-conditions/replay", {**proposed, "items": twice}, status=400, code="badRequest"
+    )
+    assert [(one["field"], one["message"]) for one in problem["errors"]] == [
+        ("items[2].id", "the id a stands twice"),
+        ("items[3].id", "the id b stands twice"),
+    ]
     assert (await rest.get(f"{path}/jobs"))["items"] == []
 
     none = (await rest.call("POST", f"/triggers/{trigger['id']}/replay", {"since": "24h"})).body

@@ -44,12 +44,19 @@ class Reporter:
         with self._lock:
             self.acknowledged += 1
 
-    def report(self, thing: str, values: dict[str, Any], report_id: str | None = None) -> None:
+    def report(
+        self, thing: str, values: dict[str, Any], report_id: str | None = None, *, retain: bool = False
+    ) -> None:
         """Publish a report with QoS 1, and do not wait for it."""
         properties = Properties(PacketTypes.PUBLISH)
         if report_id is not None:
             properties.UserProperty = ("report-id", report_id)
-        self._client.publish(f"iotjobs/{thing}/report", json.dumps(values).encode(), 1, properties=properties)
+        self._client.publish(f"iotjobs/{thing}/report", json.dumps(values).encode(), 1, retain, properties)
+        self.sent += 1
+
+    def say(self, thing: str, word: str, *, retain: bool = False) -> None:
+        """Publish the word of a thing's connection with QoS 1, and do not wait for it."""
+        self._client.publish(f"iotjobs/{thing}/status", word.encode(), 1, retain)
         self.sent += 1
 
     @property

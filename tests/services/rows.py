@@ -30,7 +30,7 @@ from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.firing import FiringParts
 from iotjobs.engine.intake import Execute, Intake
-from iotjobs.engine.leases import Always
+from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
@@ -48,6 +48,7 @@ from iotjobs.store.migrations.migrate import migrate
 from iotjobs.store.queue import Ticket
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
+from iotjobs.store.state_tables import standings
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.mqtt import MqttPublisher
@@ -153,6 +154,11 @@ async def rows_of(store: Store, table: Any, job_id: str) -> list[dict[str, Any]]
     return await store.read(query)
 
 
+def standing_of(conn: Connection, entity_id: str) -> Any:
+    """What is remembered of an entity's state; None of one that never changed."""
+    return conn.execute(select(standings).where(standings.c.entity_id == entity_id)).first()
+
+
 @dataclass
 class Offered:
     """Takes tickets after their commit, and keeps them in that order."""
@@ -238,13 +244,15 @@ class Engine:
         parts = FiringParts(self.intake, self.settler, self.dispatcher, self.worker)
         self.reactions = Reactions(parts, heard)
 
-    def devices(self, store: Any = None, *, reports_per_s: float = 0) -> DeviceMessages:
+    def devices(
+        self, store: Any = None, *, reports_per_s: float = 0, standing: Standing | None = None
+    ) -> DeviceMessages:
         """An inbox for what devices say; not started."""
         return DeviceMessages(
             store or self.store,
             self.settler,
             self.reactions,
-            standing=Always(),
+            standing=standing or Always(),
             reports_per_s=reports_per_s,
         )
 

@@ -23,6 +23,8 @@ class Wire:
         self._to_port = to_port
         self._passing = asyncio.Event()
         self._passing.set()
+        self._speaking = asyncio.Event()
+        self._speaking.set()
         self._refusing = False
         self._question: bytes | None = None
         self._stays_cut = False
@@ -55,6 +57,10 @@ class Wire:
         """Pass nothing on, and say nothing of it: what a router that is gone looks like."""
         self._passing.clear()
 
+    def mute(self) -> None:
+        """Pass on what is answered only, and nothing more of what those say who have connected."""
+        self._speaking.clear()
+
     def lose_answer_to(self, question: bytes, *, until_mended: bool = False) -> None:
         """Cut the next connection that asks this, once the answer is on its way; or everything, until it is mended."""
         self._question, self._stays_cut = question, until_mended
@@ -63,6 +69,7 @@ class Wire:
         """Pass everything on again."""
         self._refusing = False
         self._passing.set()
+        self._speaking.set()
 
     async def outage(self, seconds: float, *, silent: float = 0.5) -> None:
         """Be away for so long: silent at first, as without a network, then refusing, as without a server.
@@ -115,6 +122,8 @@ class Wire:
         with contextlib.suppress(OSError):
             while data := await reader.read(64 * 1024):
                 await self._passing.wait()
+                if asks:
+                    await self._speaking.wait()
                 if asks and self._question is not None and self._question in data:
                     self._question = None
                     lost.set()

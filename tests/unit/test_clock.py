@@ -25,6 +25,11 @@ def test_ids_of_a_process_sort_in_their_order_also_within_a_millisecond(
     assert len(set(made)) == len(made)
 
 
+def test_steps_and_ids_are_in_one_order() -> None:
+    steps = [clock.step_of(clock.new_id()) if number % 2 else clock.new_step() for number in range(10_000)]
+    assert steps == sorted(set(steps))
+
+
 def test_a_clock_that_is_set_back_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = clock.now_ms()
     clock.new_id()

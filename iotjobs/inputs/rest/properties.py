@@ -14,7 +14,7 @@ from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.engine.reactions import Happening, What, Written
-from iotjobs.engine.reports import REPORT_ID_MEMBER, check_names, reported
+from iotjobs.engine.reports import JOB_ID_MEMBER, REPORT_ID_MEMBER, check_names, reported
 from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
 from iotjobs.inputs.rest.services import (
@@ -32,7 +32,10 @@ from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
 _Values = Annotated[dict[str, Any], Depends(body_of(dict[str, Any]))]
-_NO_PROPERTY = "is a report's id, and no property"
+_NO_PROPERTY = {
+    REPORT_ID_MEMBER: "is a report's id, and no property",
+    JOB_ID_MEMBER: "is the id of a report's job, and no property",
+}
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": PropertiesOut}}
 
 
@@ -50,12 +53,14 @@ def properties_of(kind: Kind) -> APIRouter:
         idempotency_key: Annotated[
             str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)
         ] = None,
+        job_id: Annotated[str | None, Header(alias="Job-Id", min_length=1, max_length=128)] = None,
     ) -> Response:
         """A device's report: its values are merged into the properties, and what follows from them happens.
 
         Answered with all properties. A report whose id (Idempotency-Key, or the member `_id`) is among the last 256 has no effect.
+        One that a job led to says so (Job-Id, or the member `_job_id`), so that a loop of triggers is seen.
         """
-        what = reported(check_payload(body, "a report"), idempotency_key)
+        what = reported(check_payload(body, "a report"), idempotency_key, job_id)
         return await _happen(services, engine, kind, entity_id, what)
 
     @router.patch("/properties", dependencies=[operator_for("writing properties")], responses=_ANSWER)
@@ -132,9 +137,9 @@ def refuse_unwritable(conn: Connection, entity: Definition, names: Iterable[str]
         of_class = definitions.get(conn, Kind.CLASS, entity.values["class_id"], EVERYTHING)
         types = {**of_class.values["property_types"], **types}
     problems = tuple(
-        FieldError(name, _NO_PROPERTY if name == REPORT_ID_MEMBER else "is readonly: only reports set it")
+        FieldError(name, _NO_PROPERTY.get(name, "is readonly: only reports set it"))
         for name in names
-        if name == REPORT_ID_MEMBER or types.get(name) == PropertyType.READONLY
+        if name in _NO_PROPERTY or types.get(name) == PropertyType.READONLY
     )
     if problems:
         raise BadRequest(f"{problems[0].field} {problems[0].message}", errors=problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -9,10 +10,10 @@ from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.clock import rfc3339
-from iotjobs.domain.errors import BadRequest
+from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.rights import EVERYTHING
-from iotjobs.domain.states import Forced
-from iotjobs.engine.reactions import Happening, Said
+from iotjobs.domain.states import Forced, Judgement
+from iotjobs.engine.reactions import Happening, Reactions, Said
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import (
     ENTITIES,
@@ -37,6 +38,7 @@ from iotjobs.inputs.state_shapes import (
     StateOut,
     change_json,
     forced_json,
+    with_ids,
 )
 from iotjobs.store import definitions, rules, standings, states
 from iotjobs.store.definitions import Kind
@@ -137,8 +139,7 @@ def conditions_of(kind: Kind) -> APIRouter:
         services: Services, owner_id: Id, body: Annotated[ConditionsBody, Depends(list_of(ConditionsBody))]
     ) -> Response:
         """Put the whole list; it takes the place of the class's, and entities are judged anew."""
-        items = [{**item.model_dump(by_alias=True), "id": item.id or clock.new_id()} for item in body.items]
-        _refuse_repeated(items)
+        items = with_ids(body.items)
 
         def item(tx: Transaction) -> None:
             definitions.owner(tx.conn, kind, owner_id)
@@ -165,14 +166,6 @@ def conditions_of(kind: Kind) -> APIRouter:
     return router
 
 
-def _refuse_repeated(items: list[dict[str, Any]]) -> None:
-    seen = set()
-    for at, item in enumerate(items):
-        if item["id"] in seen:
-            raise BadRequest(f"the id {item['id']} stands twice", field=f"items[{at}].id")
-        seen.add(item["id"])
-
-
 def state_of(kind: Kind) -> APIRouter:
     """The routes of an entity's state, of objects or links."""
     router = APIRouter(prefix=f"/{FOLDERS[kind]}/{{entity_id}}", tags=["states"])
@@ -181,9 +174,11 @@ def state_of(kind: Kind) -> APIRouter:
     what: dict[int | str, Any] = {200: {"model": EntityStateOut}}
 
     @router.get("/state", responses=what)
-    async def read_entity_state(services: Services, entity_id: Id) -> Response:
+    async def read_entity_state(services: Services, engine: Engine, entity_id: Id) -> Response:
         """The state that the entity is in, since when, and why."""
-        return json_response(await services.store.read(lambda conn: _state(conn, kind, entity_id)))
+        return json_response(
+            await services.store.read(lambda conn: _state(conn, engine.reactions, kind, entity_id))
+        )
 
     @router.put("/forced-state", dependencies=operator, responses=what)
     async def force_state(
@@ -203,7 +198,7 @@ def state_of(kind: Kind) -> APIRouter:
         def item(tx: Transaction) -> dict[str, Any]:
             states.check_names(tx.conn, [("state", body.state)])
             engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced)))
-            return _state(tx.conn, kind, entity_id)
+            return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
 
@@ -213,34 +208,32 @@ def state_of(kind: Kind) -> APIRouter:
 
         def item(tx: Transaction) -> dict[str, Any]:
             engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None)))
-            return _state(tx.conn, kind, entity_id)
+            return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
 
     return router
 
 
-def _state(conn: Connection, kind: Kind, entity_id: str) -> dict[str, Any]:
-    entity = definitions.get(conn, kind, entity_id, EVERYTHING)
-    row = standings.standing_of(conn, entity_id)
-    if row is None:
-        return {
-            "state": "created",
-            "since": rfc3339(entity.created_at),
-            "forced": None,
-            "why": {},
-            "state_change_id": None,
-            "heard_at": None,
-            "reports": 0,
-            "superseded": 0,
-        }
+def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -> dict[str, Any]:
+    created_at = definitions.get(conn, kind, entity_id, EVERYTHING).created_at
+    found = standings.load(conn, ENTITIES[kind], entity_id)
+    if found is None:
+        raise NotFound(f"there is no {kind} {entity_id}")  # it was deleted since
+    standing = found.standing
     return {
-        "state": row.state,
-        "since": rfc3339(row.since or entity.created_at),
-        "forced": forced_json(row.forced),
-        "why": row.why,
-        "state_change_id": row.change_id,
-        "heard_at": None if row.heard_at is None else rfc3339(row.heard_at),
-        "reports": row.reports,
-        "superseded": row.superseded,
+        "state": standing.state,
+        "since": rfc3339(standing.since or created_at),
+        "forced": None if standing.forced is None else forced_json(asdict(standing.forced)),
+        "why": found.why,
+        "now": _judged(reactions.judged_now(conn, found)),
+        "state_change_id": found.change_id,
+        "heard_at": rfc3339(standing.heard_at),
+        "reports": found.reports,
+        "superseded": found.superseded,
     }
+
+
+def _judged(now: Judgement) -> dict[str, Any]:
+    why = {name: value for name, value in now.why.items() if name != "problems"}
+    return {"state": now.state, "why": why, "problems": now.problems}

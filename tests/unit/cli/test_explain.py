@@ -49,8 +49,9 @@ def explain(site: Site, *arguments: str) -> Result:
     return CliRunner(env=environment).invoke(app, ["explain", *arguments])
 
 
-def knows(site: Site, **state: Any) -> None:
+def knows(site: Site, now: dict[str, Any] | None = None, **state: Any) -> None:
     shown = {
+        "now": {"state": "alarm", "why": CHANGE["why"], "problems": [], **(now or {})},
         "state": "alarm",
         "since": "2026-11-29T04:00:00.000Z",
         "why": CHANGE["why"],
@@ -91,6 +92,36 @@ def test_it_tells_the_state_the_reason_and_what_each_trigger_decided(site: Site)
     ]
 
 
+def test_what_is_true_now_is_told_where_it_is_not_the_reason_of_the_last_change(site: Site) -> None:
+    assert isinstance(CHANGE["why"], dict)
+    warmer = {**CHANGE["why"], "values": {"temperature": 95}}
+    problem = {"when": "pressure > 3", "problem": "pressure is a text and 3: > compares numbers, or texts"}
+    knows(site, {"why": warmer, "problems": [problem]})
+
+    assert explain(site, "press-057").stdout.splitlines()[:4] == [
+        "press-057 is alarm since 2026-11-29T04:00:00.000Z: temperature > 80 (temperature = 90); hot",
+        "  now: temperature > 80 (temperature = 95); hot",
+        "  has no value: pressure > 3: pressure is a text and 3: > compares numbers, or texts",
+        "  3 reports, the last 2026-11-29T04:00:01.000Z",
+    ]
+
+    knows(site, {"state": "working", "why": {"by": "default"}})
+    assert explain(site, "press-057").stdout.splitlines()[1] == (
+        "  now it has to be working, and has not been looked at yet: no condition holds"
+    )
+
+
+def test_what_had_no_value_at_the_last_change_and_has_one_now_is_not_told_as_if_it_had_none(
+    site: Site,
+) -> None:
+    then = {"by": "default", "problems": [{"when": "t > 1", "problem": "there is no property t"}]}
+    knows(site, {"state": "working", "why": {"by": "default"}}, state="working", why=then)
+    assert explain(site, "press-057").stdout.splitlines()[:2] == [
+        "press-057 is working since 2026-11-29T04:00:00.000Z: no condition holds",
+        "  3 reports, the last 2026-11-29T04:00:01.000Z",
+    ]
+
+
 def test_what_a_device_said_cannot_paint_the_terminal(site: Site) -> None:
     why = {"by": "condition", "when": "a == b", "values": {"a": "\x1b[31m"}, "description": "\x1b]0;x\x07"}
     knows(site, why=why)
@@ -101,6 +132,10 @@ def test_what_a_device_said_cannot_paint_the_terminal(site: Site) -> None:
     ("why", "said"),
     [
         ({"by": "forced", "reason": "service", "until": None}, "forced: service"),
+        (
+            {"by": "forced", "reason": "service", "until": 1_764_388_800_000},
+            "forced until 2025-11-29T04:00:00Z: service",
+        ),
         ({"by": "no_data", "no_data_after_s": 60.0}, "no report for 60 s"),
         ({"by": "offline"}, "the broker told that its connection ended"),
         (

@@ -47,6 +47,37 @@ def test_time_passes_between_events_and_after_the_last() -> None:
     assert gone.changes == []
 
 
+def test_what_waits_at_the_beginning_goes_on() -> None:
+    holding, hot = replace(COOL, hold_s=3, repeat_s=10), Facts({"temperature": 90})
+
+    def going_on(since: int) -> list[tuple[int, str]]:
+        standing = Standing(state="alarm", since=1000, heard_at=1000)
+        return decided(replay([HOT], [holding], Past(hot, standing, [], 30_000, since=since)))
+
+    assert going_on(2000) == [(4000, "fired"), (14_000, "fired"), (24_000, "fired")]
+    assert going_on(4001) == going_on(14_000) == [(14_000, "fired"), (24_000, "fired")]
+    alarm = replace(WORKING, state="alarm", since=1000)
+    assert replay([HOT], [COOL], Past(hot, alarm, [], 30_000, since=2000)).firings == []
+    unknown = Past(hot, replace(WORKING, state="alarm", since=0), [], 30_000, since=5000)
+    assert replay([HOT], [holding], unknown).firings == []
+
+
+def test_a_condition_that_holds_at_the_beginning_has_held_before_it() -> None:
+    held, hot = replace(HOT, hold_s=5), Facts({"temperature": 90})
+    events = [at(2000, temperature=95), at(20_000, temperature=20)]
+
+    def changes(standing: Standing, **why: Any) -> list[tuple[int, str]]:
+        found = replay([held], [], Past(hot, standing, events, 30_000, since=1001, why=why))
+        return [(change.at, change.after) for change in found.changes]
+
+    assert changes(WORKING) == [(6000, "alarm"), (20_000, "working")]
+    alarm = replace(WORKING, state="alarm", since=1)
+    decided_it = {"condition_id": "c", "when": "temperature > 80"}
+    assert changes(alarm, **decided_it) == [(20_000, "working")]
+    other = {**decided_it, "when": "temperature > 70"}
+    assert changes(alarm, **other) == [(2000, "working"), (6000, "alarm"), (20_000, "working")]
+
+
 def test_cooldown_counts_what_fired_before_the_first_event() -> None:
     cooling = replace(COOL, cooldown_s=60)
     found = replay([HOT], [cooling], past([at(1000, temperature=90)], fired={"t": [500]}))
@@ -67,6 +98,18 @@ def test_what_was_not_decided_by_conditions_is_taken_from_the_record() -> None:
         (4000, "alarm"),
     ]
     assert [firing.ruling.decision for firing in found.firings].count(Decision.FIRED) == 2
+
+
+def test_what_is_due_at_the_moment_of_an_event_comes_before_it() -> None:
+    held, later = replace(HOT, hold_s=5), replace(COOL, hold_s=2)
+    events = [at(1000, temperature=90), at(6000, temperature=20)]
+    found = replay([held], [], past(events))
+    assert [(change.at, change.after) for change in found.changes] == [(6000, "alarm"), (6000, "working")]
+
+    fired = replay([HOT], [later], past([at(1000, temperature=90), at(3000, temperature=20)]))
+    assert decided(fired) == [(1000, "held"), (3000, "fired"), (3000, "not_in_states")]
+    silent = [at(1000, temperature=90), Event(3000, pinned="no_data", by_time=True)]
+    assert decided(replay([HOT], [later], past(silent))) == [(1000, "held"), (3000, "not_in_states")]
 
 
 def test_a_link_follows_both_ends() -> None:

@@ -14,6 +14,7 @@ from iotjobs.domain.errors import (
     HostKeyChanged,
     HostKeyUnknown,
     LinkLost,
+    NotRecorded,
 )
 from iotjobs.domain.jobs import Ending
 from iotjobs.domain.retries import Redelivery, RetryPolicy, TryAgain
@@ -95,6 +96,14 @@ def test_a_backoff_doubles_up_to_the_most() -> None:
     assert retries.after_ending(
         RetryPolicy(attempts=3, backoff_s=2), UNREACHABLE, attempt=2, idempotent=False, jitter=0
     ) == TryAgain(2.0)
+
+
+def test_what_our_own_store_kept_from_being_sent_is_always_repeated_at_once() -> None:
+    ending = retries.ending_of(NotRecorded("away"))
+
+    assert retries.after_ending(RetryPolicy(), ending, attempt=9, idempotent=False, jitter=0) == TryAgain(
+        None
+    )
 
 
 @pytest.mark.parametrize(

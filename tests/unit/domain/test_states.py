@@ -61,6 +61,38 @@ def test_without_one_it_works_and_what_could_not_be_evaluated_is_told() -> None:
     ]
 
 
+def test_what_has_no_value_is_told_also_where_something_else_decides() -> None:
+    problem = {"when": "temperature > 80", "problem": "there is no property temperature"}
+    forced = replace(HEARD, forced=Forced("disabled", "anna", "service", since=0))
+    for standing in (HEARD, forced, replace(HEARD, offline=True)):
+        assert judged(standing, 0, HOT).problems == [problem]
+    assert "problems" not in judged(forced, 0, HOT).why
+    assert (
+        judged(HEARD, 0, *(replace(HOT, id=f"c{number}") for number in range(30))).problems == [problem] * 20
+    )
+
+
+@pytest.mark.parametrize("value", ["x" * 1000, [1] * 1000, {"a": ["y" * 100] * 10}, 10**300])
+def test_of_a_large_value_the_reason_has_the_beginning_and_says_so(value: Any) -> None:
+    large = Condition("c", "alarm", compile_expression("log != small"))
+    why = judged(HEARD, 0, large, log=value, small="x").why
+    assert (len(why["values"]["log"]), why["values"]["log"][-1], why["cut"]) == (200, "…", ["log"])
+    assert why["values"]["small"] == "x"
+
+
+def test_a_name_that_a_device_said_does_not_fill_a_problem() -> None:
+    by_name = Condition("c", "alarm", compile_expression("properties[which] == 1"))
+    [problem] = judged(HEARD, 0, by_name, which="x" * 60_000).problems
+    assert len(problem["problem"]) < 300
+
+
+@pytest.mark.parametrize("value", ["x" * 200, [1] * 60, {"a": 1.5}, 10**30, None, True, 1.5])
+def test_a_value_that_is_short_stands_in_the_reason_as_it_is(value: Any) -> None:
+    small = Condition("c", "alarm", compile_expression("log != none || true"))
+    why = judged(HEARD, 0, small, log=value).why
+    assert (why["values"], "cut" in why) == ({"log": value}, False)
+
+
 def test_a_new_entity_is_created_until_it_is_heard_of_or_a_condition_holds() -> None:
     new = Standing()
     assert judged(new).state == "created"
@@ -70,22 +102,30 @@ def test_a_new_entity_is_created_until_it_is_heard_of_or_a_condition_holds() -> 
 
 def test_a_condition_that_has_to_hold_counts_after_that_and_wakes_up_for_it() -> None:
     first = judged(now=1000, temperature=70)
-    assert (first.state, first.holding, first.wake_at) == ("working", {"c2": 1000}, 6000)
+    assert (first.state, first.holding, first.wake_at) == ("working", {WARM.hold_key: 1000}, 6000)
 
     on = replace(HEARD, holding=first.holding)
     before = judged(on, 5999, temperature=75)
-    assert (before.state, before.holding, before.wake_at) == ("working", {"c2": 1000}, 6000)
+    assert (before.state, before.holding, before.wake_at) == ("working", {WARM.hold_key: 1000}, 6000)
 
     due = judged(on, 6000, temperature=75)
-    assert (due.state, due.holding, due.wake_at) == ("overloaded", {"c2": 1000}, None)
+    assert (due.state, due.holding, due.wake_at) == ("overloaded", {WARM.hold_key: 1000}, None)
 
     broken = judged(on, 3000, temperature=50)
     assert (broken.state, broken.holding, broken.wake_at) == ("working", {}, None)
 
 
+def test_a_hold_begins_anew_with_another_text_and_goes_on_with_another_length() -> None:
+    on = replace(HEARD, holding={WARM.hold_key: 1000})
+    other = replace(WARM, when=compile_expression("temperature > 65"))
+    assert judged(on, 9000, other, temperature=70).state == "working"
+    assert judged(on, 9000, other, temperature=70).holding == {other.hold_key: 9000}
+    assert judged(on, 9000, replace(WARM, hold_s=7), temperature=70).state == "overloaded"
+
+
 def test_a_condition_behind_the_winner_goes_on_counting() -> None:
-    on = replace(HEARD, state="alarm", holding={"c2": 1000})
-    assert judged(on, 9000, temperature=90).holding == {"c2": 1000}
+    on = replace(HEARD, state="alarm", holding={WARM.hold_key: 1000})
+    assert judged(on, 9000, temperature=90).holding == {WARM.hold_key: 1000}
     assert judged(on, 9000, temperature=70).state == "overloaded"
 
 

@@ -32,6 +32,9 @@ def test_it_fires_on_each_of_its_states_and_on_no_other() -> None:
     assert decided() == (Decision.FIRED, "entered alarm")
     assert decided(state="overloaded") == (Decision.FIRED, "entered overloaded")
     assert decided(state="working") == (Decision.NOT_IN_STATES, "working is not one of alarm, overloaded")
+    many = replace(PLAIN, states=tuple(f"s{number}" for number in range(100)))
+    said = rule(many, "working", Circumstances(), 0).reason
+    assert said == "working is not one of s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 and 90 more"
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,21 @@ import pytest
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
-from iotjobs.domain.errors import StorageFull, StoreUnavailable
+from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
 from iotjobs.domain.operations import OperationType
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import devices as devices_module
+from iotjobs.engine import ingest
 from iotjobs.engine.answers import ending_of_answer
+from iotjobs.engine.ingest import Ingest
+from iotjobs.engine.leases import Always
 from iotjobs.engine.reports import read_payload
 from iotjobs.store import jobs, standings, tables
 from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
 from iotjobs.transports.mqtt_messages import Received
-from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job
+from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job, standing_of
 from tests.services.site import eventually
 
 Say = Callable[..., Awaitable[list[int]]]
@@ -215,6 +220,57 @@ async def test_while_the_store_cannot_take_it_a_message_is_kept_and_not_acknowle
     assert (await job_of(sqlite_store, job.id)).results_count == 1
 
 
+async def test_what_could_not_be_committed_for_want_of_the_lease_comes_again_and_nothing_overtakes_it(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(Always):
+        """Taken over and taken back before anybody has looked."""
+
+        def check(self, tx: Transaction) -> None:
+            if self.epoch == 1:
+                self.epoch = 2
+                raise LeaseLost("taken over")
+
+    class Consumer:
+        """Brings what is not acknowledged, each time that it connects."""
+
+        connected = False
+
+        async def start(self) -> None:
+            if not self.connected:
+                self.connected = True
+                for n in (1, 2, 3, 4):
+                    if n not in acknowledged:
+                        devices.receive(report(n, again=lost.epoch > 1))
+
+        async def stop(self) -> None:
+            self.connected = False
+
+    def report(n: int, *, again: bool) -> Received:
+        raw = json.dumps({"n": n}).encode()
+        return Received("iotjobs/press/report", raw, 1, False, again, n, _acknowledge=acknowledged.append)
+
+    monkeypatch.setattr(devices_module, "BATCH_MESSAGES", 2)
+    monkeypatch.setattr(ingest, "LOOK_EVERY_S", 0.01)
+    engine, lost, acknowledged = make_engine(), Lost(), list[int]()
+    owner_id = await engine.thing(thing="press")
+    devices = engine.devices(standing=lost)
+    consumer, silent = (
+        Consumer(),
+        Failing(sqlite_store, [StoreUnavailable("away")] * 99),
+    )  # only the batch checks
+    service = Ingest(silent, lost, devices, consumer, publisher=consumer, worker_id=lambda: "w1")  # type: ignore[arg-type]
+    await service.start()
+    try:
+        await eventually(lambda: len(acknowledged) == 4, 3)
+    finally:
+        await service.stop()
+
+    assert acknowledged == [1, 2, 3, 4]
+    values = await sqlite_store.read(lambda conn: standings.history(conn, owner_id, "n", limit=9))
+    assert [row.value for row in reversed(values)] == [1, 2, 3, 4]
+
+
 async def test_the_end_of_a_connection_is_not_taken_back_by_a_report_that_waited(
     sqlite_store: Store, make_engine: MakeEngine
 ) -> None:
@@ -229,7 +285,7 @@ async def test_the_end_of_a_connection_is_not_taken_back_by_a_report_that_waited
     finally:
         await devices.stop()
 
-    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.superseded) == ("down", True, 2)
 
 
@@ -246,7 +302,7 @@ async def test_a_connection_that_flaps_is_held_to_the_rate_and_its_last_word_cou
     finally:
         await devices.stop()
 
-    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     changes = await sqlite_store.read(lambda conn: standings.changes(conn, limit=500, entity_id=owner_id))
     assert (standing.state, len(changes), standing.superseded) == ("down", 11, 190)
 
@@ -265,5 +321,5 @@ async def test_a_report_that_the_broker_had_kept_is_no_sign_of_life(
     finally:
         await devices.stop()
 
-    standing = await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id))
+    standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.heard_at) == ("down", True, None)

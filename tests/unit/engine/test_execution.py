@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iotjobs import clock
-from iotjobs.domain.errors import LeaseLost
+from iotjobs.domain.errors import LeaseLost, StoreUnavailable
 from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.retries import RetryPolicy
@@ -21,7 +21,7 @@ from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.transports import spool
 from iotjobs.transports.base import CommandEnd, Gone, KillProof
-from tests.services.rows import Engine, MakeEngine, begin, job_of, plan, rows_of, running_job
+from tests.services.rows import Engine, Failing, MakeEngine, begin, job_of, plan, rows_of, running_job
 from tests.services.site import eventually
 from tests.services.ssh import marked
 
@@ -115,6 +115,22 @@ async def test_what_may_be_repeated_after_a_failure_waits_for_its_next_try(
     job = await job_of(sqlite_store, job_id)
     assert (job.outcome, job.attempt) == (Outcome.FAILED, 2)
     assert len(await rows_of(sqlite_store, tables.attempts, job_id)) == 2
+
+
+async def test_what_the_store_kept_from_being_sent_is_tried_again_whatever_its_operation_says_of_retries(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    engine = make_engine()
+    engine.executor.store = Failing(sqlite_store, [StoreUnavailable("away")])
+    job_id, begun = await run(engine, sqlite_store, plan(retry=RetryPolicy(1)))
+    job = await job_of(sqlite_store, job_id)
+
+    assert (job.status, job.attempt, job.sent_at) == (Status.PENDING, 1, None)
+    assert (await engine.dispatcher.take()).job_id == job_id
+    [first] = await rows_of(sqlite_store, tables.attempts, job_id)
+    assert (first["error_code"], first["sent_at"]) == ("notRecorded", None)
+    await engine.executor.run(Begun(await begin(sqlite_store, job), begun.plan))
+    assert (await job_of(sqlite_store, job_id)).outcome is Outcome.SUCCEEDED
 
 
 async def test_a_fault_of_ours_ends_the_job_as_lost_and_is_logged(

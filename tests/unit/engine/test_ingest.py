@@ -18,9 +18,10 @@ class Part:
     """Counts whether it runs; start and stop may come again and again."""
 
     def __init__(self) -> None:
-        self.running, self.connected, self.is_empty = False, False, True
+        self.running, self.connected, self.is_empty, self.begun = False, False, True, 0
 
     async def start(self) -> None:
+        self.begun += not self.running
         self.running = True
 
     async def stop(self) -> None:
@@ -84,6 +85,21 @@ async def test_its_parts_run_while_the_lease_is_held(sqlite_store: Store) -> Non
     assert not any(part.running for part in parts)
 
 
+async def test_a_lease_that_was_lost_and_taken_again_between_two_looks_begins_anew(
+    sqlite_store: Store,
+) -> None:
+    listener = Listener(sqlite_store)
+    parts = [listener.inbox, listener.consumer]
+    listener.standing.leads = True
+    await listener.service.start()
+    await eventually(lambda: all(part.running for part in parts), 3)
+
+    listener.standing.epoch += 1
+    await eventually(lambda: all(part.begun == 2 for part in parts), 3)
+    assert all(part.running for part in parts)
+    await listener.service.stop()
+
+
 async def test_who_listens_is_written_down_once_what_waited_is_worked_through(sqlite_store: Store) -> None:
     listener = Listener(sqlite_store)
     await sqlite_store.write(lambda tx: facts.put(tx, facts.LISTENS, "who held the lease before"))
@@ -113,8 +129,10 @@ async def test_who_does_not_hold_the_lease_any_more_writes_nothing(sqlite_store:
 
 async def test_what_could_not_be_written_is_written_later(sqlite_store: Store) -> None:
     listener = Listener(Failing(sqlite_store, [StoreUnavailable("away")] * 3))  # type: ignore[arg-type]
-    listener.standing.leads = listener.consumer.connected = True
+    listener.standing.leads = True
     await listener.service.start()
+    await eventually(lambda: listener.consumer.running, 3)
+    listener.consumer.connected = True
     await listener.comes_to_say("w1")
     await listener.service.stop()
 

@@ -155,7 +155,7 @@ async def test_who_is_cut_off_from_the_broker_leaves_messages_to_who_is_connecte
     cut_off.connected = other.connected = lambda: False
     await pass_s(1)  # the broker itself is away: its messages fail, or are tried again, as they say
     assert not cut_off.may_publish()
-    await pass_s(OTHERS_AWAITED_S)
+    moved.now += OTHERS_AWAITED_S + 1
     assert cut_off.may_publish()
     for each in pair:
         await each.stop()
@@ -169,6 +169,9 @@ async def test_who_comes_before_the_broker_of_its_site_waits_for_it_too(
     await early.enter(None)
 
     assert not early.may_publish()
+    moved.now += BROKER_AWAITED_S + 1
+    assert not early.may_publish()  # it was out of touch
+    await early._beat()
     moved.now += BROKER_AWAITED_S + 1
     assert early.may_publish()
 

@@ -41,6 +41,16 @@ def test_the_last_value_wins_and_what_has_no_value_left_is_acknowledged() -> Non
     assert acknowledged == [9, 10, 11, 12]
 
 
+def test_of_merged_reports_every_job_that_led_to_them_is_known() -> None:
+    rates = Rates(1)
+    for n in range(BURST_S):
+        rates.admit(ONE, message([], n), Reported({}), 0.0)
+    for n, job_ids in enumerate((("deep",), ("j1", "j2"), (), ("j1",))):
+        rates.admit(ONE, message([], 9 + n), Reported({"a": n}, job_ids=job_ids), 0.1)
+    [(_, held)] = list(rates.due(1.0))
+    assert held.reported == Reported({"a": 3}, job_ids=("deep", "j1", "j2"), superseded=3)
+
+
 def test_nothing_is_acknowledged_for_what_is_not_sent_again() -> None:
     rates, acknowledged = Rates(0.2), list[int]()
     assert rates.admit(ONE, message(acknowledged, 1), Reported({}), 0.0)
@@ -147,6 +157,17 @@ def test_a_word_stands_behind_the_reports_before_it_and_ends_with_the_report_aft
         rates.admit(ONE, message(acknowledged, 20 + n), Connection(False), 0.1)
         rates.admit(ONE, message(acknowledged, 20 + n), Reported({"a": n, "b": n}), 0.1)
     assert len(held.messages) == 1
+
+
+def test_the_ids_of_words_that_came_too_quickly_are_known() -> None:
+    rates = spent([])
+    for n in range(3):
+        rates.admit(ONE, message([], 10 + n), Connection(bool(n % 2), report_id=f"w{n}"), 0.1)
+    rates.admit(ONE, message([], 20), Connection(True, retained=True, report_id="k"), 0.1)
+    held = rates.held[ONE]
+    assert held.connection == Connection(False, superseded=3, report_id="w2", earlier_ids=("k", "w0", "w1"))
+    rates.admit(ONE, message([], 21), Reported({"a": 1}, "r"), 0.1)
+    assert held.reported == Reported({"a": 1}, "r", superseded=4, earlier_ids=("k", "w0", "w1", "w2"))
 
 
 def test_what_the_broker_had_kept_is_older_than_what_came_as_it_was_sent() -> None:

@@ -12,6 +12,7 @@ from iotjobs.domain.errors import (
     CredentialsRefused,
     DeviceUnreachable,
     NotFound,
+    NotRecorded,
     StoreUnavailable,
 )
 from iotjobs.domain.jobs import Transport
@@ -174,5 +175,5 @@ async def test_without_the_database_the_last_known_way_is_taken(
     monkeypatch.setattr(sqlite_store, "look", away)
 
     assert await engine.reach._target(job) == before
-    with pytest.raises(DeviceUnreachable, match="cannot be looked up: away"):
+    with pytest.raises(NotRecorded, match="cannot be looked up: away"):
         await engine.reach._target(replace(job, target_id=other))

@@ -23,7 +23,17 @@ def test_a_report_is_an_object_and_its_id_a_property_of_the_message_or_a_member(
     assert read_report(received({"a": 1})) == Reported({"a": 1})
     assert read_report(received({"a": 1, "_id": "r1"})) == Reported({"a": 1}, "r1")
     assert read_report(received({"a": 1, "_id": "r1"}, report_id="r2")) == Reported({"a": 1}, "r2")
-    assert read_report(received({"a": 1}, job_id="j1")) == Reported({"a": 1}, job_id="j1")
+    assert read_report(received({"a": 1}, job_id="j1")) == Reported({"a": 1}, job_ids=("j1",))
+    assert read_report(received({"a": 1, "_job_id": "j1"})) == Reported({"a": 1}, job_ids=("j1",))
+    both = received({"a": 1, "_id": "r1", "_job_id": "j1"}, job_id="j2")
+    assert read_report(both) == Reported({"a": 1}, "r1", ("j2",))
+
+
+def test_a_word_of_a_connection_may_have_an_id() -> None:
+    assert read_status(received(b"offline")) == Connection(False)
+    assert read_status(received(b"online", report_id="w1")) == Connection(True, report_id="w1")
+    with pytest.raises(RequestError):
+        read_status(received(b"online", report_id="w" * 129))
 
 
 @pytest.mark.check(19)
@@ -45,6 +55,8 @@ def test_a_report_is_an_object_and_its_id_a_property_of_the_message_or_a_member(
         {"_id": 1},
         {"_id": ""},
         {"_id": "x" * 129},
+        {"_job_id": 1},
+        {"_job_id": "x" * 129},
         {"x" * 201: 1},
         {"": 1},
     ],

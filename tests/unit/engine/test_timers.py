@@ -9,13 +9,13 @@ from iotjobs import clock
 from iotjobs.engine.firing import Firing
 from iotjobs.engine.leases import Always
 from iotjobs.engine.timers import AGAIN_MS, Timers
-from iotjobs.store import definitions, rules, standings
+from iotjobs.store import definitions, rules
 from iotjobs.store.definitions import Kind
 from iotjobs.store.session import Store
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.state_tables import standings as standing_table
 from iotjobs.store.state_tables import trigger_timers
-from tests.services.rows import Engine, MakeEngine
+from tests.services.rows import Engine, MakeEngine, standing_of
 
 
 async def waiting(engine: Engine) -> tuple[str, Timers]:
@@ -57,7 +57,7 @@ async def test_what_waits_for_an_entity_that_is_gone_is_let_go_of(
 
     assert await timers.look() == 1
     assert await timers.look() == 0
-    assert await sqlite_store.read(lambda conn: standings.standing_of(conn, owner_id)) is None
+    assert await sqlite_store.read(lambda conn: standing_of(conn, owner_id)) is None
 
 
 async def test_one_that_fails_in_us_keeps_nobody_waiting(

@@ -1,0 +1,103 @@
+"""What devices sent by MQTT that was taken, as long as the broker may bring it again.
+
+It does so, and says so, with what it has no acknowledgement of when a connection ends. Within a session it
+names each message by its packet id until then. So the ids of a transaction's messages are written with their
+effects. One of them that comes again while it stands here was taken; every other one was not.
+
+An id is used again once it is free, so a sum of what the message says stands beside it, and the last use counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, delete, select
+
+from iotjobs.store.state_tables import taken_messages
+from iotjobs.store.statements import Prepared
+from iotjobs.store.writer import Transaction
+
+T = taken_messages.c
+# Transactions. Messages are acknowledged in their order, and 256 at most are not at once (Receive Maximum): what
+# was taken so many transactions ago has been, for each of these has acknowledged one at least.
+KEPT = 256
+_DROP_EVERY = 64
+
+Key: TypeAlias = tuple[int, int]  # the packet id, and the sum
+
+_all = Prepared(select(T.messages).order_by(T.id))
+_newest = Prepared(select(T.messages).order_by(T.id.desc()).limit(1))
+_last_kept = select(T.id).order_by(T.id.desc()).offset(KEPT - 1).limit(1).scalar_subquery()
+_drop = Prepared(taken_messages.delete().where(T.id < _last_kept))
+
+
+class Taken:
+    """Those of the one node that consumes; what it holds is what is on disk."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._rows: deque[tuple[int, Sequence[Key]]] = deque()
+        self._of: dict[
+            int, tuple[int, int]
+        ] = {}  # by the packet id: the sum, and the number of its transaction
+
+    def load(self, conn: Connection) -> None:
+        """Read what is on disk."""
+        self._clear()
+        for row in _all.all(conn):
+            self._note(_keys(row))
+
+    def unheard(self, conn: Connection) -> Sequence[Key]:
+        """What a transaction took whose COMMIT was made, though we were told that it failed; nothing if it did."""
+        row = _newest.first(conn)
+        if row is None or (self._rows and self._rows[-1][1] == _keys(row)):
+            return ()
+        self._note(_keys(row))
+        return _keys(row)
+
+    def holds(self, key: Key) -> bool:
+        """Whether a message that comes again was taken."""
+        mid, said = key
+        found = self._of.get(mid)
+        return found is not None and found[0] == said
+
+    def free(self, mid: int) -> None:
+        """The broker has begun to use a packet id for another message."""
+        self._of.pop(mid, None)
+
+    def add(self, tx: Transaction, keys: Iterable[Key]) -> None:
+        """Keep that messages get their effects in this transaction; those without a packet id never come again."""
+        given = [key for key in keys if key[0]]
+        if not given:
+            return
+        tx.append(taken_messages, {"messages": given})
+        if self._count % _DROP_EVERY == 0:
+            _drop.run(tx.conn)
+        tx.after_commit(partial(self._note, given))
+
+    def clear(self, tx: Transaction) -> None:
+        """The session is another one: nothing comes again."""
+        tx.conn.execute(delete(taken_messages))
+        tx.after_commit(self._clear)
+
+    def _clear(self) -> None:
+        self._rows.clear()
+        self._of.clear()
+
+    def _note(self, keys: Sequence[Key]) -> None:
+        self._count += 1
+        self._rows.append((self._count, keys))
+        for mid, said in keys:
+            self._of[mid] = said, self._count
+        while len(self._rows) > KEPT:
+            old, gone = self._rows.popleft()
+            for mid, _ in gone:
+                if self._of.get(mid, (0, 0))[1] == old:
+                    del self._of[mid]
+
+
+def _keys(row: Any) -> list[Key]:
+    return [(mid, said) for mid, said in row.messages]
