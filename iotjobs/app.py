@@ -21,6 +21,7 @@ from iotjobs.domain.states import Heard
 from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
+from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.enrolment import Enrolment
 from iotjobs.engine.events import EventFeed, FeedLag
 from iotjobs.engine.execution import Executor
@@ -200,7 +201,7 @@ class Site:
         await switch.look()
         await deadlines.sweep()
 
-        intake = Intake(store, vault, dispatcher, allow_local=settings.allow_local)
+        intake = _intake(settings, store, vault, dispatcher)
         reactions = Reactions(FiringParts(intake, settler, dispatcher, worker), heard)
         if publisher is not None and address is not None:
             await self._start_mqtt(settler, reactions, publisher, address, place=place)
@@ -362,6 +363,16 @@ def _ssh_of(settings: Settings) -> SshTransport:
         known_hosts_file=settings.known_hosts_file,
         host_authorities=read_authorities(settings.ssh_host_ca_file) if settings.ssh_host_ca_file else (),
         agent_path=settings.ssh_agent_path,
+    )
+
+
+def _intake(settings: Settings, store: Store, vault: Secrets, dispatcher: Dispatcher) -> Intake:
+    return Intake(
+        store,
+        vault,
+        dispatcher,
+        allow_local=settings.allow_local,
+        default_timeout_s=settings.default_timeout_s,
     )
 
 

@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from iotjobs.domain.errors import ConfigurationError
+from iotjobs.domain.operations import DEFAULT_TIMEOUT_S
 
 
 class IngestSetting(BaseModel):
@@ -77,6 +78,12 @@ class Settings(BaseSettings):
         description="public keys, one a line, whose host certificates are trusted where no host key is on record",
     )
     jobs_at_once: int = Field(500, ge=1, le=10_000, description="attempts under way at the same time")
+    default_timeout_s: float = Field(
+        DEFAULT_TIMEOUT_S,
+        gt=0,
+        le=7 * 24 * 3600,
+        description="seconds that an attempt may take where neither the call nor the operation says `timeout_s`",
+    )
     ssh_idle_s: float = Field(60.0, gt=0, description="seconds that an unused SSH connection stays open")
     ssh_connect_timeout_s: float = Field(
         10.0, gt=0, description="seconds for connecting and logging in over SSH"

@@ -142,11 +142,13 @@ class Asked:
     Attributes:
         args: values of `{{args.NAME}}`.
         ask: values of `{{ask.NAME}}`, which a person must give.
+        default_timeout_s: the site's, where neither the call nor the operation says one.
     """
 
     args: Mapping[str, Any] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float | None = None
+    default_timeout_s: float = DEFAULT_TIMEOUT_S
 
 
 def check(operation: Operation, owner_kind: str) -> None:
@@ -297,7 +299,7 @@ def render(
         operation: as saved.
         owner: the entity that it runs on, a link with both ends.
         values: of `values_for`.
-        asked: the call's own timeout wins over the operation's.
+        asked: the call's own timeout wins over the operation's, and that over the site's.
         script: the text, from the operation or from the script repository.
 
     Raises:
@@ -309,7 +311,7 @@ def render(
     _refuse_missing(texts, values)
     common: dict[str, Any] = {
         "type": operation.type,
-        "timeout_s": asked.timeout_s or operation.timeout_s or DEFAULT_TIMEOUT_S,
+        "timeout_s": asked.timeout_s or operation.timeout_s or asked.default_timeout_s,
         "stall_s": operation.stall_s,
         "kill_after_s": operation.kill_after_s,
         "idempotent": operation.idempotent,

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.jobs import Delivery, Ending, Job, Transport
+from iotjobs.domain.operations import Plan
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.settle import Settler
@@ -26,7 +27,7 @@ def take_word(
     *,
     retained: bool = False,
 ) -> None:
-    """Append a device's word to its job, and end a job that waits for it.
+    """Append a device's word to its job, and end the attempt that waits for it.
 
     One that the broker had kept (`retained`) may be one that is there already: then it has no effect.
 
@@ -42,17 +43,19 @@ def take_word(
     now = clock.now_ms()
     jobs.append_result(tx, job, payload, object_id, now)
     job = jobs.get(tx.conn, job.id)  # again: the append has locked its row
-    if _awaits_answer(tx.conn, job):
-        settler.finish(tx, job, ending_of_answer(payload), now, delivery=Delivery.ENDED)
+    plan = _awaits_answer(tx.conn, job)
+    if plan is not None:
+        settler.conclude(tx, job, plan, ending_of_answer(payload), now, delivery=Delivery.ENDED)
     elif topic.kind is TopicKind.ANSWER:
         jobs.log(tx, job.id, now, "INFO", "an answer came that nobody waits for")
 
 
-def _awaits_answer(conn: Connection, job: Job) -> bool:
-    """Whether a device's word ends the job: also before the broker acknowledged, or after a cut."""
+def _awaits_answer(conn: Connection, job: Job) -> Plan | None:
+    """The plan, where a device's word ends the attempt: also before the broker acknowledged, or after a cut."""
     if job.transport is not Transport.MQTT or not job.attempt or job.ended:
-        return False
-    return jobs.plan_of(conn, job.id)[0].get("answer_within_s") is not None
+        return None
+    plan = Plan.from_json(jobs.plan_of(conn, job.id)[0])
+    return None if plan.answer_within_s is None else plan
 
 
 def ending_of_answer(payload: dict[str, Any]) -> Ending:

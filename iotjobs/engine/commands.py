@@ -41,7 +41,9 @@ class CommandRun:
     ) -> None:
         self._store, self._settler, self._reach = store, settler, reach
         self._job, self._plan, self._earlier = begun.job, begun.plan, begun.earlier
-        self._recorder = Recorder(store, self._job.id, self._job.attempt, cap_bytes)
+        self._recorder = Recorder(
+            store, self._job.id, self._job.attempt, cap_bytes, earlier_bytes=self._job.output_bytes
+        )
         self._sending = sending
         self.watch = Watch(begun.plan.timeout_s, begun.plan.stall_s)
         self._group = 0

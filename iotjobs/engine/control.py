@@ -24,7 +24,7 @@ from iotjobs.domain.errors import Conflict, LeaseLost, TransitionRefused
 from iotjobs.domain.jobs import Cause, Ending, Job
 from iotjobs.domain.rights import Caller, Scope, scope_of
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine.intake import Execute
+from iotjobs.engine.intake import Execute, Origin
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
@@ -210,13 +210,16 @@ class Control(LoopService):
 def repeat_of(
     job: Job, caller: Caller, given: Mapping[str, Any], *, key: str | None, body_digest: str
 ) -> Execute:
-    """The request for a new job that repeats one: the same arguments, the operation as it is now.
+    """The request for a new job that repeats one: the same arguments and state, the operation as it is now.
 
     Raises:
         Conflict: it has not ended, or is no run of an operation.
         BadRequest: an erased secret argument is not given again, or something else is.
     """
-    args = control.retry_args(job, given)
+    args, meta = control.retry_args(job, given), job.process_meta
+    origin = None
+    if meta is not None:
+        origin = Origin(meta=meta, state=meta.get("state"), listener=job.data.get("listenerName"))
     assert job.operation_id is not None, "of an operation, by `retry_args`"
     return Execute(
         owner_type=OwnerType(job.owner_type),
@@ -229,6 +232,7 @@ def repeat_of(
         low_priority=job.low_priority,
         reason=job.data.get("reason"),
         cause=Cause.RETRY,
+        origin=origin,
         retry_of=job.id,
         key=key,
         body_digest=body_digest,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from iotjobs import clock
 from iotjobs.domain import control
 from iotjobs.domain.errors import AnswerTimeout, LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job, JobType
+from iotjobs.domain.operations import Plan
 from iotjobs.domain.states import Heard
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.dispatch import Dispatcher
@@ -22,7 +24,7 @@ from iotjobs.engine.rescue import Strays, UnderWay
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.timekeeping import Timekeeper
-from iotjobs.store import queue
+from iotjobs.store import jobs, queue
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 SWEEP_EVERY_S = 5.0
 SWEEP_TICKETS = 10_000
+_NO_ANSWER = "the device did not answer in time"
 _STILL_RUNS = "jobs still run; the site stays drained, and this is waited for no longer"
 
 
@@ -131,11 +134,9 @@ class Deadlines(LoopService):
         )
 
     def _unanswered(self, tx: Transaction, job: Job, now: int) -> None:
-        ending = Ending(
-            Outcome.TIMED_OUT,
-            error_code=AnswerTimeout.code,
-            error_message=_STILL_RUNS
-            if job.type is JobType.STOP_APP
-            else "the device did not answer in time",
-        )
-        self._settler.finish(tx, job, ending, now)
+        ending = Ending(Outcome.TIMED_OUT, error_code=AnswerTimeout.code, error_message=_NO_ANSWER)
+        if job.type is JobType.STOP_APP:
+            self._settler.finish(tx, job, replace(ending, error_message=_STILL_RUNS), now)
+        else:
+            plan = Plan.from_json(jobs.plan_of(tx.conn, job.id)[0])
+            self._settler.conclude(tx, job, plan, ending, now)

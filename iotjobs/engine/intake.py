@@ -61,7 +61,7 @@ class Execute:
 
     Attributes:
         caller: None where nobody asked for it.
-        origin: None where somebody did.
+        origin: None where somebody did; of a retry, what started the job that it repeats.
         start_at: milliseconds; not before this moment.
         key: the caller's Idempotency-Key with method and path, or None.
         body_digest: of the request's body, to know a repeat from a clash.
@@ -126,9 +126,17 @@ class _Rendered:
 class Intake:
     """Submits jobs. Safe for concurrent use."""
 
-    def __init__(self, store: Store, secrets: Secrets, offers: Offers, *, allow_local: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        secrets: Secrets,
+        offers: Offers,
+        *,
+        allow_local: bool,
+        default_timeout_s: float = operations.DEFAULT_TIMEOUT_S,
+    ) -> None:
         self._store, self._secrets, self._offers = store, secrets, offers
-        self._allow_local = allow_local
+        self._allow_local, self._default_timeout_s = allow_local, default_timeout_s
 
     async def execute(self, request: Execute) -> str:
         """Submit a job; returns its id once it is on disk, see `submit`."""
@@ -183,7 +191,7 @@ class Intake:
         caller, origin = request.caller, request.origin
         user = None if caller is None else (caller.user_id, caller.login)
         state = None if origin is None else origin.state
-        asked = Asked(request.args, request.ask, request.timeout_s)
+        asked = Asked(request.args, request.ask, request.timeout_s, self._default_timeout_s)
         shown_args = operations.masked_args(request.args, operation.secret_args)
         values = operations.values_for(owner, asked, job_id=job_id, user=user, state=state)
         plan = operations.render(operation, owner, values, asked, seen.script)
@@ -307,9 +315,10 @@ def _job_row(
 def _started_by(request: Execute, job_id: str, owner: Entity, now: int) -> dict[str, Any]:
     """The columns that say whose job it is and what started it."""
     caller, origin = request.caller, request.origin
+    by_itself = origin is not None and request.cause is not Cause.RETRY
     return {
         "id": job_id,
-        "type": JobType.EXECUTE_ACTION if origin is None else JobType.EXECUTE_LISTENER,
+        "type": JobType.EXECUTE_LISTENER if by_itself else JobType.EXECUTE_ACTION,
         "owner_id": owner.id,
         "owner_type": int(owner.owner_type),
         "owner_name": owner.name,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from iotjobs import clock
 from iotjobs.domain.jobs import Job, PendingReason
+from iotjobs.domain.statuses import ACTIVE
 from iotjobs.store import queue, queues
 from iotjobs.store.queue import Candidate, Offers, Ticket
 from iotjobs.store.writer import Transaction
@@ -28,10 +29,10 @@ class Limits:
         """How many attempts of a queue may be under way; None: no limit."""
         return self.concurrency.get(name)
 
-    def locks_of(self, ticket: Ticket) -> list[str]:
-        """What the begin of a ticket's job stands in line for."""
-        limited = [] if self.of(ticket.queue) is None else [queues.lock_of(ticket.queue)]
-        return limited if ticket.lane is None else [ticket.lane, *limited]
+    def locks_of(self, job: Ticket | Job) -> list[str]:
+        """What the begin of a job, and the end of its attempt, stand in line for."""
+        limited = [] if self.of(job.queue) is None else [queues.lock_of(job.queue)]
+        return limited if job.lane is None else [job.lane, *limited]
 
     def may_begin(self, tx: Transaction, found: Candidate, offers: Offers) -> bool:
         """Whether the site and the job's queue let it begin now.
@@ -51,6 +52,12 @@ class Limits:
         return False
 
     def left(self, tx: Transaction, job: Job, offers: Offers) -> None:
-        """An attempt of the job holds no worker any more: the next of its queue may begin."""
+        """An attempt of the job holds no worker any more: the next of its queue may begin.
+
+        Whoever has just found the queue full, and has not committed yet that it waits, is waited for: its job is
+        among those that may be the next. The job's lane, if any, is locked before.
+        """
         if self.of(job.queue) is not None:
+            if job.status in ACTIVE:
+                tx.lock(queues.lock_of(job.queue))
             queues.offer_next_of(tx, job.queue, clock.now_ms(), offers)

@@ -38,9 +38,22 @@ class _Buffer:
 
 
 class Recorder:
-    """The output of one attempt. One writer at a time; `close` once."""
+    """The output of one attempt. One writer at a time; `close` once.
 
-    def __init__(self, store: Store, job_id: str, attempt: int, cap_bytes: int = OUTPUT_CAP_BYTES) -> None:
+    Attributes:
+        total_bytes: what the job said: in this attempt, and in those before (`earlier_bytes`), which is kept too.
+        truncated: not all of this attempt's is kept.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job_id: str,
+        attempt: int,
+        cap_bytes: int = OUTPUT_CAP_BYTES,
+        *,
+        earlier_bytes: int = 0,
+    ) -> None:
         self._store, self._job_id, self._attempt = store, job_id, attempt
         self._half = cap_bytes // 2
         self._buffers: dict[str, _Buffer] = {}
@@ -53,7 +66,7 @@ class Recorder:
         self._flushing: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
-        self.total_bytes = 0
+        self.total_bytes = earlier_bytes
         self.truncated = False
 
     async def write(self, stream: str, data: bytes) -> None:

@@ -35,7 +35,7 @@ TAKEN = Ending(Outcome.SUCCEEDED)
 
 @dataclass(frozen=True, slots=True)
 class OutputEnd:
-    """The last of an attempt's output, for the settling transaction."""
+    """The last of an attempt's output, for the settling transaction; `total_bytes` is of all attempts."""
 
     chunks: tuple[Chunk, ...] = ()
     total_bytes: int = 0
@@ -86,26 +86,34 @@ class Settler:
 
         An attempt that another worker took over meanwhile writes nothing but a log entry.
         """
+
+        def item(tx: Transaction) -> None:
+            facts.update(_keep_output(tx, job, end))
+            self.conclude(tx, job, plan, ending, clock.now_ms(), **facts)
+
+        await self._write(job, ending, item, end, facts)
+
+    def conclude(self, tx: Transaction, job: Job, plan: Plan, ending: Ending, now: int, **facts: Any) -> None:
+        """End an attempt inside a transaction: by another try where its operation says so, or for good.
+
+        A job that waits for its next try already goes on waiting for it.
+
+        Raises:
+            TransitionRefused, LeaseLost: somebody else was first.
+        """
         again = retries.after_ending(
             plan.retry, ending, attempt=job.attempt, idempotent=plan.idempotent, jitter=random.random()
         )
-
-        def item(tx: Transaction) -> None:
-            now = clock.now_ms()
-            facts.update(_keep_output(tx, job, end))
-            if again is None:
-                self.finish(tx, job, ending, now, **facts)
-                return
-            said = f"attempt {job.attempt}: {ending.error_message}; tried again"
-            jobs.log(tx, job.id, now, "INFO", said)
+        if again is None or job.status not in (Status.RUNNING, Status.PENDING):
+            self.finish(tx, job, ending, now, **facts)
+        elif job.status is Status.RUNNING:
+            jobs.log(tx, job.id, now, "INFO", f"attempt {job.attempt}: {ending.error_message}; tried again")
             if again.after_s is None:
-                self.again_now(tx, job, ending, now)
+                self.again_now(tx, job, ending, now, **facts)
             else:
-                jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000))
+                jobs.try_again(tx, job, ending, now, now + int(again.after_s * 1000), **facts)
                 queue.offer_next(tx, job.lane, now, self._offers)
                 self._limits.left(tx, job, self._offers)
-
-        await self._write(job, ending, item, end, facts)
 
     async def end_messages(self, messages: Sequence[Begun]) -> None:
         """End jobs whose messages the broker took, all of them or none.
@@ -121,7 +129,8 @@ class Settler:
             if part is not tx:
                 complete(tx.conn, [part])
 
-        await until_taken(self._store, item, messages[0].job.id, locks=[])
+        locks = {name for begun in messages for name in self._limits.locks_of(begun.job)}
+        await until_taken(self._store, item, messages[0].job.id, locks=sorted(locks))
 
     async def hand_over(self, job: Job, plan: Plan, ending: Ending, end: OutputEnd) -> None:
         """End an attempt that our own stop cut short: the next process repeats what may be repeated."""
@@ -130,7 +139,7 @@ class Settler:
         def item(tx: Transaction) -> None:
             facts = _keep_output(tx, job, end)
             if decision is retries.Redelivery.NEXT_ATTEMPT:
-                self.again_now(tx, job, ending, clock.now_ms())
+                self.again_now(tx, job, ending, clock.now_ms(), **facts)
             else:
                 self.finish(tx, job, ending, clock.now_ms(), **facts)
 
@@ -151,9 +160,9 @@ class Settler:
             tried.append(self.end_asked(tx, job_now, ending, clock.now_ms(), **facts))
 
         size = sum(len(chunk.data) for chunk in end.chunks) if end is not None else 0
-        locks = [] if job.lane is None else [job.lane]
         while True:
             try:
+                locks = self._limits.locks_of(job)
                 await until_taken(self._store, item, job.id, size=size, locks=locks)
             except TransitionRefused as error:
                 if error.actual in control.ASKED:
@@ -224,11 +233,11 @@ class Settler:
         """An attempt waits for its device from now on and holds no worker: inside a transaction."""
         self._limits.left(tx, job, self._offers)
 
-    def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int) -> None:
+    def again_now(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> None:
         """Give a job its next attempt at once, inside a transaction."""
-        jobs.try_again(tx, job, ending, now, now)
-        self._limits.left(tx, job, self._offers)
+        jobs.try_again(tx, job, ending, now, now, **facts)
         queue.offer_again(tx, job, now, self._offers)
+        self._limits.left(tx, job, self._offers)
 
     async def _refused(self, job: Job, tried: Sequence[Ending], error: Exception) -> None:
         """A late write: what it would have said is kept as a log entry, unless it has been said.

@@ -43,6 +43,10 @@ class SiteSwitch(LoopService):
         limits: kept as they are.
         settler: ends the jobs that stand for a drain.
         sweep: offers whatever is ready; called when something may go on.
+
+    Attributes:
+        swept: jobs that a full queue had held back, and that only a look found a place for; at most, since that
+            place may have been on its way to another.
     """
 
     name = "site"
@@ -57,6 +61,7 @@ class SiteSwitch(LoopService):
         super().__init__()
         self._store, self._limits, self._settler, self._sweep = store, limits, settler, sweep
         self._one_at_a_time = asyncio.Lock()
+        self.swept = 0
 
     async def _loop(self) -> None:
         while True:
@@ -67,6 +72,8 @@ class SiteSwitch(LoopService):
         """Read everything anew; let go what was held back and need not be any more."""
         async with self._one_at_a_time:
             is_open, drained, concurrency, held = await self._store.read(_read)
+            opened = drained or not self._limits.opened.is_set()
+            as_before = self._limits.concurrency == concurrency and not opened
             self._limits.concurrency = concurrency
             let_go = 0
             for name in held if is_open else ():
@@ -74,17 +81,20 @@ class SiteSwitch(LoopService):
                 let_go += await self._store.write(lambda tx, n=name, m=limit: queues.let_go(tx, n, m))  # type: ignore[misc]
             if drained or not is_open:
                 await self._store.write(queues.tell_switched)
-            await self._switched(is_open, offer=drained or let_go > 0)
+            offered = await self._switched(is_open, offer=drained or let_go > 0)
+            self.swept += offered if as_before and let_go else 0
             if not is_open:
                 await self._end_drains()
 
-    async def _switched(self, is_open: bool, *, offer: bool = False) -> None:
+    async def _switched(self, is_open: bool, *, offer: bool = False) -> int:
+        """Remember whether it is open; how many jobs were offered."""
         was_open = self._limits.opened.is_set()
-        if is_open and (offer or not was_open):
-            self._limits.opened.set()
-            await self._sweep()
-        elif not is_open:
+        if not is_open:
             self._limits.opened.clear()
+        elif offer or not was_open:
+            self._limits.opened.set()
+            return await self._sweep()
+        return 0
 
     async def put_queue(self, name: str, concurrency: int | None) -> bool:
         """Make a queue or change its limit; whether it is new."""

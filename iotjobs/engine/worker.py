@@ -274,8 +274,7 @@ class Worker(LoopService):
             elif row.status in ASKED:
                 settler.end_asked(tx, replace(unsent, status=row.status, cancel=row.cancel), _UNSURE, now)
 
-        locks = [] if unsent.lane is None else [unsent.lane]
-        await until_taken(self._store, item, unsent.id, locks=locks)
+        await until_taken(self._store, item, unsent.id, locks=self._limits.locks_of(unsent))
 
     def _begin(self, tx: Transaction, ticket: Ticket) -> Begun | None:
         """Begin the next attempt if the job is ready; a ticket is only a hint.

@@ -61,7 +61,7 @@ class RunBy(BaseModel):
 class OutputOut(BaseModel):
     """How much was written, and whether `description` or the store has less."""
 
-    bytes: int
+    bytes: int = Field(description="of all attempts")
     truncated: bool
     pruned_at: str | None = Field(
         None, description="when what was kept of it was deleted by the site's limits; absent before that"
@@ -193,7 +193,8 @@ def description(record: JobRecord) -> dict[str, Any] | None:
         if job.sent_at is None or record.plan is None:
             return None
         return {"topic": record.plan["topic"], "message": record.plan["message"]}
-    if job.operation_type is None or (job.exit_code is None and job.output_bytes == 0):
+    said = record.stdout.text or record.stderr.text or job.output_pruned_at is not None
+    if job.operation_type is None or (job.exit_code is None and not said):
         return None
     return {"exitCode": job.exit_code, "stdout": record.stdout.text, "stderr": record.stderr.text}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import and_, inspect, not_, or_, select, text
+from sqlalchemy import and_, inspect, not_, or_, select, text, true
 
 from iotjobs import clock
 from iotjobs.domain.errors import ConfigurationError, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Ending
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import ENDED, Outcome
-from iotjobs.store import events, jobs
+from iotjobs.store import events, jobs, rules
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.migrations.migrate import RESTORING, lock_schema
 from iotjobs.store.secrets import Secrets, check_canary
@@ -25,6 +25,7 @@ _BEHIND = Ending(
     error_code="restored",
     error_message="the site was restored from a backup that is older than this job's end; it may have run",
 )
+_MAY_HAVE_FIRED = "the site was restored from a backup in which it waited; it may have fired since"
 
 
 def copy_sqlite(source: Path, target: Path) -> None:
@@ -103,6 +104,8 @@ async def begin_life(store: Store, vault: Secrets | None, *, moved: bool) -> int
     if vault is not None:
         await store.write(lambda tx: check_canary(tx, vault))
     await store.write(lambda tx: events.begin_generation(tx, clock.now_ms()))
+    if not moved:
+        await store.write(lambda tx: rules.cancel_waits(tx.conn, true(), _MAY_HAVE_FIRED))
     ended, behind = 0, 0
     while not moved:
         count, last = await store.write(lambda tx, behind=behind: _end_some(tx, behind))  # type: ignore[misc]

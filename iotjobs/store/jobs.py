@@ -345,11 +345,12 @@ def settle(
 _erase_secret = update(tables.plans).where(tables.plans.c.job_id == bindparam("is_job")).values(secret=None)
 
 
-def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int) -> None:
+def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int, **facts: Any) -> None:
     """RUNNING → PENDING until `start_at`, when the next attempt may begin.
 
     Keeps the `nonce`, `process_group` and `sent_to` that the given job has: what may still run on the device has
-    to be found there, and ended, before the next attempt is sent. While it ran its time to live did not count.
+    to be found there, and ended, before the next attempt is sent. While it ran its time to live did not count:
+    what was left when the attempt began is left now, also when the clock was set between the two.
     """
     _close_attempt(tx, job, ending, at)
     _change(
@@ -366,6 +367,7 @@ def try_again(tx: Transaction, job: Job, ending: Ending, at: int, start_at: int)
         sent_to=job.sent_to,
         deadline_at=None,
         worker_id=None,
+        **facts,
     )
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, literal_column, or_, select, update
+from sqlalchemy import Connection, literal_column, select, update
 
 from iotjobs.domain.errors import LeaseLost
-from iotjobs.domain.statuses import ACTIVE
 from iotjobs.store import events, facts, nodes, tables, tickets
 from iotjobs.store.events import Position
-from iotjobs.store.jobs import J
 from iotjobs.store.state_tables import firings, standings, trigger_timers
 from iotjobs.store.writer import Transaction
 
@@ -81,9 +79,7 @@ def shift(tx: Transaction, by_ms: int, before: Mark, at: int) -> Mark:
     for moment, where in tables.DUE.items():
         column = tables.jobs.c[moment]
         tx.conn.execute(update(tables.jobs).where(literal_column(where)).values({moment: column + by_ms}))
-    # A time to live does not run out while its job runs, and counts again when the job waits again.
-    under_way = or_(*(J.status == status for status in sorted(ACTIVE)))
-    tx.conn.execute(update(tables.jobs).where(under_way).values(expires_at=J.expires_at + by_ms))
+    # Not the time to live of a job that runs: it stands still, beside `begun_at`. See `jobs.try_again`.
     tx.conn.execute(update(tables.idempotency).values(at=KEPT.at + by_ms))
     tx.conn.execute(update(trigger_timers).values(due_at=trigger_timers.c.due_at + by_ms))
     tx.conn.execute(update(firings).values(at=firings.c.at + by_ms))

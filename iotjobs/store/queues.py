@@ -150,7 +150,7 @@ def known_name(conn: Connection, name: str) -> str:
 
 
 def lock_of(name: str) -> str:
-    """What whoever begins an attempt in a limited queue locks."""
+    """What whoever begins or ends an attempt in a limited queue locks."""
     return f"queue:{name}"
 
 

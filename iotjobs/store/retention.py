@@ -42,7 +42,7 @@ def outputs(conn: Connection, *, limit: int, ended_before: int | None = None) ->
 
 
 def output_bytes(conn: Connection, cap_bytes: int) -> int:
-    """How much output of ended jobs is there, by their newest attempts and what was kept of each at most."""
+    """How much output of ended jobs is there, by all attempts of each and what is kept of one at most."""
     kept = case((J.output_bytes > cap_bytes, cap_bytes), else_=J.output_bytes)
     total = func.coalesce(func.sum(cast(kept, BigInteger)), 0)
     return int(conn.execute(select(total).where(_has_output)).scalar_one())

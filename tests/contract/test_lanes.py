@@ -162,6 +162,22 @@ async def test_submits_that_race_with_settles_lose_no_wake_up(racing: Make, full
     assert race.longest_wait_s() < SWEEP_EVERY_S
 
 
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_submits_that_race_with_settles_lose_no_wake_up_in_a_full_queue_either(
+    racing: Make, limit: int
+) -> None:
+    race = await racing()
+    race.engine.limits.concurrency = {"press": limit}
+    rows = [{"lane": f"lane{number % LANES}", "queue": "press"} for number in range(300)]
+    await race.submit_all(rows)
+
+    # Nothing sweeps here, and nothing looks for free places: whoever left the queue has offered the next.
+    await eventually(race.all_ended, 60)
+
+    assert await race.engine.deadlines.sweep() == 0
+    assert len(race.runs.began) == len(rows)
+
+
 async def test_what_waits_for_one_busy_lane_costs_the_others_nothing(
     racing: Make,
     store_url: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 from sqlalchemy import text
@@ -10,6 +11,7 @@ from sqlalchemy.util import await_only
 
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound
 from iotjobs.domain.jobs import Ending, Job, PendingReason
+from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import site
 from iotjobs.store import jobs as rows
@@ -17,7 +19,7 @@ from iotjobs.store import queue, queues, switch
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
-from tests.services.rows import ADMIN, Engine, Offered, add_job, job_of, running_job
+from tests.services.rows import ADMIN, Engine, Offered, add_job, job_of, plan, running_job
 
 
 async def state_of(store: Store, name: str) -> queues.QueueState:
@@ -161,6 +163,60 @@ async def test_of_two_attempts_that_leave_a_full_queue_at_once_each_lets_another
         None,
         PendingReason.QUEUE,
     ]
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("way", ["ended", "parked", "tried again"])
+async def test_a_place_that_becomes_free_while_a_begin_finds_the_queue_full_is_given_to_its_job(
+    store: Store, way: str
+) -> None:
+    engine = Engine(store)
+    engine.limits.concurrency = {"press": 1}
+    first, second = await running_job(store, queue="press"), await add_job(store, queue="press")
+    leaves: list[asyncio.Future[None]] = []
+
+    def park(tx: Transaction) -> None:
+        rows.note(tx, first.id, 1, deadline_at=10**15)
+        engine.settler.parked(tx, first)
+
+    def leave() -> Awaitable[None]:
+        if way == "parked":
+            return store.write(park)
+        of = plan(retry=RetryPolicy(2, ("unreachable",), backoff_s=60))
+        ending = Ending(Outcome.SUCCEEDED if way == "ended" else Outcome.FAILED, error_code="unreachable")
+        return engine.settler.end_attempt(first, of, ending)
+
+    def held_back(tx: Transaction) -> None:
+        assert engine.worker._begin(tx, Ticket.of(second)) is None
+        leaves.append(asyncio.ensure_future(leave()))  # on another node, or beside us on this one
+        await_only(asyncio.wait(leaves, timeout=0.5))  # it has to wait for us, so no longer
+
+    await store.write(held_back)
+    await leaves[0]
+
+    assert (await job_of(store, first.id)).parked or (
+        await job_of(store, first.id)
+    ).status is not Status.RUNNING
+    assert (await job_of(store, second.id)).pending_reason is None
+    assert engine.dispatcher.live == {second.id}
+    await engine.stop()
+
+
+async def test_what_only_a_look_finds_a_place_for_is_counted(store: Store) -> None:
+    engine = Engine(store)
+    await engine.switch.put_queue("press", 1)
+    await engine.switch.look()
+    lost = await add_job(store, queue="press", pending_reason=PendingReason.QUEUE)
+
+    await engine.switch.look()
+
+    assert (engine.switch.swept, engine.dispatcher.live) == (1, {lost.id})
+    await running_job(store, queue="press")
+    await add_job(store, queue="press", pending_reason=PendingReason.QUEUE)
+    await engine.switch.put_queue("press", 3)  # this one was not lost
+    assert engine.switch.swept == 1
+    assert len(engine.dispatcher.live) == 2
+    await engine.stop()
 
 
 async def test_what_a_job_waits_for_is_said_only_while_it_waits(store: Store) -> None:

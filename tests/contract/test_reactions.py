@@ -16,6 +16,7 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
 from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine.control import repeat_of
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
 from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
@@ -25,6 +26,7 @@ from iotjobs.store.session import Store
 from iotjobs.store.state_tables import firings, property_history, report_ids, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
 from tests.services.rows import ADMIN, Engine, standing_of
+from tests.services.rows import job_of as job_now
 
 HOT = {"state": "alarm", "when": "temperature > 80"}
 
@@ -84,6 +86,28 @@ async def due(engine: Engine, after_s: float) -> int:
         return count
 
     return await engine.store.write(item)
+
+
+async def test_what_a_trigger_started_can_be_run_again_in_the_state_of_then(engine: Engine) -> None:
+    owner_id = await engine.thing()
+    operation_id = await engine.operation(owner_id, parameters={"text": "echo {{state}}; exit 1"})
+    await engine.conditions(owner_id, HOT)
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    await engine.worker.start()
+    await engine.report(owner_id, temperature=90)
+    (first,) = await jobs_of(engine, owner_id)
+    await engine.report(owner_id, temperature=20)
+
+    before = first
+    for _ in range(2):  # and a retry of the retry
+        before = await engine.ended(before.id)
+        again = repeat_of(before, ADMIN, {}, key=None, body_digest="")
+        job = await job_now(engine.store, await engine.intake.execute(again))
+        assert (job.type, job.cause, job.retry_of) == (JobType.EXECUTE_ACTION, Cause.RETRY, before.id)
+        assert (job.cause_key, job.process_meta, job.data) == (None, first.process_meta, first.data)
+        before = job
+
+    assert (await engine.ended(before.id)).output_bytes == len("alarm\n")
 
 
 async def test_a_report_sets_properties_changes_the_state_and_starts_the_operation(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import Connection, event, func, insert, select, update
 
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
-from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.jobs import Ending, Job, PendingReason
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine import retention as module
@@ -22,6 +23,7 @@ from iotjobs.store.session import Store
 from iotjobs.store.state_tables import property_history, state_changes, traces
 from iotjobs.store.writer import Transaction
 from tests.services.rows import Engine, Failing, add_job, job_of, rows_of, running_job
+from tests.services.site import eventually
 
 LONG = {"output_days": 10_000, "output_bytes": 10**12, "logs_days": 10_000}
 
@@ -95,6 +97,31 @@ async def test_of_too_much_output_the_oldest_goes_first_and_no_more_than_needed(
     assert await prune(store, output_bytes=0, **keep) == {"outputs": 3}
     assert await kept(store, *made) == [False] * 5
     assert await prune(store, output_bytes=0, **keep) == {}
+
+
+async def test_output_of_an_earlier_attempt_is_deleted_though_the_last_one_said_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    engine = Engine(store)
+    text = f"[ -e {tmp_path}/said ] || echo loud; touch {tmp_path}/said; exit 1"
+    retry = {"attempts": 2, "on": ["failed"], "backoff_s": 60}
+    owner_id, operation_id = await engine.script(text, idempotent=True, retry=retry)
+    await engine.worker.start()
+    job_id = await engine.execute(owner_id, operation_id)
+
+    async def waits() -> bool:
+        return (await job_of(store, job_id)).pending_reason is PendingReason.RETRY
+
+    await eventually(waits)
+    await store.write(lambda tx: tx.conn.execute(update(tables.jobs).values(start_at=1)))
+    await engine.deadlines.look()
+    job = await engine.ended(job_id)
+    await engine.stop()
+
+    assert (job.attempt, job.output_bytes) == (2, 5)
+    assert await kept(store, job) == [True]
+    assert await prune(store, output_bytes=0) == {"outputs": 1}
+    assert await kept(store, job) == [False]
 
 
 async def test_a_lot_is_deleted_in_small_steps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from iotjobs.domain.statuses import Status
 from iotjobs.engine import timekeeping as module
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.reactions import Looked, Written
+from iotjobs.engine.rescue import rescue
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
 from iotjobs.store import jobs, moments, nodes, rules, tables, tickets
 from iotjobs.store.moments import Mark
@@ -50,10 +51,9 @@ def set_clock(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SetCloc
 
 
 async def waiting_jobs(store: Store) -> dict[str, Job]:
-    """One of each kind of waiting, one that runs, and one that has ended; all of them a minute from now."""
+    """One of each kind of waiting, and one that has ended; all of them a minute from now."""
     soon = clock.now_ms() + 60_000
     parked, done = await running_job(store, sent=True), await running_job(store)
-    running = await running_job(store, expires_at=soon)
     J = tables.jobs.c
     await store.write(
         lambda tx: tx.conn.execute(update(tables.jobs).where(J.id == parked.id).values(deadline_at=soon))
@@ -64,7 +64,6 @@ async def waiting_jobs(store: Store) -> dict[str, Job]:
         "start": await add_job(store, start_at=soon, expires_at=soon + 60_000),
         "life": await add_job(store, expires_at=soon),
         "parked": parked,
-        "running": running,
         "done": done,
     }
     return {name: await job_of(store, job.id) for name, job in made.items()}
@@ -92,7 +91,7 @@ async def begun(store: Store, standing: Standing | None = None) -> Timekeeper:
     return keeper
 
 
-MOVED = ("start", "life", "parked", "running")
+MOVED = ("start", "life", "parked")
 
 
 @pytest.mark.parametrize("by", [DAY, -DAY, 5_000, -5_000])
@@ -309,10 +308,8 @@ async def test_a_stopped_job_has_its_whole_time_to_live_whatever_the_clock_did(
     set_clock(DAY)
     await keeper.look()
     job = await begin(store, await job_of(store, waiting.id))
-    assert job.expires_at is not None
     set_clock(3 * DAY)
     await keeper.look()
-    assert near([(await job_of(store, job.id)).expires_at], [job.expires_at + 2 * DAY])
 
     def stop(tx: Transaction) -> None:
         jobs.ask(tx, job, Status.STOPPING, clock.now_ms())
@@ -321,6 +318,25 @@ async def test_a_stopped_job_has_its_whole_time_to_live_whatever_the_clock_did(
     await store.write(stop)
 
     assert near([(await job_of(store, job.id)).expires_at], [clock.now_ms() + 60_000])
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY])
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_a_job_that_ran_when_the_clock_was_set_has_the_rest_of_its_life_for_its_next_attempt(
+    store: Store, set_clock: SetClock, by: int, stopped: bool
+) -> None:
+    engine, keeper = Engine(store), await begun(store)
+    job = await running_job(store, worker_id="dead", expires_at=clock.now_ms() + 60_000)
+    set_clock(by)
+    await (begun(store) if stopped else keeper.look())
+
+    assert await rescue(store, engine.settler, "w1") == 1  # nothing was sent: it waits for its next attempt
+    await engine.deadlines.look()
+
+    row = await job_of(store, job.id)
+    await engine.stop()
+    assert (row.status, row.outcome) == (Status.PENDING, None)
+    assert near([row.expires_at], [clock.now_ms() + 60_000])
 
 
 @pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)

@@ -17,7 +17,7 @@ import pytest
 from iotjobs_sim.sshd import SshServer
 from sqlalchemy import Connection, select
 
-from iotjobs.store import events, tables
+from iotjobs.store import events, rules, tables
 from iotjobs.store.session import open_store
 from tests.services.mosquitto import Mosquitto
 from tests.services.programs import free_port, require_program
@@ -131,6 +131,16 @@ async def history_differs(url: str) -> list[str]:
         await store.stop()
 
 
+async def decided_in(url: str) -> list[str]:
+    """What triggers decided."""
+    store = open_store(url)
+    await store.start()
+    try:
+        return [trace.decision for trace in await store.read(lambda conn: rules.trace_rows(conn, limit=9))]
+    finally:
+        await store.stop()
+
+
 async def jobs_in(url: str) -> dict[str, tuple[str, str | None]]:
     store = open_store(url)
     await store.start()
@@ -234,6 +244,12 @@ async def test_what_may_have_run_since_is_lost_and_what_cannot_have_goes_on(
             "to come": await rest.execute(device, long, start_at="2033-01-01T00:00:00Z"),
             "waits for an answer": await rest.execute(thing, ask),
         }
+        path = f"/objects/{thing['id']}"
+        items = [{"name": "hot", "states": ["alarm"], "operation_id": ask["id"], "hold_s": 3600}]
+        conditions = [{"state": "alarm", "when": "t > 80"}]
+        assert (await rest.call("PUT", f"{path}/state-conditions", conditions)).status == 200
+        assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+        assert (await rest.call("POST", f"{path}/report", {"t": 90})).status < 300
         await eventually((tmp_path / "ran").exists)
         await rest.job_that(made["waits for an answer"]["id"], lambda job: job["delivery"] == "acknowledged")
     for name in ("plain", "with"):
@@ -262,6 +278,7 @@ async def test_what_may_have_run_since_is_lost_and_what_cannot_have_goes_on(
             "waits for an answer": ("RUNNING", None),
         }
         assert await history_differs(url_of(other)) == []
+        assert await decided_in(url_of(other)) == ["held" if moved else "hold_canceled"]
     store = open_store(url_of(other))
     await store.start()
     mark = await store.read(events.pruned)

@@ -207,6 +207,22 @@ async def test_the_devices_answer_ends_the_job(
     assert job["delivery"] == ("acknowledged" if behaviour is Behaviour.SILENT else "ended")
 
 
+async def test_a_device_that_says_no_is_asked_again_where_the_operation_says_so(rest: Rest) -> None:
+    async with enrolled(rest, behaviour=Behaviour.REFUSE) as (owner, device):
+        retry = {"attempts": 3, "on": ["failed"], "backoff_s": 1}
+        asks = await command(rest, owner, answer=10, idempotent=True, retry=retry)
+        job = await rest.execute(owner, asks)
+        waiting = await rest.job_that(job["id"], lambda job: job["pending_reason"] == "retry")
+        device.behaviour = Behaviour.ANSWER
+
+        job = await rest.ended(job["id"])
+
+    assert waiting["status"] == "PENDING"
+    assert (job["outcome"], job["attempt"], job["error"]) == ("succeeded", 2, None)
+    assert device.received[job["id"]] == 2
+    assert [entry["payload"].get("ok") for entry in job["results"]] == [False, True]
+
+
 async def test_a_result_is_as_good_as_an_answer_also_when_it_is_quicker_than_the_broker(rest: Rest) -> None:
     async with enrolled(rest, behaviour=Behaviour.SILENT, result={"done": True}) as (owner, _):
         operation = await command(rest, owner, answer=3)

@@ -309,6 +309,19 @@ async def test_arguments_reach_the_device_byte_for_byte(rest: Rest, server: SshS
     assert await octets(rest, await rest.run(owner, by_stdin, args=args)) == b"-oProxyCommand=id\0\n\r\t\0"
 
 
+async def test_what_says_no_timeout_has_the_sites(make_serve: StartServe, openssh: SshServer) -> None:
+    serve = make_serve(default_timeout_s="1.5")
+    await serve.start()
+    async with Rest(serve) as rest:
+        owner = await rest.device(openssh)
+        short = await rest.run(owner, await rest.script(owner, "sleep 777"))
+        long = await rest.run(owner, await rest.script(owner, "sleep 2", timeout_s=60))
+
+    assert (short["outcome"], short["error"]["code"]) == ("timed_out", "timeOut")
+    assert "1.5 s" in short["error"]["message"]
+    assert long["outcome"] == "succeeded"
+
+
 @pytest.mark.check(4)
 async def test_a_timeout_kills_what_runs_on_the_device_and_says_so(rest: Rest, server: SshServer) -> None:
     owner = await rest.device(server)

@@ -239,12 +239,12 @@ def test_the_script_of_the_repository_is_part_of_the_plan() -> None:
 
 @pytest.mark.parametrize(
     ("operation", "asked", "limit"),
-    [(script(), None, 300.0), (script(timeout_s=7.0), None, 7.0), (script(timeout_s=7.0), 2.0, 2.0)],
+    [(script(), None, 60.0), (script(timeout_s=7.0), None, 7.0), (script(timeout_s=7.0), 2.0, 2.0)],
 )
-def test_the_calls_timeout_wins_over_the_operations(
+def test_the_calls_timeout_wins_over_the_operations_and_that_over_the_sites(
     operation: Operation, asked: float | None, limit: float
 ) -> None:
-    assert rendered(operation, timeout_s=asked).timeout_s == limit
+    assert rendered(operation, timeout_s=asked, default_timeout_s=60.0).timeout_s == limit
 
 
 def test_a_leaf_that_is_one_macro_keeps_the_type_of_the_value() -> None:
