@@ -63,7 +63,7 @@ def test_nothing_is_acknowledged_for_what_is_not_sent_again() -> None:
         assert not rates.admit(ONE, message(acknowledged, mid, qos), what, 0.1)
     assert acknowledged == []
     [(_, held)] = list(rates.due(10.0))
-    assert [one.mid for one in held.messages] == [2, 3, 4, 5]
+    assert [one.mid for one in held.messages] == [2, 4, 5]  # 3 is not sent again, and has no value left
     assert [part for _, part in held.parts] == [Reported({"t": 92}, superseded=3)]
 
 
@@ -93,6 +93,47 @@ def test_what_waits_unacknowledged_is_bounded() -> None:
     [(_, held)] = list(rates.due(0.0))
     assert held.reported is not None
     assert (len(held.messages), len(held.reported.values), acknowledged) == (EARLIER + 1, EARLIER + 1, [])
+
+
+@pytest.mark.parametrize(
+    ("qos", "names"), [((0,), "t"), ((1,), "th"), ((0,), "thx"), ((0, 1), "t"), ((0, 0, 1), "th")]
+)
+def test_a_flood_has_no_more_effects_than_its_rate_however_it_is_said(
+    qos: tuple[int, ...], names: str
+) -> None:
+    rates, effects = Rates(10), 0
+    for n in range(10_000):
+        now = n / 5000
+        if n % 20 == 0:
+            effects += len(list(rates.due(now)))
+        one = message([], n, qos[n % len(qos)])
+        effects += rates.admit(ONE, one, Reported({names[n % len(names)]: n}), now)
+    assert effects <= 10 * BURST_S + 10 * 2
+
+
+def test_of_each_value_the_newest_message_waits_and_of_a_sign_of_life_too() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    acknowledged.clear()
+    for mid, qos, values in ((10, 1, {"a": 0, "b": 0}), (11, 0, {"a": 1}), (12, 1, {}), (13, 1, {"a": 2})):
+        rates.admit(ONE, message(acknowledged, mid, qos), Reported(values), 0.1)
+    held = rates.held[ONE]
+    assert [one.mid for one in held.messages] == [10, 13]
+    assert acknowledged == [12]
+    rates.admit(ONE, message(acknowledged, 14), Reported({"b": 3}), 0.1)
+    assert [one.mid for one in held.messages] == [13, 14]
+    assert acknowledged == [12, 10]
+    assert [part for _, part in held.parts] == [Reported({"a": 2, "b": 3}, superseded=4)]
+
+
+def test_a_word_whose_next_one_is_not_sent_again_waits_with_it() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    acknowledged.clear()
+    for mid, qos in ((10, 1), (11, 0), (12, 0)):
+        rates.admit(ONE, message(acknowledged, mid, qos), Connection(bool(mid % 2)), 0.1)
+    [(words, what)] = rates.held[ONE].parts
+    assert (what, {one.mid for one in words}, acknowledged) == (Connection(False, superseded=2), {10, 12}, [])
 
 
 def test_names_that_nobody_bears_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
