@@ -203,9 +203,12 @@ class DeviceMessages:
             message.ack()
         else:
             return False
+        self._count_repeated(message)
+        return True
+
+    def _count_repeated(self, message: Received) -> None:
         self.repeated += 1
         log.debug("the broker brought a message again", extra={"topic": message.topic[:200]})
-        return True
 
     def _heard(self, message: Received, now: float) -> list[_Heard]:
         """What a message does; nothing when it has to wait."""
@@ -224,6 +227,9 @@ class DeviceMessages:
             return []
         if what is None:
             message.ack()
+            return []
+        if message.duplicate and self._rates.came_before(who, message):
+            self._count_repeated(message)
             return []
         if message.retain:
             what = replace(what, retained=True)

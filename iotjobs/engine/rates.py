@@ -73,6 +73,19 @@ class Held:
             found.append((words, self.connection))
         return found
 
+    def came_before(self, message: Received) -> bool:
+        """Whether the broker brings again what waits here, or what this stands for: it has its place already."""
+        before = next((one for one in self._places if one.key == message.key), None)
+        if before is None:
+            stands_for = message.key in self.let_go
+            if stands_for:
+                message.ack()
+            return stands_for
+        # The connection on which the other one could be acknowledged is lost.
+        self._places = {message if one is before else one: count for one, count in self._places.items()}
+        self._newest = {slot: message if one is before else one for slot, one in self._newest.items()}
+        return True
+
     def add(self, message: Received, what: Said) -> None:
         """Merge a later one into it; messages that then have no effect any more are acknowledged."""
         if isinstance(what, Connection):
@@ -181,6 +194,11 @@ class Rates:
             waiting = self.held[who] = Held()
         waiting.add(message, what)
         return False
+
+    def came_before(self, who: Who, message: Received) -> bool:
+        """Whether the broker brings again what waits, or what something that waits stands for."""
+        waiting = self.held.get(who)
+        return waiting is not None and waiting.came_before(message)
 
     def due(self, now: float) -> Iterator[tuple[Who, Held]]:
         """Those that have got their token."""

@@ -120,8 +120,8 @@ class Broker:
             self.unacknowledged[self._last] = line
             to.receive(self._message(self._last, again=False))
 
-    def send_again(self, to: DeviceMessages) -> None:
-        for mid in list(self.unacknowledged):
+    def send_again(self, to: DeviceMessages, *mids: int) -> None:
+        for mid in mids or list(self.unacknowledged):
             to.receive(self._message(mid, again=True))
 
     def _message(self, mid: int, *, again: bool) -> Received:
@@ -258,6 +258,29 @@ async def test_what_came_too_quickly_and_lived_on_in_another_does_not_come_to_li
 
     assert await changes_of(engine, owner_id) == entered
     assert entered[-1] == "down"
+
+
+@pytest.mark.parametrize("first", [HOT, OFFLINE])
+async def test_what_waits_for_its_token_is_no_news_when_it_comes_again_in_two_parts(
+    engine: Engine, first: Line
+) -> None:
+    """The first was acknowledged, for the second has its value or ends it; the broker did not hear that."""
+    owner_id, broker = await watched(engine), Deaf()
+    burst: list[Line] = [("report", {"n": n}) for n in range(5)]
+    async with listening(engine, reports_per_s=1) as devices:
+        broker.send(devices, [*burst, first, COLD])
+        await eventually(lambda: 6 in broker.lost, 5)
+        broker.send_again(devices, 6)
+        await eventually(lambda: broker.lost.count(6) == 2 and 7 in broker.lost, 5)
+        broker.hears = True
+        broker.send_again(devices, 7)
+        await eventually(lambda: 7 not in broker.unacknowledged, 5)
+
+    assert await changes_of(engine, owner_id) == ["working"]
+    found = await engine.store.read(lambda conn: standings.load_object(conn, owner_id))
+    assert found is not None
+    assert found.entity.properties["t"] == 20
+    assert devices.repeated == 2
 
 
 async def test_a_new_session_uses_packet_ids_anew(engine: Engine) -> None:

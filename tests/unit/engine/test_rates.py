@@ -126,6 +126,24 @@ def test_of_each_value_the_newest_message_waits_and_of_a_sign_of_life_too() -> N
     assert [part for _, part in held.parts] == [Reported({"a": 2, "b": 3}, superseded=4)]
 
 
+def test_what_waits_and_comes_again_has_its_place_already() -> None:
+    lost, acknowledged = list[int](), list[int]()
+    rates = spent(lost)
+    for mid, values in ((10, {"a": 0}), (11, {"a": 1, "b": 1}), (12, {"b": 2})):
+        assert not rates.admit(ONE, message(lost, mid), Reported(values), 0.1)
+    held = rates.held[ONE]
+    for mid in (10, 11, 12):
+        assert rates.came_before(ONE, message(acknowledged, mid))
+        assert not rates.came_before(OTHER, message(acknowledged, mid))
+    assert not rates.came_before(ONE, message(acknowledged, 13))
+    assert acknowledged == [10]
+    assert [one.mid for one in held.messages] == [11, 12]
+    assert [part for _, part in held.parts] == [Reported({"a": 1, "b": 2}, superseded=2)]
+    rates.admit(ONE, message(acknowledged, 13), Reported({"a": 3}), 0.1)
+    assert acknowledged == [10, 11]
+    assert [one.mid for one in held.messages] == [12, 13]
+
+
 def test_a_word_whose_next_one_is_not_sent_again_waits_with_it() -> None:
     acknowledged = list[int]()
     rates = spent(acknowledged)
