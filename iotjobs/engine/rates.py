@@ -18,7 +18,7 @@ from iotjobs.store.taken import Key
 from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
-# Keys of messages that are no longer waited with, of each: the broker waits for no more acknowledgements.
+# Keys of messages that are no longer waited with, of all: the broker waits for no more acknowledgements.
 LET_GO = 256
 # Messages that wait with one report: what is not acknowledged takes places of all devices. Those of a device that says
 # so many names one by one have their effect before its token comes.
@@ -44,7 +44,8 @@ class Held:
 
     reported: Reported | None = None
     connection: Connection | None = None
-    let_go: deque[Key] = field(default_factory=lambda: deque(maxlen=LET_GO))
+    let_go: deque[Key] = field(default_factory=deque)
+    _all_let_go: deque[deque[Key]] = field(default_factory=deque, repr=False)  # of all devices: whose is next
     # The newest message of each. One of QoS 0 takes the place of no other: that one has to come again, and this one
     # does not, should we die before their effects are committed.
     _newest: dict[_Slot, Received] = field(default_factory=dict)
@@ -141,6 +142,9 @@ class Held:
         if superseded.qos:
             superseded.ack()
             self.let_go.append(superseded.key)
+            self._all_let_go.append(self.let_go)
+            if len(self._all_let_go) > LET_GO:
+                self._all_let_go.popleft().popleft()
 
 
 def _is_older(later: Reported, before: Reported) -> bool:
@@ -184,6 +188,7 @@ class Rates:
     held: dict[Who, Held] = field(default_factory=dict)
     _buckets: dict[Who, _Bucket] = field(default_factory=dict)
     _most: int = 0
+    _let_go: deque[deque[Key]] = field(default_factory=deque)
 
     def admit(self, who: Who, message: Received, what: Said, now: float) -> bool:
         """Whether it may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
@@ -191,7 +196,7 @@ class Rates:
         if waiting is None:
             if self._take(who, now):
                 return True
-            waiting = self.held[who] = Held()
+            waiting = self.held[who] = Held(_all_let_go=self._let_go)
         waiting.add(message, what)
         return False
 
@@ -216,7 +221,7 @@ class Rates:
         bucket = self._buckets.get(who)
         if bucket is None:
             if len(self._buckets) >= max(_MOST, self._most):
-                self._let_go(now)
+                self._forget_full(now)
             bucket = self._buckets[who] = _Bucket(burst, now)
         bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
         bucket.at = now
@@ -225,7 +230,7 @@ class Rates:
         bucket.tokens -= 1
         return True
 
-    def _let_go(self, now: float) -> None:
+    def _forget_full(self, now: float) -> None:
         """Forget the buckets that are full again: anybody may make up names."""
         full_after_s = max(BURST_S, 1 / self.per_s)
         self._buckets = {

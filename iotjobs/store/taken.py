@@ -9,7 +9,7 @@ An id is used again once it is free, so a sum of what the message says stands be
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -21,9 +21,9 @@ from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 T = taken_messages.c
-# Transactions. Messages are acknowledged in their order, and 256 at most are not at once (Receive Maximum): what
-# was taken so many transactions ago has been, for each of these has acknowledged one at least.
-KEPT = 256
+# Messages. Of 256 at most the broker waits for an acknowledgement (Receive Maximum), and as many may have had it before
+# they were taken, for a later one has their value (`rates.LET_GO`): what was taken before these has been acknowledged.
+KEPT = 512
 _DROP_EVERY = 64
 
 Key: TypeAlias = tuple[int, int]  # the packet id, and the sum
@@ -39,10 +39,8 @@ class Taken:
 
     def __init__(self) -> None:
         self._count = 0
-        self._rows: deque[tuple[int, Sequence[Key]]] = deque()
-        self._of: dict[
-            int, tuple[int, int]
-        ] = {}  # by the packet id: the sum, and the number of its transaction
+        self._newest: Sequence[Key] = ()  # of the last transaction
+        self._of: OrderedDict[int, int] = OrderedDict()  # the sum, by the packet id
 
     def load(self, conn: Connection) -> None:
         """Read what is on disk."""
@@ -53,7 +51,7 @@ class Taken:
     def unheard(self, conn: Connection) -> Sequence[Key]:
         """What a transaction took whose COMMIT was made, though we were told that it failed; nothing if it did."""
         row = _newest.first(conn)
-        if row is None or (self._rows and self._rows[-1][1] == _keys(row)):
+        if row is None or self._newest == _keys(row):
             return ()
         self._note(_keys(row))
         return _keys(row)
@@ -61,8 +59,7 @@ class Taken:
     def holds(self, key: Key) -> bool:
         """Whether a message that comes again was taken."""
         mid, said = key
-        found = self._of.get(mid)
-        return found is not None and found[0] == said
+        return self._of.get(mid) == said
 
     def free(self, mid: int) -> None:
         """The broker has begun to use a packet id for another message."""
@@ -84,19 +81,17 @@ class Taken:
         tx.after_commit(self._clear)
 
     def _clear(self) -> None:
-        self._rows.clear()
+        self._newest = ()
         self._of.clear()
 
     def _note(self, keys: Sequence[Key]) -> None:
         self._count += 1
-        self._rows.append((self._count, keys))
+        self._newest = keys
         for mid, said in keys:
-            self._of[mid] = said, self._count
-        while len(self._rows) > KEPT:
-            old, gone = self._rows.popleft()
-            for mid, _ in gone:
-                if self._of.get(mid, (0, 0))[1] == old:
-                    del self._of[mid]
+            self._of[mid] = said
+            self._of.move_to_end(mid)
+        while len(self._of) > KEPT:
+            self._of.popitem(last=False)
 
 
 def _keys(row: Any) -> list[Key]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from iotjobs.engine.rates import BURST_S, EARLIER, Rates
+from iotjobs.engine.rates import BURST_S, EARLIER, LET_GO, Rates
 from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 
@@ -142,6 +142,18 @@ def test_what_waits_and_comes_again_has_its_place_already() -> None:
     rates.admit(ONE, message(acknowledged, 13), Reported({"a": 3}), 0.1)
     assert acknowledged == [10, 11]
     assert [one.mid for one in held.messages] == [12, 13]
+
+
+def test_what_comes_again_though_it_was_acknowledged_is_known_as_long_as_it_can() -> None:
+    """The broker waits for so many acknowledgements of all devices together."""
+    rates = Rates(1)
+    devices = [("thing", str(n)) for n in range(4)]
+    for n in range(4 * (BURST_S + 100)):
+        rates.admit(devices[n % 4], message([], n), Reported({"a": n}), 0.0)
+    superseded = [4 * BURST_S + n for n in range(4 * 100 - 4)]
+    known = [mid for mid in superseded if rates.came_before(devices[mid % 4], message([], mid))]
+    assert known == superseded[-LET_GO:]
+    assert sum(len(held.let_go) for _, held in rates.due(1.0)) == LET_GO
 
 
 def test_a_word_whose_next_one_is_not_sent_again_waits_with_it() -> None:
