@@ -5,16 +5,20 @@ names each message by its packet id until then. So the ids of a transaction's me
 effects. One of them that comes again while it stands here was taken; every other one was not.
 
 An id is used again once it is free, so a sum of what the message says stands beside it, and the last use counts.
+
+Each transaction has a row, also of messages without an id, and each row has a mark of its own: so it is known
+whether one whose COMMIT was not answered was made.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select
 
 from iotjobs.store.state_tables import taken_messages
 from iotjobs.store.statements import Prepared
@@ -26,12 +30,14 @@ T = taken_messages.c
 KEPT = 512
 _DROP_EVERY = 64
 
-Key: TypeAlias = tuple[int, int]  # the packet id, and the sum
+Key: TypeAlias = tuple[int, int]  # the packet id, and the sum; in a row first 0 and its mark
 
 _all = Prepared(select(T.messages).order_by(T.id))
 _newest = Prepared(select(T.messages).order_by(T.id.desc()).limit(1))
-_last_kept = select(T.id).order_by(T.id.desc()).offset(KEPT - 1).limit(1).scalar_subquery()
+# Of two that follow each other one has an id at least.
+_last_kept = select(T.id).order_by(T.id.desc()).offset(2 * KEPT - 1).limit(1).scalar_subquery()
 _drop = Prepared(taken_messages.delete().where(T.id < _last_kept))
+_drop_newest = Prepared(taken_messages.delete().where(T.id == select(func.max(T.id)).scalar_subquery()))
 
 
 class Taken:
@@ -48,13 +54,13 @@ class Taken:
         for row in _all.all(conn):
             self._note(_keys(row))
 
-    def unheard(self, conn: Connection) -> Sequence[Key]:
-        """What a transaction took whose COMMIT was made, though we were told that it failed; nothing if it did."""
+    def unheard(self, conn: Connection) -> bool:
+        """Whether a transaction is on disk that we do not know of: its COMMIT was made, and not answered."""
         row = _newest.first(conn)
         if row is None or self._newest == _keys(row):
-            return ()
+            return False
         self._note(_keys(row))
-        return _keys(row)
+        return True
 
     def holds(self, key: Key) -> bool:
         """Whether a message that comes again was taken."""
@@ -67,9 +73,9 @@ class Taken:
 
     def add(self, tx: Transaction, keys: Iterable[Key]) -> None:
         """Keep that messages get their effects in this transaction; those without a packet id never come again."""
-        given = [key for key in keys if key[0]]
-        if not given:
-            return
+        given = [(0, secrets.randbits(52)), *(key for key in keys if key[0])]
+        if _have_no_id(given) and _have_no_id(self._newest):
+            _drop_newest.run(tx.conn)
         tx.append(taken_messages, {"messages": given})
         if self._count % _DROP_EVERY == 0:
             _drop.run(tx.conn)
@@ -88,10 +94,15 @@ class Taken:
         self._count += 1
         self._newest = keys
         for mid, said in keys:
-            self._of[mid] = said
-            self._of.move_to_end(mid)
+            if mid:
+                self._of[mid] = said
+                self._of.move_to_end(mid)
         while len(self._of) > KEPT:
             self._of.popitem(last=False)
+
+
+def _have_no_id(keys: Sequence[Key]) -> bool:
+    return not any(mid for mid, _ in keys)
 
 
 def _keys(row: Any) -> list[Key]:

@@ -72,9 +72,10 @@ async def test_what_is_not_committed_was_not_taken_and_qos_0_never_comes_again(s
 
     with pytest.raises(ValueError, match="no"):
         await store.write(fails)
+    assert await count(store) == 0
     await take(store, taken, (0, 11))
     assert not taken.holds((1, 11))
-    assert await count(store) == 0
+    assert not taken.holds((0, 11))
 
 
 async def count(store: Store) -> int:
@@ -93,18 +94,49 @@ async def test_as_many_messages_are_kept_as_may_be_unacknowledged(store: Store) 
         assert not taken.holds((1, 0))
 
     def item(tx: Any) -> None:
-        for number in range(KEPT + 200):
-            first.add(tx, [(1000 + number, 0)])
+        for number in range(2 * KEPT + 200):
+            first.add(tx, [(3000 + number, 0)])
 
     await store.write(item)
     for number in range(64):
         await take(store, first, (2000 + number, 0))
-    assert await count(store) < KEPT + 64
+    assert await count(store) < 2 * KEPT + 64
     for taken in (first, await loaded(store)):
-        assert taken.holds((1300, 0))
+        assert taken.holds((4000, 0))
     await store.write(first.clear)
     assert not first.holds((2000, 0))
     assert await count(store) == 0
+
+
+@pytest.mark.parametrize("key", [(1, 11), (0, 11)])
+async def test_a_transaction_that_was_made_and_not_answered_is_known_from_all_others(
+    store: Store, key: Key
+) -> None:
+    taken = await loaded(store)
+    for _ in range(2):  # the same again, as another message
+        assert not await store.read(taken.unheard)
+        await take(store, taken, key)
+        assert not await store.read(taken.unheard)
+
+        def silent(tx: Any) -> None:
+            taken.add(tx, [key])
+            tx.callbacks.clear()
+
+        await store.write(silent)
+        assert [await store.read(taken.unheard) for _ in range(2)] == [True, False]
+        assert not await store.read((await loaded(store)).unheard)
+
+
+async def test_transactions_without_packet_ids_take_no_place_of_others(store: Store) -> None:
+    taken = await loaded(store)
+    for number in range(1, 101):
+        await take(store, taken, (0, 11))
+        await take(store, taken, (0, 11))
+        if number % 10 == 0:
+            await take(store, taken, (number, 11))
+            taken = await loaded(store)
+    assert await count(store) == 20
+    assert [number for number in range(1, 101) if taken.holds((number, 11))] == list(range(10, 101, 10))
 
 
 # --- what devices say ------------------------------------------------------------------------------
