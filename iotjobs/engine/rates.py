@@ -76,9 +76,10 @@ class Held:
 
     def came_before(self, message: Received) -> bool:
         """Whether the broker brings again what waits here, or what this stands for: it has its place already."""
-        before = next((one for one in self._places if one.key == message.key), None)
+        mid, key = message.mid, message.key
+        before = next((one for one in self._places if one.mid == mid and one.key == key), None)
         if before is None:
-            stands_for = message.key in self.let_go
+            stands_for = key in self.let_go
             if stands_for:
                 message.ack()
             return stands_for

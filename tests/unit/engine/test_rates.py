@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from iotjobs.engine.rates import BURST_S, EARLIER, LET_GO, Rates
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iotjobs.engine.rates import BURST_S, EARLIER, LET_GO, Held, Rates, Said
 from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 
@@ -154,6 +158,36 @@ def test_what_comes_again_though_it_was_acknowledged_is_known_as_long_as_it_can(
     known = [mid for mid in superseded if rates.came_before(devices[mid % 4], message([], mid))]
     assert known == superseded[-LET_GO:]
     assert sum(len(held.let_go) for _, held in rates.due(1.0)) == LET_GO
+
+
+_reports = st.builds(Reported, st.dictionaries(st.sampled_from("abc"), st.integers(0, 99), max_size=3))
+_words = st.builds(Connection, st.booleans(), retained=st.booleans())
+_lines = st.lists(st.tuples(st.one_of(_reports, _words), st.sampled_from((1, 1, 1, 0))), max_size=30)
+
+
+@given(_lines, st.integers(0, 30))
+def test_what_waits_unacknowledged_is_enough_to_tell_it_all_again(
+    lines: list[tuple[Said, int]], kept: int
+) -> None:
+    """Should we die meanwhile; of QoS 0 what is lost then is its own values. The broker had one report kept."""
+    lines = [
+        (replace(what, retained=True) if at == kept else what, qos) for at, (what, qos) in enumerate(lines)
+    ]
+    acknowledged = list[int]()
+    waiting, again = Held(), Held()
+    for mid, (what, qos) in enumerate(lines):
+        waiting.add(message(acknowledged, mid, qos), what)
+    for mid, (what, qos) in enumerate(lines):
+        if qos and mid not in acknowledged:
+            again.add(message([], mid), what)
+    if all(qos for _, qos in lines):
+        for of in ("values", "retained"):
+            assert getattr(again.reported, of, None) == getattr(waiting.reported, of, None)
+        assert getattr(again.connection, "online", None) == getattr(waiting.connection, "online", None)
+    told = [one.mid for messages, _ in waiting.parts for one in messages]
+    assert sorted(told) == sorted(one.mid for one in waiting.messages) == sorted(set(told))
+    unacknowledged = {mid for mid, (_, qos) in enumerate(lines) if qos} - set(acknowledged)
+    assert unacknowledged == {one.mid for one in waiting.messages if one.qos}
 
 
 def test_a_word_whose_next_one_is_not_sent_again_waits_with_it() -> None:
