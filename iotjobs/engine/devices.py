@@ -17,7 +17,7 @@ from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUna
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.engine.answers import take_word
 from iotjobs.engine.leases import Standing
-from iotjobs.engine.rates import Held, Rates, Said, Who
+from iotjobs.engine.rates import Buckets, Held, Rates, Said, Who
 from iotjobs.engine.reactions import Happening, Reactions, Turn
 from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
@@ -47,6 +47,7 @@ class _Heard:
         earlier: messages whose values are among its own, or that say what one of this batch says.
         let_go: keys of messages that are acknowledged already, for it stands for them.
         settled: it was given its effect, or has none.
+        is_word: it says something of a job.
     """
 
     message: Received
@@ -55,6 +56,7 @@ class _Heard:
     earlier: list[Received] = field(default_factory=list)
     let_go: Sequence[Key] = ()
     settled: bool = False
+    is_word: bool = False
 
     @property
     def keys(self) -> Iterator[Key]:
@@ -93,8 +95,9 @@ class DeviceMessages:
         self._standing = standing
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
         self._rates, self._ingest = Rates(reports_per_s), ingest
+        self._futile = Buckets(reports_per_s)  # a token for each word about a job that had no effect
         self._taken, self._taking = Taken(), asyncio.Lock()
-        self._is_unsure = False  # whether a transaction that failed may be on disk
+        self._unsure: Sequence[_Heard] = ()  # of a transaction that was not answered, and may be on disk
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
         self.dropped = self.repeated = 0
@@ -208,9 +211,12 @@ class DeviceMessages:
             message.ack()
         else:
             return False
+        self._count_repeated(message)
+        return True
+
+    def _count_repeated(self, message: Received) -> None:
         self.repeated += 1
         log.debug("the broker brought a message again", extra={"topic": message.topic[:200]})
-        return True
 
     def _heard(self, message: Received, now: float) -> list[_Heard]:
         """What a message does; nothing when it has to wait."""
@@ -219,7 +225,7 @@ class DeviceMessages:
             if topic is None:
                 who, what = self._ingested(message)
             elif topic.job_id is not None:
-                return [self._word(message, topic)]
+                return [self._word(message, topic, now)]
             else:
                 who, what = ("thing", topic.thing), _read(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
@@ -229,6 +235,9 @@ class DeviceMessages:
             return []
         if what is None:
             message.ack()
+            return []
+        if message.duplicate and self._rates.came_before(who, message):
+            self._count_repeated(message)
             return []
         if message.retain:
             what = replace(what, retained=True)
@@ -241,13 +250,16 @@ class DeviceMessages:
                 return match.who, read_ingested(message, match.name, rule.prefix)
         raise ValueError("the topic is not one of ours")
 
-    def _word(self, message: Received, topic: DeviceTopic) -> _Heard:
+    def _word(self, message: Received, topic: DeviceTopic, now: float) -> _Heard:
+        who = "thing", topic.thing
+        if not self._futile.has_one(who, now):
+            raise ValueError("too many results and answers of this device had no effect")
         payload = check_payload(read_payload(message.payload))
 
         def effect(tx: Transaction, _turn: Turn, object_id: str) -> None:
             take_word(tx, self._settler, topic, object_id, payload, retained=message.retain)
 
-        return _Heard(message, ("thing", topic.thing), effect)
+        return _Heard(message, who, effect, is_word=True)
 
     # --- writing --------------------------------------------------------------------------
 
@@ -264,7 +276,6 @@ class DeviceMessages:
                     await self._write_alone(heard)
         except (StoreUnavailable, StorageFull):
             log.warning("the store cannot take device messages", extra={"count": len(batch)})
-            self._is_unsure = True
             return False
         return True
 
@@ -282,25 +293,25 @@ class DeviceMessages:
         refused = await self._store.write(lambda tx: self._apply(tx, batch))
         for heard, why in refused:
             self._drop(heard.message, why)
-        self._is_unsure = False
+            if heard.is_word:
+                self._futile.take(heard.who, clock.monotonic())
+        self._unsure = ()
         for heard in batch:
             heard.settled = True
 
     def _apply(self, tx: Transaction, batch: Sequence[_Heard]) -> list[tuple[_Heard, str]]:
         """Give each its effect; those that have none, and why."""
         self._standing.check(tx)
-        if self._is_unsure:
-            unheard = self._taken.unheard(tx.conn)
-            for heard in batch:
-                heard.settled |= heard.message.key in unheard
+        if self._unsure and self._taken.unheard(tx.conn):
+            for heard in self._unsure:
+                heard.settled = True
+        self._unsure = [heard for heard in batch if not heard.settled]
         refused = []
         turn = self._reactions.turn(tx)
         objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
         standings.lock(tx, OwnerType.OBJECT, objects.values())
         turn.read_ahead(objects.values())
-        for heard in batch:
-            if heard.settled:
-                continue
+        for heard in self._unsure:
             try:
                 object_id = objects.get(heard.who)
                 if object_id is None:
@@ -310,7 +321,8 @@ class DeviceMessages:
             except (ValueError, RequestError) as error:
                 refused.append((heard, str(error)))
         turn.finish()
-        self._taken.add(tx, (key for heard in batch if not heard.settled for key in heard.keys))
+        if self._unsure:
+            self._taken.add(tx, (key for heard in self._unsure for key in heard.keys))
         return refused
 
 
