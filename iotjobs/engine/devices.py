@@ -17,7 +17,7 @@ from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUna
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.engine.answers import take_word
 from iotjobs.engine.leases import Standing
-from iotjobs.engine.rates import Buckets, Held, Rates, Said, Who
+from iotjobs.engine.rates import Held, Rates, Said, Who
 from iotjobs.engine.reactions import Happening, Reactions, Turn
 from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
@@ -47,7 +47,6 @@ class _Heard:
         earlier: messages whose values are among its own, or that say what one of this batch says.
         let_go: keys of messages that are acknowledged already, for it stands for them.
         settled: it was given its effect, or has none.
-        is_word: it says something of a job.
     """
 
     message: Received
@@ -56,7 +55,6 @@ class _Heard:
     earlier: list[Received] = field(default_factory=list)
     let_go: Sequence[Key] = ()
     settled: bool = False
-    is_word: bool = False
 
     @property
     def keys(self) -> Iterator[Key]:
@@ -95,7 +93,6 @@ class DeviceMessages:
         self._standing = standing
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
         self._rates, self._ingest = Rates(reports_per_s), ingest
-        self._futile = Buckets(reports_per_s)  # a token for each word about a job that had no effect
         self._taken, self._taking = Taken(), asyncio.Lock()
         self._unsure: Sequence[_Heard] = ()  # of a transaction that was not answered, and may be on disk
         self._task: asyncio.Task[None] | None = None
@@ -225,7 +222,7 @@ class DeviceMessages:
             if topic is None:
                 who, what = self._ingested(message)
             elif topic.job_id is not None:
-                return [self._word(message, topic, now)]
+                return [self._word(message, topic)]
             else:
                 who, what = ("thing", topic.thing), _read(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
@@ -250,16 +247,13 @@ class DeviceMessages:
                 return match.who, read_ingested(message, match.name, rule.prefix)
         raise ValueError("the topic is not one of ours")
 
-    def _word(self, message: Received, topic: DeviceTopic, now: float) -> _Heard:
-        who = "thing", topic.thing
-        if not self._futile.has_one(who, now):
-            raise ValueError("too many results and answers of this device had no effect")
+    def _word(self, message: Received, topic: DeviceTopic) -> _Heard:
         payload = check_payload(read_payload(message.payload))
 
         def effect(tx: Transaction, _turn: Turn, object_id: str) -> None:
             take_word(tx, self._settler, topic, object_id, payload, retained=message.retain)
 
-        return _Heard(message, who, effect, is_word=True)
+        return _Heard(message, ("thing", topic.thing), effect)
 
     # --- writing --------------------------------------------------------------------------
 
@@ -293,8 +287,6 @@ class DeviceMessages:
         refused = await self._store.write(lambda tx: self._apply(tx, batch))
         for heard, why in refused:
             self._drop(heard.message, why)
-            if heard.is_word:
-                self._futile.take(heard.who, clock.monotonic())
         self._unsure = ()
         for heard in batch:
             heard.settled = True

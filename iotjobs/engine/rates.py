@@ -177,48 +177,8 @@ class _Bucket:
 
 
 @dataclass(slots=True)
-class Buckets:
-    """Tokens of each device, of which it gets `per_s` a second; 0 is any number. `now` is of the monotonic clock."""
-
-    per_s: float
-    _of: dict[Who, _Bucket] = field(default_factory=dict)
-    _most: int = 0
-
-    def take(self, who: Who, now: float) -> bool:
-        """Take a token, if there is one."""
-        if not self.per_s:
-            return True
-        bucket = self._filled(who, now)
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
-
-    def has_one(self, who: Who, now: float) -> bool:
-        """Whether one could be taken."""
-        return who not in self._of or self._filled(who, now).tokens >= 1
-
-    def _filled(self, who: Who, now: float) -> _Bucket:
-        burst = max(1.0, self.per_s * BURST_S)
-        bucket = self._of.get(who)
-        if bucket is None:
-            if len(self._of) >= max(_MOST, self._most):
-                self._forget_full(now)
-            bucket = self._of[who] = _Bucket(burst, now)
-        bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
-        bucket.at = now
-        return bucket
-
-    def _forget_full(self, now: float) -> None:
-        """Anybody may make up names."""
-        full_after_s = max(BURST_S, 1 / self.per_s)
-        self._of = {who: bucket for who, bucket in self._of.items() if now - bucket.at < full_after_s}
-        self._most = 2 * len(self._of)  # not at each new name, when there are many at once
-
-
-@dataclass(slots=True)
 class Rates:
-    """What devices say of themselves, by what names them.
+    """The buckets of all devices, by what names them.
 
     Attributes:
         per_s: reports, and words of its connection, a second, of each; 0 is any number.
@@ -227,17 +187,15 @@ class Rates:
 
     per_s: float
     held: dict[Who, Held] = field(default_factory=dict)
-    _buckets: Buckets = field(init=False)
+    _buckets: dict[Who, _Bucket] = field(default_factory=dict)
+    _most: int = 0
     _let_go: deque[deque[Key]] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self._buckets = Buckets(self.per_s)
 
     def admit(self, who: Who, message: Received, what: Said, now: float) -> bool:
         """Whether it may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
         waiting = self.held.get(who)
         if waiting is None:
-            if self._buckets.take(who, now):
+            if self._take(who, now):
                 return True
             waiting = self.held[who] = Held(_all_let_go=self._let_go)
         waiting.add(message, what)
@@ -250,11 +208,33 @@ class Rates:
 
     def due(self, now: float) -> Iterator[tuple[Who, Held]]:
         """Those that have got their token."""
-        for who in [
-            who for who, held in self.held.items() if held.is_too_much or self._buckets.take(who, now)
-        ]:
+        for who in [who for who, held in self.held.items() if held.is_too_much or self._take(who, now)]:
             yield who, self.held.pop(who)
 
     def wait_s(self) -> float | None:
         """When to look for those that are due; None while nothing is held."""
         return 1 / self.per_s if self.held else None
+
+    def _take(self, who: Who, now: float) -> bool:
+        if not self.per_s:
+            return True
+        burst = max(1.0, self.per_s * BURST_S)
+        bucket = self._buckets.get(who)
+        if bucket is None:
+            if len(self._buckets) >= max(_MOST, self._most):
+                self._forget_full(now)
+            bucket = self._buckets[who] = _Bucket(burst, now)
+        bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
+        bucket.at = now
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
+
+    def _forget_full(self, now: float) -> None:
+        """Forget the buckets that are full again: anybody may make up names."""
+        full_after_s = max(BURST_S, 1 / self.per_s)
+        self._buckets = {
+            who: bucket for who, bucket in self._buckets.items() if now - bucket.at < full_after_s
+        }
+        self._most = 2 * len(self._buckets)  # not at each new name, when there are many at once

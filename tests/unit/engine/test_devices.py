@@ -14,7 +14,7 @@ from iotjobs.domain.operations import OperationType
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import devices as devices_module
 from iotjobs.engine import ingest
-from iotjobs.engine.answers import ending_of_answer, take_word
+from iotjobs.engine.answers import ending_of_answer
 from iotjobs.engine.ingest import Ingest
 from iotjobs.engine.leases import Always
 from iotjobs.engine.reports import read_payload
@@ -22,7 +22,6 @@ from iotjobs.store import jobs, standings, tables
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.mqtt_messages import Received
-from iotjobs.transports.topics import DeviceTopic
 from tests.services.rows import Failing, MakeEngine, job_of, plan, rows_of, running_job, standing_of
 from tests.services.site import eventually
 
@@ -196,50 +195,6 @@ async def test_what_has_no_effect_is_counted_acknowledged_and_stops_nobody(
     assert said.devices.dropped == len(hostile) + 1
     assert (await job_of(sqlite_store, job.id)) == job
     assert not [record for record in caplog.records if record.exc_info]
-
-
-@pytest.mark.check(18)
-async def test_a_flood_of_words_without_effect_is_not_looked_up_and_costs_only_its_own_device(
-    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, acknowledged, looked_up = make_engine(), list[int](), list[str]()
-    devices = engine.devices(reports_per_s=2)
-    job_ids = {}
-    for thing in ("press", "pump"):
-        job = await message_job(sqlite_store, await engine.thing(thing=thing), answer=None)
-        job_ids[thing] = job.id
-
-    def taking(tx: Transaction, settler: Any, topic: DeviceTopic, *given: Any, **more: Any) -> None:
-        looked_up.append(topic.thing)
-        take_word(tx, settler, topic, *given, **more)
-
-    monkeypatch.setattr(devices_module, "take_word", taking)
-
-    def say(thing: str, job_id: str) -> None:
-        devices.receive(received(f"iotjobs/{thing}/jobs/{job_id}/results", {}, acknowledged))
-
-    async def kept(thing: str) -> int:
-        return (await job_of(sqlite_store, job_ids[thing])).results_count
-
-    for _ in range(200):
-        say("pump", job_ids["pump"])
-    for number in range(500):
-        say("press", f"{number:032x}")
-    say("press", job_ids["press"])
-    say("pump", job_ids["pump"])
-    await devices.start()
-    try:
-        await eventually(lambda: len(acknowledged) == 702, 5)
-        assert looked_up.count("press") <= 10 + devices_module.BATCH_MESSAGES
-        assert (await kept("press"), await kept("pump"), devices.dropped) == (0, 201, 501)
-
-        later = clock.monotonic() + 10
-        monkeypatch.setattr(clock, "monotonic", lambda: later)
-        say("press", job_ids["press"])
-        await eventually(lambda: len(acknowledged) == 703, 5)
-        assert await kept("press") == 1
-    finally:
-        await devices.stop()
 
 
 @pytest.mark.parametrize("error", [StorageFull("full"), StoreUnavailable("away")])

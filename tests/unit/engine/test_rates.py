@@ -205,7 +205,7 @@ def test_names_that_nobody_bears_are_forgotten(monkeypatch: pytest.MonkeyPatch) 
     rates = Rates(1)
     for n in range(1000):
         assert rates.admit(("external_id", f"made up {n}"), message([], n), Reported({}), n * 1.0)
-    assert len(rates._buckets._of) <= 2 * BURST_S
+    assert len(rates._buckets) <= 2 * BURST_S
 
 
 def test_a_report_does_not_overtake_one_that_waits() -> None:
