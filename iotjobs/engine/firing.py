@@ -93,6 +93,8 @@ class Firing:
                 rules.settle_trace(self._tx, timer.cause_key, ruling, None, self._now)
             return False
         trigger, broken = its[timer.trigger_id]
+        if timer.number and trigger.repeat_s is None:
+            return False  # it repeats no more, since somebody changed it
         before = standings.left_by(self._tx.conn, timer.state_change_id)
         around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
         self._decide(_Case(snapshot, trigger, before, timer.number), around)

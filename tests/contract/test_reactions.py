@@ -308,6 +308,18 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     assert len({key.rpartition(":")[0] for key in keys}) == 1
 
 
+async def test_a_repeat_that_was_taken_out_of_its_trigger_does_not_fire(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, HOT)
+    given = {"id": "t" * 32, "states": ["alarm"], "operation_id": operation_id}
+    await engine.triggers(owner_id, {**given, "repeat_s": 60})
+    await engine.report(owner_id, temperature=90)
+    await engine.triggers(owner_id, {**given, "repeat_s": None})
+    assert await due(engine, 70) == 0
+    assert await decisions_of(engine, owner_id) == ["fired"]
+    assert await rows(engine, trigger_timers) == []
+
+
 async def test_repeats_go_on_behind_a_pause_a_switch_and_a_loop_until_the_state_is_left(
     engine: Engine,
 ) -> None:
