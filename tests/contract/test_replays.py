@@ -31,17 +31,20 @@ DAY_MS = 86_400_000
 
 
 class Day:
-    """A day that is as long as what happens in it: the clock is moved from one moment to the next."""
+    """A day that is as long as what happens in it: the clock is moved from one moment to the next.
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine, self.now = engine, clock.now_ms()
+    Looks are late by `late_ms`.
+    """
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, late_ms: int = 0) -> None:
+        self.engine, self.now, self.late_ms = engine, clock.now_ms(), late_ms
         self.began = self.now
         monkeypatch.setattr(clock, "now_ms", lambda: self.now)
 
     async def pass_until(self, moment: int) -> None:
         """Let time pass, and whatever is due in it happen at its own moment."""
-        while (due := await self.engine.store.read(_next_due)) is not None and due <= moment:
-            self.now = max(self.now, due)
+        while (due := await self.engine.store.read(_next_due)) is not None and due + self.late_ms <= moment:
+            self.now = max(self.now, due + self.late_ms)
             await self.engine.store.write(self._look)
         self.now = moment
 
@@ -154,6 +157,40 @@ async def _agrees(engine: Engine, kind: OwnerType, entity_id: str, span: Span) -
         (one.at, one.trigger_id, one.state, one.ruling.decision.value) for one in found.replayed.firings
     ]
     assert sorted(one for one in replayed if one[-1] not in ("held", "hold_canceled")) == decided
+
+
+@pytest.mark.parametrize(
+    ("trigger", "fired"),
+    [({"repeat_s": 1}, 61), ({"repeat_s": 1, "cooldown_s": 1}, 61), ({"hold_s": 5, "repeat_s": 2}, 28)],
+)
+async def test_looks_that_are_a_little_late_do_not_make_repeats_rarer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, trigger: dict[str, Any], fired: int
+) -> None:
+    day = Day(engine, monkeypatch, late_ms=50)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, **trigger})
+    await engine.report(owner_id, t=90)
+    await day.pass_until(day.began + 60_500)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
+    decided = await engine.store.read(lambda conn: _decided(conn, owner_id, day.began))
+    assert len(decided) == fired
+    assert {row[-1] for row in decided} == {"fired"}
+
+
+async def test_repeats_that_were_missed_while_nothing_ran_are_not_made_up_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch, late_ms=600_000)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, "repeat_s": 1})
+    await engine.report(owner_id, t=90)
+    await day.pass_until(day.began + 601_000)
+    day.late_ms = 0
+    await day.pass_until(day.began + 603_500)
+    decided = await engine.store.read(lambda conn: _decided(conn, owner_id, day.began))
+    assert [row[0] - day.began for row in decided] == [0, 601_000, 602_000, 603_000]
 
 
 @pytest.mark.parametrize("seed", range(4))
