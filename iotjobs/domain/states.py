@@ -98,6 +98,7 @@ class Judgement:
         holding: see `Standing`.
         wake_at: the next moment at which time alone may change it; None: never.
         problems: of conditions that have no value, each with `when` and `problem`; whatever decides.
+        hold_key: of the condition that decides, if it had to hold for a while.
     """
 
     state: str
@@ -105,6 +106,7 @@ class Judgement:
     holding: dict[str, int]
     wake_at: int | None
     problems: list[dict[str, str]]
+    hold_key: str | None = None
 
 
 def judge(
@@ -139,7 +141,8 @@ def judge(
         state = forced.state
     moments = [*seen.moments, silent_at, forced.until if forced else None]
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
-    return Judgement(state, why, seen.holding, wake_at, seen.problems)
+    hold_key = seen.hold_key if why["by"] == "condition" else None
+    return Judgement(state, why, seen.holding, wake_at, seen.problems, hold_key)
 
 
 def _past(moment: int | None, now: int) -> bool:
@@ -154,6 +157,7 @@ class _Seen:
         self.moments: list[int | None] = []
         self.problems: list[dict[str, str]] = []
         first = next(self._true(conditions, facts, standing, now), None)
+        self.hold_key = first.hold_key if first is not None and first.hold_s else None
         if first is not None:
             self.state = first.state
             self.why: dict[str, Any] = {

@@ -313,13 +313,22 @@ class Turn:
         standing, entity = snapshot.standing, snapshot.entity
         judged = _judged(snapshot, self._known.conditions_of(self._tx.conn, entity), self._now)
         self._wakes[entity.id] = judged.wake_at
+        self._keep_depths(snapshot, judged, depth)
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
             forced = None  # its time is over
         if judged.holding != standing.holding or forced is not standing.forced:
             snapshot.standing = replace(standing, holding=judged.holding, forced=forced)
         if judged.state != standing.state:
-            self._change(snapshot, judged, depth)
+            held = 0 if judged.hold_key is None else snapshot.hold_depths.get(judged.hold_key, 0)
+            self._change(snapshot, judged, max(depth, held))
+
+    def _keep_depths(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
+        """Time alone ends a hold: what follows then belongs to the chain of what began it."""
+        began, before = snapshot.standing.holding, snapshot.hold_depths
+        if depth or before:
+            depths = {key: before.get(key, 0) if key in began else depth for key in judged.holding}
+            snapshot.hold_depths = {key: of_key for key, of_key in depths.items() if of_key}
 
     def _change(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
         before = snapshot.standing.state

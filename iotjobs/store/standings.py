@@ -44,6 +44,7 @@ class Snapshot:
         types: of its properties, the class's under its own.
         change_id: of its last change of state; None: it never had one.
         depth: of that change, how many triggers stand before it in its chain of causes.
+        hold_depths: likewise of what began each hold, by its key; 0 where there is none.
         why: of that change.
         reports: how many had an effect, with the words of its connection that have ids.
         superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
@@ -61,6 +62,7 @@ class Snapshot:
     standing: Standing
     change_id: str | None
     depth: int
+    hold_depths: Mapping[str, int]
     why: Mapping[str, Any]
     reports: int
     superseded: int
@@ -104,6 +106,7 @@ _STANDING = (
     S.why,
     S.change_id,
     S.depth,
+    S.hold_depths,
     S.holding,
     S.heard_at,
     S.offline,
@@ -211,6 +214,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         standing=standing,
         change_id=row.change_id,
         depth=row.depth or 0,
+        hold_depths=row.hold_depths or {},
         why=row.why or {},
         reports=row.reports or 0,
         superseded=row.superseded or 0,
@@ -256,6 +260,7 @@ _CHANGING = (
     "why",
     "change_id",
     "depth",
+    "hold_depths",
     "holding",
     "heard_at",
     "offline",
@@ -295,6 +300,7 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "why": dict(snapshot.why),
         "change_id": snapshot.change_id,
         "depth": snapshot.depth,
+        "hold_depths": dict(snapshot.hold_depths) or None,
         "holding": dict(standing.holding),
         "heard_at": standing.heard_at,
         "offline": standing.offline,

@@ -52,8 +52,8 @@ class TriggerRow(SQLModel, table=True):
 class StandingRow(SQLModel, table=True):
     """What is remembered of an entity's state; `domain.states.Standing` says what each means.
 
-    `why` and `change_id` are of the last change; `depth` of its chain of causes; `reports` and
-    `superseded` count, `online` is what the device's status said last.
+    `why` and `change_id` are of the last change; `depth` of its chain of causes, `hold_depths` of those of what
+    began the holds, where there was one; `reports` and `superseded` count, `online` is what the device's status said last.
     """
 
     __tablename__ = "standing"
@@ -64,6 +64,7 @@ class StandingRow(SQLModel, table=True):
     why: dict[str, Any] = json_column()
     change_id: str | None = None
     depth: int = 0
+    hold_depths: dict[str, int] | None = json_column(nullable=True)
     holding: dict[str, int] = json_column()
     heard_at: int | None = ms_column()
     offline: bool = False

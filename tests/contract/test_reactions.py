@@ -781,6 +781,32 @@ async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engi
     assert len(await jobs_of(engine, owner_id)) == 6
 
 
+@pytest.mark.check(43)
+async def test_a_chain_over_a_condition_that_has_to_hold_stops_likewise(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now_ms()
+    monkeypatch.setattr(clock, "now_ms", lambda: now)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(
+        owner_id, {**HOT, "hold_s": 1}, {"state": "overloaded", "when": "temperature > 85"}
+    )
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    behind: tuple[str, ...] = ()
+    for _ in range(8):
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=behind))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=behind))
+        now += 500
+        await engine.report(owner_id, temperature=91)  # says of no job that it led to it
+        now += 600
+        await engine.happens(owner_id, Looked())
+        behind = ((await jobs_of(engine, owner_id))[-1].id,)
+
+    assert len(await jobs_of(engine, owner_id)) == 5
+    decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
+    assert decisions == ["fired"] * 5 + ["loop_guard"] * 3
+
+
 async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine)
     await engine.report(owner_id, temperature=90)
