@@ -389,7 +389,8 @@ def changes(
     return conn.execute(query).all()
 
 
-_started_for = Prepared(select(J.process_meta).where(Among(J.id, "wanted"), J.cause == bindparam("cause")))
+TRIGGERS_BEFORE = "triggers_before"  # in the `process_meta` of what a write of a property ran
+_started_for = Prepared(select(J.cause, J.process_meta).where(Among(J.id, "wanted")))
 _deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
 
 
@@ -447,10 +448,12 @@ def history(
 
 def depth_behind(conn: Connection, job_ids: Iterable[str]) -> int:
     """How many triggers stand before what these jobs led to, in the longest of their chains; ids may be made up."""
-    rows = _started_for.all(conn, {"wanted": list(job_ids), "cause": Cause.TRIGGER})
-    changes = [row.process_meta["state_change_id"] for row in rows if row.process_meta is not None]
+    rows = [row for row in _started_for.all(conn, {"wanted": list(job_ids)}) if row.process_meta is not None]
+    of_writes = [int(row.process_meta[TRIGGERS_BEFORE]) for row in rows if row.cause == Cause.PROPERTY]
+    changes = [row.process_meta["state_change_id"] for row in rows if row.cause == Cause.TRIGGER]
     depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
-    return 0 if depth is None else depth + 1
+    of_firings = [] if depth is None else [int(depth) + 1]
+    return max([*of_firings, *of_writes], default=0)
 
 
 _lock = {

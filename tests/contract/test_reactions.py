@@ -807,6 +807,29 @@ async def test_a_chain_over_a_condition_that_has_to_hold_stops_likewise(
     assert decisions == ["fired"] * 5 + ["loop_guard"] * 3
 
 
+@pytest.mark.check(43)
+async def test_a_chain_over_properties_that_are_written_stops_likewise(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("true")
+    readwrite = tables.objects.update().values(property_types={"setpoint": "readwrite"})
+    await engine.store.write(lambda tx: tx.conn.execute(readwrite))
+    await engine.operation(owner_id, parameters={"text": "true"}, run_on_property_change=True)
+    await engine.conditions(owner_id, HOT)
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    behind: tuple[str, ...] = ()
+    for turn in range(8):
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=behind))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=behind))
+        last = (await traces_of(engine, owner_id))[-1]
+        if last.job_id is not None:  # it sets a property, and what that runs leads to a report
+            await engine.happens(owner_id, Written({"setpoint": turn}, ADMIN, (last.job_id,)))
+            behind = ((await jobs_of(engine, owner_id))[-1].id,)
+
+    decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
+    assert decisions == ["fired"] * 5 + ["loop_guard"] * 3
+    of_writes = [job for job in await jobs_of(engine, owner_id) if job.cause == Cause.PROPERTY]
+    assert [job.process_meta for job in of_writes] == [{"triggers_before": depth} for depth in range(1, 6)]
+
+
 async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine)
     await engine.report(owner_id, temperature=90)

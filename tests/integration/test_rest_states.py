@@ -162,6 +162,28 @@ async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -
     await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
 
 
+@pytest.mark.check(43)
+async def test_a_write_of_properties_says_which_job_does_it_and_what_it_runs_says_so_too(rest: Rest) -> None:
+    owner = await rest.thing(property_types={"setpoint": "readwrite"})
+    path = f"/objects/{owner['id']}"
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="{{jobId}}")
+    parameters = {"topic": "things/set", "message": "x"}
+    await rest.make(
+        f"{path}/operations", name="push", type="mqtt", run_on_property_change=True, parameters=parameters
+    )
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+    await rest.call("POST", f"{path}/report", {"temperature": 90})
+    job_id = (await traces(rest, owner, decision="fired"))[0]["job_id"]
+
+    for where, body in ((f"{path}/properties", {"setpoint": 1}), (path, {"properties": {"setpoint": 2}})):
+        assert (await rest.call("PATCH", where, body, Job_Id=job_id)).status == 200
+    listed = (await rest.get(f"{path}/jobs"))["items"]
+    whole = [await rest.get(f"/jobs/{job['id']}") for job in listed if job["cause"] == "property"]
+    assert [job["process_meta"] for job in whole] == [{"triggers_before": 1}] * 2
+
+
 async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it(rest: Rest) -> None:
     owner = await rest.thing(property_types={"setpoint": "readwrite", "serial": "readonly"})
     path = f"/objects/{owner['id']}"
