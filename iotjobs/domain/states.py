@@ -28,7 +28,7 @@ BUILT_IN = {
     "alarm": 50,
     DOWN: 60,
 }
-_PROBLEMS_TOLD = 20
+_TOLD = 20  # conditions with problems, and those that wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,20 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A condition that is true and does not count yet.
+
+    Attributes:
+        since: since when it has been true, where it has to hold; None: it waits for its period.
+        counts_at: when it will, if it stays true; None: its period never comes.
+    """
+
+    condition: Condition
+    since: int | None
+    counts_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The state that an entity has to be in now.
 
@@ -99,6 +113,7 @@ class Judgement:
         wake_at: the next moment at which time alone may change it; None: never.
         problems: of conditions that have no value, each with `when` and `problem`; whatever decides.
         hold_key: of the condition that decides, if it had to hold for a while.
+        waiting: conditions that are true and do not count yet, the first ones.
     """
 
     state: str
@@ -107,6 +122,7 @@ class Judgement:
     wake_at: int | None
     problems: list[dict[str, str]]
     hold_key: str | None = None
+    waiting: Sequence[Waiting] = ()
 
 
 def judge(
@@ -142,7 +158,7 @@ def judge(
     moments = [*seen.moments, silent_at, forced.until if forced else None]
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
     hold_key = seen.hold_key if why["by"] == "condition" else None
-    return Judgement(state, why, seen.holding, wake_at, seen.problems, hold_key)
+    return Judgement(state, why, seen.holding, wake_at, seen.problems, hold_key, seen.waiting)
 
 
 def _past(moment: int | None, now: int) -> bool:
@@ -156,6 +172,7 @@ class _Seen:
         self.holding: dict[str, int] = {}
         self.moments: list[int | None] = []
         self.problems: list[dict[str, str]] = []
+        self.waiting: list[Waiting] = []
         first = next(self._true(conditions, facts, standing, now), None)
         self.hold_key = first.hold_key if first is not None and first.hold_s else None
         if first is not None:
@@ -172,7 +189,7 @@ class _Seen:
         else:
             self.state = CREATED if standing.state == CREATED and standing.heard_at is None else WORKING
             self.why = {"by": "default"}
-        del self.problems[_PROBLEMS_TOLD:]
+        del self.problems[_TOLD:], self.waiting[_TOLD:]
         if self.problems:
             self.why["problems"] = self.problems
 
@@ -183,8 +200,11 @@ class _Seen:
         found = []
         for condition in conditions:
             if condition.period is not None:
-                self.moments.append(condition.period.next_edge(now))
+                edge = condition.period.next_edge(now)
+                self.moments.append(edge)
                 if not condition.period.covers(now):
+                    if condition.when.evaluate(facts).holds:
+                        self.waiting.append(Waiting(condition, None, edge))
                     continue
             verdict = condition.when.evaluate(facts)
             if verdict.problem is not None:
@@ -197,6 +217,7 @@ class _Seen:
                 due = since + round(condition.hold_s * 1000)
                 if due > now:
                     self.moments.append(due)
+                    self.waiting.append(Waiting(condition, since, due))
                     continue
             found.append(condition)
         return iter(found)

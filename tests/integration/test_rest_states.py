@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -274,6 +275,7 @@ async def test_the_state_is_answered_with_what_is_true_now_and_what_cannot_be_ju
     assert (await rest.get(f"/objects/{owner['id']}/state"))["now"] == {
         "state": "created",
         "why": {"by": "default"},
+        "waiting": [],
         "problems": [{"when": "temperature > 80", "problem": "there is no property temperature"}],
     }
     path = f"/objects/{owner['id']}/report"
@@ -290,6 +292,21 @@ async def test_the_state_is_answered_with_what_is_true_now_and_what_cannot_be_ju
     assert (state["state"], state["why"]) == ("working", {"by": "default"})
     said = "temperature is a text and 80 is a number: > compares numbers, or texts"
     assert state["now"]["problems"] == [{"when": "temperature > 80", "problem": said}]
+
+
+async def test_a_condition_that_has_to_hold_on_is_told_with_when_it_counts(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    given = [{"state": "alarm", "when": "temperature > 80", "hold_s": 300}]
+    await rest.call("PUT", f"{path}/state-conditions", given)
+    await rest.call("POST", f"{path}/report", {"temperature": 90})
+    state = await rest.get(f"{path}/state")
+    since = state["heard_at"]
+    counts_at = datetime.fromisoformat(since) + timedelta(seconds=300)
+    [waiting] = state["now"]["waiting"]
+    assert (state["state"], state["now"]["why"]) == ("working", {"by": "default"})
+    assert datetime.fromisoformat(waiting.pop("counts_at")) == counts_at
+    assert waiting == {"state": "alarm", "when": "temperature > 80", "waits_for": "hold", "since": since}
 
 
 async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:

@@ -120,6 +120,22 @@ def test_a_condition_behind_the_winner_goes_on_counting() -> None:
     assert judged(on, 9000, temperature=70).state == "overloaded"
 
 
+def test_a_condition_that_is_true_and_does_not_count_yet_waits() -> None:
+    never = replace(HOT, id="c3", period=Period(frozenset(), time(8), time(17)))
+    day = replace(HOT, period=Period(begin=time(8), end=time(17)))
+    standing = replace(HEARD, holding={WARM.hold_key: 1000})
+    found = judged(standing, 3000, day, WARM, never, temperature=90)
+    assert found.why == {"by": "default"}
+    assert [(one.condition.id, one.since, one.counts_at) for one in found.waiting] == [
+        ("c1", None, 8 * 3_600_000),
+        ("c2", 1000, 6000),
+        ("c3", None, None),
+    ]
+    assert judged(standing, 3000, day, WARM, temperature=20).waiting == []
+    assert judged(standing, 6000, day, WARM, temperature=90).hold_key == WARM.hold_key
+    assert [one.condition.id for one in judged(standing, 6000, day, WARM, temperature=90).waiting] == ["c1"]
+
+
 def test_a_period_bounds_a_condition_and_its_edges_wake_up() -> None:
     day = replace(HOT, period=Period(begin=time(8), end=time(17)))
     hour = 3_600_000
