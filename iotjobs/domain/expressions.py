@@ -66,7 +66,7 @@ _TOKEN = re.compile(
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<sign>&&|\|\||[=!<>]=|[-+*/<>!?:.,()\[\]])
       | (?P<end>\Z)""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-3][0-7]{2})|(.))")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"} | {
@@ -223,14 +223,14 @@ class _Node:
 
     Attributes:
         reference: what a root, or a member of one, refers to.
-        selected: it was written `a.b`.
+        selected: it was written `a.b`: of this, the member of that name.
     """
 
     run: _Run
     start: int
     end: int
     reference: Reference | None = None
-    selected: bool = False
+    selected: tuple[operators.Operand, str] | None = None
 
 
 class _Parser:
@@ -358,8 +358,9 @@ class _Parser:
             return self._method(of, name)
         self._term(name.start)
         reference = self._refer(of, name.text)
-        run = operators.member((of.run, self._words(of)), (lambda _: name.text, name.text))
-        return _Node(run, of.start, name.end, reference, selected=True)
+        operand = (of.run, self._words(of))
+        run = operators.member(operand, (lambda _: name.text, name.text))
+        return _Node(run, of.start, name.end, reference, (operand, name.text))
 
     def _refer(self, of: _Node, name: str) -> Reference | None:
         """Note that one member is read where a whole root seemed to be."""
@@ -465,7 +466,7 @@ class _Parser:
         argument, end = self._argument()
         if token.text == "size":
             return _Node(operators.size((argument.run, self._words(argument))), token.start, end)
-        if not argument.selected:
+        if argument.selected is None:
             hint = 'has() takes a.b, such as has(properties.temperature); else write "battery-level" in properties'
             raise self._error(hint, argument.start)
-        return _Node(operators.has(argument.run), token.start, end)
+        return _Node(operators.has(*argument.selected), token.start, end)

@@ -18,16 +18,11 @@ Operand = tuple[Callable[[Any], Any], str]
 
 
 class NoValue(Exception):
-    """A part of an expression has no value.
+    """A part of an expression has no value; `why` says it in words."""
 
-    Attributes:
-        why: in words.
-        missing: a member or property that is not there; False when its kind does not fit.
-    """
-
-    def __init__(self, why: str, *, missing: bool = False) -> None:
+    def __init__(self, why: str) -> None:
         super().__init__(why)
-        self.why, self.missing = why, missing
+        self.why = why
 
 
 def kind(value: Any) -> str:
@@ -229,7 +224,7 @@ def property_of(name: str) -> Callable[[Any], Any]:
         try:
             return facts.properties[name]
         except KeyError:
-            raise NoValue(f"there is no property {name}", missing=True) from None
+            raise NoValue(f"there is no property {name}") from None
 
     return read
 
@@ -257,30 +252,28 @@ def member(of: Operand, key: Operand) -> Callable[[Any], Any]:
             if not isinstance(wanted, str):
                 raise NoValue(f"{key_words} is {kind(wanted)}, and members of {words} have names")
             if wanted not in value:
-                raise NoValue(f"{words} has no {beginning(wanted) or wanted}", missing=True)
+                raise NoValue(f"{words} has no {beginning(wanted) or wanted}")
             return value[wanted]
         if isinstance(value, list | tuple):
             if not _is_number(wanted) or wanted != int(wanted):
                 raise NoValue(f"{_said(key_words, wanted)}, and {words} is a list, counted from 0")
             if not 0 <= wanted < len(value):
-                raise NoValue(f"{words} has no element {int(wanted)}, it has {len(value)}", missing=True)
+                raise NoValue(f"{words} has no element {int(wanted)}, it has {len(value)}")
             return value[int(wanted)]
         raise NoValue(f"{words} is {kind(value)} and has no members")
 
     return read
 
 
-def has(select: Callable[[Any], Any]) -> Callable[[Any], bool]:
-    """Whether a member is there."""
+def has(of: Operand, name: str) -> Callable[[Any], bool]:
+    """Whether `of.name` is there; as in CEL `of` itself has to be."""
+    run, words = of
 
     def look(facts: Any) -> bool:
-        try:
-            select(facts)
-        except NoValue as problem:
-            if problem.missing:
-                return False
-            raise
-        return True
+        value = run(facts)
+        if not isinstance(value, Mapping):
+            raise NoValue(f"{words} is {kind(value)} and has no members")
+        return name in value
 
     return look
 
