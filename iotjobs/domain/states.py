@@ -28,6 +28,8 @@ BUILT_IN = {
     "alarm": 50,
     DOWN: 60,
 }
+# Who decides these is not in the conditions.
+_OVERRULED = frozenset({"forced", "offline", "no_data"})
 _TOLD = 20  # conditions with problems, and those that wait
 
 
@@ -123,6 +125,11 @@ class Judgement:
     problems: list[dict[str, str]]
     hold_key: str | None = None
     waiting: Sequence[Waiting] = ()
+
+
+def overruled(why: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The reason of a state, if it is not the conditions that decide it."""
+    return why if why.get("by") in _OVERRULED else None
 
 
 def judge(

@@ -336,6 +336,9 @@ class Turn:
         if judged.state != standing.state:
             held = 0 if judged.hold_key is None else snapshot.hold_depths.get(judged.hold_key, 0)
             self._change(snapshot, judged, max(depth, held))
+        elif states.overruled(judged.why) != snapshot.overruled:
+            standings.add_reason(self._tx, snapshot, judged.why, self._now)
+        snapshot.overruled = states.overruled(judged.why)
 
     def _keep_depths(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
         """Time alone ends a hold: what follows then belongs to the chain of what began it."""

@@ -46,6 +46,7 @@ class Snapshot:
         depth: of that change, how many triggers stand before it in its chain of causes.
         hold_depths: likewise of what began each hold, by its key; 0 where there is none.
         why: of that change.
+        overruled: the reason of the state now, if it is not the conditions that decide it.
         reports: how many had an effect, with the words of its connection that have ids.
         superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
         online: the last such word; None: there was none.
@@ -64,6 +65,7 @@ class Snapshot:
     depth: int
     hold_depths: Mapping[str, int]
     why: Mapping[str, Any]
+    overruled: Mapping[str, Any] | None
     reports: int
     superseded: int
     online: bool | None
@@ -104,6 +106,7 @@ _STANDING = (
     S.state,
     S.since,
     S.why,
+    S.overruled,
     S.change_id,
     S.depth,
     S.hold_depths,
@@ -216,6 +219,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         depth=row.depth or 0,
         hold_depths=row.hold_depths or {},
         why=row.why or {},
+        overruled=row.overruled,
         reports=row.reports or 0,
         superseded=row.superseded or 0,
         online=row.online,
@@ -258,6 +262,7 @@ _CHANGING = (
     "state",
     "since",
     "why",
+    "overruled",
     "change_id",
     "depth",
     "hold_depths",
@@ -298,6 +303,7 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "state": standing.state,
         "since": standing.since,
         "why": dict(snapshot.why),
+        "overruled": None if snapshot.overruled is None else dict(snapshot.overruled),
         "change_id": snapshot.change_id,
         "depth": snapshot.depth,
         "hold_depths": dict(snapshot.hold_depths) or None,
@@ -381,7 +387,7 @@ def changes(
     conn: Connection, *, limit: int, entity_id: str | None = None, before: str | None = None
 ) -> Sequence[Any]:
     """Changes of state, the newest first, before the one of an id; the columns of `state_change`."""
-    query = select(state_changes).order_by(H.id.desc()).limit(limit)
+    query = select(state_changes).where(H.from_state != H.to_state).order_by(H.id.desc()).limit(limit)
     if entity_id is not None:
         query = query.where(H.entity_id == entity_id)
     if before is not None:
@@ -405,23 +411,22 @@ def left_by(conn: Connection, change_id: str) -> str:
 def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> None:
     """Keep that an entity's state has become what the snapshot says, with its event."""
     entity, standing = snapshot.entity, snapshot.standing
-    tx.append(
-        state_changes,
-        {
-            "id": snapshot.change_id,
-            "entity_id": entity.id,
-            "owner_type": int(entity.owner_type),
-            "entity_name": entity.name,
-            "from_state": before,
-            "to_state": standing.state,
-            "at": at,
-            "why": dict(snapshot.why),
-            "depth": snapshot.depth,
-        },
-    )
+    common = {"id": snapshot.change_id, "at": at, "why": dict(snapshot.why), "depth": snapshot.depth}
+    tx.append(state_changes, {**common, **_of(entity), "from_state": before, "to_state": standing.state})
     told = {"from": before, "to": standing.state, "why": dict(snapshot.why), "id": snapshot.change_id}
     event = {"kind": "state.changed", "at": at, "job_id": None, "entity_id": entity.id, "data": told}
     tx.append(tables.events, event)
+
+
+def add_reason(tx: Transaction, snapshot: Snapshot, why: Mapping[str, Any], at: int) -> None:
+    """Keep, for replays, that others than the conditions began or ceased to decide a state that stays the same."""
+    same = dict.fromkeys(("from_state", "to_state"), snapshot.standing.state)
+    row = {"id": clock.new_id(), "at": at, "why": dict(why), "depth": 0}
+    tx.append(state_changes, {**row, **_of(snapshot.entity), **same})
+
+
+def _of(entity: Entity) -> dict[str, Any]:
+    return {"entity_id": entity.id, "owner_type": int(entity.owner_type), "entity_name": entity.name}
 
 
 def add_history(

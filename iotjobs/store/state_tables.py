@@ -52,7 +52,7 @@ class TriggerRow(SQLModel, table=True):
 class StandingRow(SQLModel, table=True):
     """What is remembered of an entity's state; `domain.states.Standing` says what each means.
 
-    `why` and `change_id` are of the last change; `depth` of its chain of causes, `hold_depths` of those of what
+    `overruled` is the reason of the state now, if it is not the conditions that decide it; `why` and `change_id` are of the last change; `depth` of its chain of causes, `hold_depths` of those of what
     began the holds, where there was one; `reports` and `superseded` count, `online` is what the device's status said last.
     """
 
@@ -62,6 +62,7 @@ class StandingRow(SQLModel, table=True):
     state: str
     since: int = ms_column(nullable=False)
     why: dict[str, Any] = json_column()
+    overruled: dict[str, Any] | None = json_column(nullable=True)
     change_id: str | None = None
     depth: int = 0
     hold_depths: dict[str, int] | None = json_column(nullable=True)
@@ -79,7 +80,7 @@ class StandingRow(SQLModel, table=True):
 
 
 class StateChangeRow(SQLModel, table=True):
-    """One change of an entity's state, and why."""
+    """One change of an entity's state, and why; also of the reason alone, where it is not the conditions that decide."""
 
     __tablename__ = "state_change"
     id: str = Field(primary_key=True)

@@ -250,6 +250,57 @@ async def test_a_day_on_which_much_has_one_moment_is_replayed_in_the_order_it_wa
             await _agrees(engine, kind, entity_id, Span(since, day.now))
 
 
+@pytest.mark.parametrize(("hold_s", "repeat_s"), [(0, 7), (5, None)])
+async def test_a_state_that_was_forced_while_it_was_already_so_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, hold_s: float, repeat_s: float | None
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80", "hold_s": hold_s})
+    given = {"states": ["alarm"], "operation_id": operation_id, "repeat_s": repeat_s}
+    await engine.triggers(owner_id, given)
+    began = []
+    for what in (
+        Reported({"t": 90}),
+        Said(Forced("alarm", ADMIN.user_id, "is being mended", day.now, None)),
+        Reported({"t": 91}),
+        Said(Forced("alarm", ADMIN.user_id, "is being mended", day.now, day.now + 60_000)),
+        Reported({"t": 20}),
+        Reported({"t": 92}),
+        Said(None),
+        Reported({"t": 20}),
+        Said(Forced("working", ADMIN.user_id, "is being mended", day.now, day.now + 75_000)),
+        Reported({"t": 93}),
+    ):
+        await day.pass_until(day.now + 7300)
+        began.append(day.now)
+        await engine.happens(owner_id, what)
+    await day.pass_until(day.now + 10_000)
+    for since in (day.began - 1, *(at + 1 for at in began)):
+        await _agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+    changes = await engine.store.read(lambda conn: standings.changes(conn, limit=99, entity_id=owner_id))
+    assert all(one.from_state != one.to_state for one in changes)
+
+
+async def test_a_connection_that_ends_where_a_condition_says_so_too_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, {"state": "down", "when": "t > 80"})
+    for what in (
+        Reported({"t": 90}),
+        Broker(online=False),
+        Written({"t": 20}, ADMIN),
+        Written({"t": 91}, ADMIN),
+        Broker(online=True),
+        Written({"t": 20}, ADMIN),
+    ):
+        await day.pass_until(day.now + 1000)
+        await engine.happens(owner_id, what)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
+
+
 async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
