@@ -1,7 +1,7 @@
 """What conditions and triggers would have done with what was reported: the same decisions, on the past.
 
 Time is simulated: between two events the moments pass at which time alone changes something. Nothing is
-known of reports that changed no value, so silence is taken from the record, as are forced states and lost
+known of reports that changed no value, but for a first one, so silence is taken from the record, as are forced states and lost
 connections: they are events here, and last until the next recorded change.
 """
 
@@ -33,6 +33,7 @@ class Event:
         by: the person who set them; None: they were reported.
         pinned: a state that was not decided by conditions, entered then.
         released: such a state ended then.
+        heard: something was heard of it, whatever it told.
         by_time: time alone did it, in one look with whatever else was due.
     """
 
@@ -42,6 +43,7 @@ class Event:
     by: str | None = None
     pinned: str | None = None
     released: bool = False
+    heard: bool = False
     by_time: bool = False
 
 
@@ -164,6 +166,8 @@ class Replay:
 
     def _take(self, event: Event) -> None:
         """Give a recorded event its effect."""
+        if event.heard and self._standing.heard_at is not None:
+            return  # its values told already
         facts = self._facts
         if event.of == "entity":
             facts = replace(facts, properties={**facts.properties, **event.values})
@@ -172,7 +176,7 @@ class Replay:
         else:
             facts = replace(facts, target={**(facts.target or {}), **event.values})
         self._facts = facts
-        if event.values and (event.by is None or event.of != "entity"):
+        if event.heard or (event.values and (event.by is None or event.of != "entity")):
             self._standing = replace(self._standing, heard_at=event.at)
         if event.released:
             self._pinned = None

@@ -149,7 +149,7 @@ def state_at(begin: Beginning, changes: Sequence[Any], moment: int) -> str:
 
 
 def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[tuple[int, Event]]:
-    """The states that were not decided by conditions, each with its step."""
+    """The states that were not decided by conditions, and a first sign of life, each with its step."""
     before: Mapping[str, Any] = {"by": None} if last is None else last.why
     if overruled(before) is not None:
         yield 0, Event(since, pinned=last.to_state)
@@ -160,6 +160,8 @@ def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[tuple[int
             yield step, Event(change.at, released=True, by_time=by_time)
         if pinned:
             yield step, Event(change.at, pinned=change.to_state, by_time=by_time)
+        if change.from_state == CREATED and change.why["by"] == "default":
+            yield step, Event(change.at, heard=True)
         before = change.why
 
 

@@ -301,6 +301,20 @@ async def test_a_connection_that_ends_where_a_condition_says_so_too_is_replayed(
     await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
 
 
+async def test_a_first_report_that_changes_nothing_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing(properties={"t": 20})
+    operation_id = await engine.operation(owner_id, parameters={"text": "true"})
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["working"], "operation_id": operation_id})
+    for value in (20, 90, 20):
+        await day.pass_until(day.now + 1000)
+        await engine.report(owner_id, t=value)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 10))
+
+
 async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
