@@ -10,12 +10,14 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 
 from iotjobs import __version__, clock
 from iotjobs.domain.errors import ConfigurationError
+from iotjobs.domain.states import Heard
 from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
@@ -29,6 +31,7 @@ from iotjobs.engine.ingest import Ingest
 from iotjobs.engine.intake import Intake
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.limits import Limits
+from iotjobs.engine.listening import Listening
 from iotjobs.engine.place import Place, alone, among_others
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
@@ -187,7 +190,8 @@ class Site:
         )
         place.tell_running(lambda: worker.running)
         leftovers = Leftovers(store, settler, reach)
-        deadlines = Deadlines(store, dispatcher, settler, worker, leftovers, standing=place.leader)
+        leader, heard = place.leader, await self._watch_listener(store, place, publisher)
+        deadlines = Deadlines(store, dispatcher, settler, worker, leftovers, standing=leader, heard=heard)
         await deadlines.timekeeper.begin()
         control = Control(store, settler, dispatcher, leftovers=leftovers, worker=worker)
         if self._events is not None:
@@ -198,12 +202,11 @@ class Site:
         await deadlines.sweep()
 
         intake = _intake(settings, store, vault, dispatcher)
-        reactions = Reactions(FiringParts(intake, settler, dispatcher, worker))
+        reactions = Reactions(FiringParts(intake, settler, dispatcher, worker), heard)
         if publisher is not None and address is not None:
             await self._start_mqtt(settler, reactions, publisher, address, place=place)
         self.readiness.degraded("dispatch", limits.drained)
-        retention = Retention(store, _keep(settings), place.leader)
-        timers = Timers(store, reactions, place.leader)
+        retention, timers = Retention(store, _keep(settings), leader), Timers(store, reactions, leader)
         for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention, timers):
             if service is not None:
                 await self._run(service)
@@ -258,6 +261,16 @@ class Site:
         self.mqtt_url = f"mqtt://{settings.mqtt_bind}:{settings.mqtt_port}"
         return broker, broker.address
 
+    async def _watch_listener(
+        self, store: Store, place: Place, publisher: MqttPublisher | None
+    ) -> Callable[[int], Heard]:
+        """Watch whether somebody listens to devices; what tells how far it is known what they have said."""
+        listening = Listening(store, lambda: place.presence.worker_id)
+        await self._run(listening)
+        if publisher is not None:
+            self.readiness.degraded("ingest", lambda: listening.trouble() if publisher.connected else None)
+        return listening.heard
+
     async def _start_mqtt(
         self,
         settler: Settler,
@@ -287,7 +300,16 @@ class Site:
             handler=devices.receive,
             on_new_session=devices.new_session,
         )
-        for service in (Ingest(place.ingest, devices, consumer), publisher):
+        listener = Ingest(
+            store,
+            place.ingest,
+            devices,
+            consumer,
+            publisher=publisher,
+            worker_id=lambda: place.presence.worker_id,
+        )
+        place.tell_broker(lambda: publisher.connected, listener.is_fit)
+        for service in (listener, publisher):
             await self._run(service)
         self.readiness.watch(
             "broker", lambda: publisher.connected and (consumer.connected or not place.ingest.leads)

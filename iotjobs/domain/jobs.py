@@ -80,7 +80,7 @@ class Job:
             device, and to know it again: the addresses on the way, None where they are not on record. The
             nonce of a PENDING job is None when no process of an earlier attempt can be left there.
         lane: jobs of one lane run one at a time: the object, for ssh and local; None = no lane.
-        worker_id: who holds the newest attempt.
+        worker_id: who holds the newest attempt; of a job at rest, who has yet to find out what it left on its device.
         output_pruned_at: when what it wrote was deleted, because it had been kept long enough.
         cancel: `by` (a user's id), `at`, `reason`, and `confirmed`: nothing of it is left on the device;
             None while that is not known, or when nobody can tell.

@@ -31,6 +31,9 @@ BUILT_IN = {
 # Who decides these is not in the conditions.
 _OVERRULED = frozenset({"forced", "offline", "no_data"})
 _TOLD = 20  # conditions with problems, and those that wait
+# What time may do for want of a device's word waits so long for somebody to listen, and then goes on without.
+PATIENCE_MS = 15 * 60_000
+_LOOK_AGAIN_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,24 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """How far it is known what devices have said; moments in milliseconds.
+
+    Attributes:
+        since: when somebody began to listen; that a device said nothing before tells nothing of it.
+        until: what was said up to then was heard.
+    """
+
+    since: int
+    until: int
+
+    @classmethod
+    def all_until(cls, now: int) -> Heard:
+        """Somebody has always listened."""
+        return cls(0, now)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The state that an entity has to be in now.
 
@@ -139,6 +160,7 @@ def judge(
     now: int,
     *,
     no_data_after_s: float | None = None,
+    heard: Heard | None = None,
 ) -> Judgement:
     """Decide an entity's state.
 
@@ -148,15 +170,16 @@ def judge(
         standing: what is remembered, with what has just come.
         now: milliseconds.
         no_data_after_s: how long reports may stay away.
+        heard: how far that is known; None: to this moment.
     """
     seen = _Seen(conditions, facts, standing, now)
     forced = standing.forced if standing.forced and not _past(standing.forced.until, now) else None
-    silent_at = None
-    if no_data_after_s is not None and standing.heard_at is not None:
-        silent_at = standing.heard_at + round(no_data_after_s * 1000)
+    silent_at, known_until = _silent_at(standing, heard or Heard.all_until(now), no_data_after_s, now)
     state, why = seen.state, seen.why
-    if _past(silent_at, now):
+    if _past(silent_at, known_until):
         state, why = NO_DATA, {"by": "no_data", "no_data_after_s": no_data_after_s}
+    elif _past(silent_at, now):
+        silent_at = now + _LOOK_AGAIN_MS
     if standing.offline:
         state, why = DOWN, {"by": "offline"}
     if forced is not None:
@@ -166,6 +189,22 @@ def judge(
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
     hold_key = seen.hold_key if why["by"] == "condition" else None
     return Judgement(state, why, seen.holding, wake_at, seen.problems, hold_key, seen.waiting)
+
+
+def _silent_at(
+    standing: Standing, heard: Heard, no_data_after_s: float | None, now: int
+) -> tuple[int | None, int]:
+    """When reports will have stayed away for too long, and up to when it is known whether one came.
+
+    Where nobody listened meanwhile they get the whole time anew, and a quarter of an hour at most.
+    """
+    if no_data_after_s is None or standing.heard_at is None:
+        return None, now
+    after_ms = round(no_data_after_s * 1000)
+    silent_at = standing.heard_at + after_ms
+    if standing.state == NO_DATA:  # it was found out already
+        return silent_at, now
+    return max(silent_at, heard.since + min(after_ms, PATIENCE_MS)), heard.until
 
 
 def _past(moment: int | None, now: int) -> bool:

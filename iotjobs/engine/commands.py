@@ -9,14 +9,14 @@ from dataclasses import replace
 from iotjobs import clock
 from iotjobs.domain import retries
 from iotjobs.domain.control import NOT_CONFIRMED
-from iotjobs.domain.errors import DeliveryError, IotJobsError, RequestError
+from iotjobs.domain.errors import DeliveryError, IotJobsError, LeaseLost, RequestError, StoreUnavailable
 from iotjobs.domain.jobs import Ending
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.reach import Reach
 from iotjobs.engine.recorder import Recorder
 from iotjobs.engine.sending import Begun, RunMark, Sending
-from iotjobs.engine.settle import OutputEnd, Settler, until_taken
+from iotjobs.engine.settle import STORE_RETRY_S, OutputEnd, Settler, until_taken
 from iotjobs.engine.watch import Watch, Why
 from iotjobs.store import jobs
 from iotjobs.store.session import Store
@@ -66,10 +66,24 @@ class CommandRun:
         job = self._job  # what succeeded is not tried again, and a copy is a good part of its end's cost
         if ending.outcome is not Outcome.SUCCEEDED or job.sent_at != self._sending.sent_at:
             job = self._sending.so_far()
+        try:
+            await self._check_ours()
+        except LeaseLost as error:
+            await self._settler.refused(job, [ending], error)
+            return
         if self.watch.why is Why.SERVER_STOPS and ending.error_code == STOPPED_CODE:
             await self._settler.hand_over(job, self._plan, ending, end)
         else:
             await self._settler.end_attempt(job, self._plan, ending, end=end)
+
+    async def _check_ours(self) -> None:
+        while True:
+            try:
+                return await self._sending.check_ours()
+            except StoreUnavailable as error:
+                told = {"job_id": self._job.id, "why": str(error)}
+                log.warning("an end waits for the store", extra=told)
+            await clock.sleep(STORE_RETRY_S)
 
     async def _attempt(self) -> Ending:
         assert self._job.nonce is not None, "a begun attempt has its nonce"

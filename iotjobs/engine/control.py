@@ -93,12 +93,9 @@ class Control(LoopService):
         if job.status is Status.RUNNING:  # parked: the table has no way past CANCELING
             jobs.ask(tx, job, Status.CANCELING, now, facts)
             job = replace(job, status=Status.CANCELING)
-        gone, prover = control.nothing_left(job), None
-        if gone is False:
-            tx.after_commit(lambda: self._leftovers.look_after(replace(job, cancel=facts)))
-            gone, prover = None, self._worker.worker_id
-        ending, told = Ending(Outcome.CANCELED), {**facts, "confirmed": gone}
-        self._settler.finish(tx, job, ending, now, cancel=told, worker_id=prover)
+        prover = self._leftovers.look_after_commit(tx, job, self._worker.worker_id)
+        told = {**facts, "confirmed": None if prover else control.nothing_left(job)}
+        self._settler.finish(tx, job, Ending(Outcome.CANCELED), now, cancel=told, worker_id=prover)
 
     async def stop_job(self, reference: str, caller: Caller) -> Status:
         """Set a job aside: STOPPED when it waits, else STOPPING until its processes are gone."""
@@ -112,7 +109,8 @@ class Control(LoopService):
                 jobs.ask(tx, job, Status.STOPPING, now)
                 self._tell(tx, job)
                 return Status.STOPPING
-            self._settler.set_aside(tx, job, now)
+            prover = self._leftovers.look_after_commit(tx, job, self._worker.worker_id)
+            self._settler.set_aside(tx, job, now, worker_id=prover)
             return Status.STOPPED
 
         return await self._ask(reference, scope_of(caller), item)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from iotjobs import clock
-from iotjobs.domain import control
 from iotjobs.domain.errors import AnswerTimeout, LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job, JobType
 from iotjobs.domain.operations import Plan
+from iotjobs.domain.states import Heard
 from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.dispatch import Dispatcher
 from iotjobs.engine.leases import Always, Standing
@@ -43,6 +43,10 @@ class Deadlines(LoopService):
     """The clock's part in the life of jobs; also counts what only the sweep saved.
 
     Of several nodes the leader does it; each looks for strays of its own.
+
+    Args:
+        heard: how far it is known, at a moment, what devices have said: an answer that may wait at the
+            broker is not late.
     """
 
     name = "deadlines"
@@ -56,12 +60,13 @@ class Deadlines(LoopService):
         leftovers: Leftovers,
         *,
         standing: Standing = _ALWAYS,
+        heard: Callable[[int], Heard] = Heard.all_until,
     ) -> None:
         super().__init__()
         self._store, self._dispatcher, self._settler = store, dispatcher, settler
-        self._leftovers, self._standing = leftovers, standing
+        self._worker, self._leftovers, self._standing, self._heard = worker, leftovers, standing, heard
         self.timekeeper = Timekeeper(store, standing)
-        self.strays = Strays(store, settler, worker)
+        self.strays = Strays(store, settler, leftovers, worker)
         self.swept = 0
 
     async def _loop(self) -> None:
@@ -92,11 +97,12 @@ class Deadlines(LoopService):
             ("deadline_at", self._unanswered),
         )
         for moment, move in moves:
-            for job in await self._due(moment):
+            now = clock.now_ms()
+            by = self._heard(now).until if moment == "deadline_at" else now
+            for job in await self._due(moment, by):
                 await self._move(job, move)
 
-    async def _due(self, moment: str) -> list[Job]:
-        now = clock.now_ms()
+    async def _due(self, moment: str, now: int) -> list[Job]:
         return await self._store.look(lambda conn: queue.due(conn, moment, now))
 
     async def _move(self, job: Job, move: Callable[[Transaction, Job, int], None]) -> None:
@@ -119,12 +125,11 @@ class Deadlines(LoopService):
     def _expire(self, tx: Transaction, job: Job, now: int) -> None:
         waited = f"still {job.status} when its time to live ended"
         reason = f" (waiting: {job.pending_reason})" if job.pending_reason else ""
-        if control.nothing_left(job) is False:
+        prover = self._leftovers.look_after_commit(tx, job, self._worker.worker_id)
+        if prover is not None:
             reason += f"; attempt {job.attempt} may still run on the device, see the log"
-            tx.after_commit(lambda: self._leftovers.look_after(job))
-        self._settler.finish(
-            tx, job, Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason), now
-        )
+        ending = Ending(Outcome.EXPIRED, error_code="expired", error_message=waited + reason)
+        self._settler.finish(tx, job, ending, now, worker_id=prover)
 
     def _unanswered(self, tx: Transaction, job: Job, now: int) -> None:
         ending = Ending(Outcome.TIMED_OUT, error_code=AnswerTimeout.code, error_message=_NO_ANSWER)

@@ -123,6 +123,11 @@ class DeviceMessages:
             facts = {"topic": message.topic[:200], "why": why[:200], "dropped": self.dropped}
             log.warning("a device message has no effect", extra=facts)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be taken."""
+        return self._inbox.empty()
+
     async def start(self) -> None:
         """Begin; a second call does nothing."""
         if self._task is None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 RENEW_EVERY_S = 5.0
 TRY_EVERY_S = 2.0  # with the lease's 15 s: taken over within 17
+LOOK_EVERY_S = 0.25
 
 
 class Standing(Protocol):
@@ -51,6 +52,7 @@ class Always:
     """The embedded side: there is nobody else."""
 
     leads, epoch = True, 1
+    fit: Callable[[], bool] = staticmethod(lambda: True)
 
     def check(self, tx: Transaction) -> None:
         """See `Standing`."""
@@ -63,12 +65,16 @@ class Lease(LoopService):
         store: where the lease is.
         lease: its name.
         holder: gives the id of this process's worker.
+
+    Attributes:
+        fit: whether this process can do what the lease is for; one that cannot lets go of it.
     """
 
     def __init__(self, store: Store, lease: str, holder: Callable[[], str]) -> None:
         super().__init__()
         self.name = f"{lease} lease"
         self._store, self._lease, self._holder = store, lease, holder
+        self.fit: Callable[[], bool] = lambda: True
         self._epoch: int | None = None
         self._held_as = ""
         self._until = float("-inf")
@@ -96,6 +102,9 @@ class Lease(LoopService):
     async def stop(self) -> None:
         """See `Service`."""
         await super().stop()
+        await self._give_up()
+
+    async def _give_up(self) -> None:
         if self._epoch is not None:
             self._epoch = None
             try:
@@ -105,11 +114,26 @@ class Lease(LoopService):
 
     async def _loop(self) -> None:
         while True:
+            await self._wait_until_fit()
             try:
                 await self.seek()
             except IotJobsError as error:
                 log.warning("a lease cannot be renewed", extra={"lease": self._lease, "why": str(error)})
-            await clock.sleep(RENEW_EVERY_S if self.leads else TRY_EVERY_S)
+            if not await self._stay_fit(RENEW_EVERY_S if self.leads else TRY_EVERY_S) and self.leads:
+                log.warning("this process cannot lead: another one may", extra={"lease": self._lease})
+                await self._give_up()
+                await clock.sleep(TRY_EVERY_S)  # by then each of the others has had its turn
+
+    async def _wait_until_fit(self) -> None:
+        while not self.fit():
+            await clock.sleep(LOOK_EVERY_S)
+
+    async def _stay_fit(self, for_s: float) -> bool:
+        """Let so much time pass, or less when we are not fit any more; whether we are."""
+        until = clock.monotonic() + for_s
+        while self.fit() and (left_s := until - clock.monotonic()) > 0:
+            await clock.sleep(min(left_s, LOOK_EVERY_S))
+        return self.fit()
 
     async def seek(self) -> bool:
         """Take or renew it; whether it is ours."""

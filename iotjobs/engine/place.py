@@ -18,7 +18,7 @@ from iotjobs.engine.control import Control
 from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
 from iotjobs.engine.events import EventFeed
 from iotjobs.engine.feed import Feed
-from iotjobs.engine.leases import Always, Lease, Standing
+from iotjobs.engine.leases import Always, Lease
 from iotjobs.engine.leftovers import Leftovers
 from iotjobs.engine.presence import INGEST, LEADER, Alone, Presence
 from iotjobs.engine.rescue import DeadWorkers, rescue
@@ -47,14 +47,18 @@ class Place:
 
     presence: Alone | Presence
     dispatcher: Dispatcher
-    leader: Standing
-    ingest: Standing
+    leader: Always | Lease
+    ingest: Always | Lease
     services: tuple[Service, ...]
     hints: Hints | None = None
 
     def tell_running(self, running: Callable[[], int]) -> None:
         """Say from now on how many attempts are under way here."""
         self.presence.running = running
+
+    def tell_broker(self, connected: Callable[[], bool], fit: Callable[[], bool]) -> None:
+        """Say from now on whether we are connected to the broker, and whether we can consume what devices send."""
+        self.presence.connected, self.ingest.fit = connected, fit
 
     def connect(self, feed: Feed, events: EventFeed, control: Control) -> None:
         """Let those who wait here hear what happens on other nodes, and the others what happens here."""
@@ -68,7 +72,8 @@ class Place:
         if isinstance(self.presence, Presence):
             return DeadWorkers(store, settler, leftovers, self.presence, self.leader)
         worker_id = self.presence.worker_id
-        count = await rescue(store, settler, worker_id) + await leftovers.take_over_all(worker_id)
+        count = await rescue(store, settler, leftovers, worker_id)
+        count += await leftovers.take_over_all(worker_id)
         if count:
             log.info("attempts of a dead process were ended or given their next try", extra={"count": count})
         return None
@@ -104,6 +109,7 @@ async def among_others(store: Store, url: str, node: Node, file: Path) -> Place:
     presence = Presence(vital, node, lambda worker_id: _write(file, worker_id))
     await presence.enter(_read(file))
     leader, ingest = (Lease(vital, name, lambda: presence.worker_id) for name in (LEADER, INGEST))
+    ingest.fit = lambda: False  # until we are connected
     dispatcher = PgQueuerDispatcher(store, url, at_once=node.at_once, may_publish=presence.may_publish)
     leases = (
         (leader, ingest) if node.mqtt else (leader,)

@@ -31,8 +31,10 @@ BEAT_EVERY_S = 3.0
 FRESH_S = nodes.SILENT_MS / 1000 / 2
 # A beat that comes later than this after the one before it has missed some.
 GAP_S = 2 * BEAT_EVERY_S
-# A node with a broker that is started again is back sooner than this.
+# A node with a broker that is started again is back sooner than this; who has one itself waits no longer
+# than it takes to know of the others.
 BROKER_AWAITED_S = 60.0
+OTHERS_AWAITED_S = GAP_S
 
 
 class Membership(Protocol):
@@ -69,6 +71,7 @@ class Alone:
         self.worker_id, self._node = worker_id, node or Node("", 0, "", (), 0)
         self._since = clock.now_ms()
         self.running: Callable[[], int] = lambda: 0
+        self.connected: Callable[[], bool] = lambda: False
 
     def is_fresh(self) -> bool:
         """See `Membership`."""
@@ -110,7 +113,9 @@ class Presence(LoopService):
         self._store, self._node, self._remember = store, node, remember
         self.worker_id = ""
         self.running: Callable[[], int] = lambda: 0
-        self._seen = self._in_touch_since = self._broker_seen = float("-inf")
+        self.connected: Callable[[], bool] = lambda: False
+        self._seen = self._in_touch_since = float("-inf")
+        self._nobody_since: float | None = float("-inf")  # has been connected to a broker
         self._beating = asyncio.Lock()
 
     async def enter(self, former: str | None) -> None:
@@ -155,8 +160,9 @@ class Presence(LoopService):
             began, worker_id, running = clock.monotonic(), self.worker_id, self.running()
 
             def item(tx: Transaction) -> bool:
+                alive = nodes.beat(tx, worker_id, running, connected=self.connected())
                 self._note_broker(nodes.any_broker(tx.conn))
-                return nodes.beat(tx, worker_id, running)
+                return alive
 
             if await self._store.write(item):
                 self.confirmed(began)
@@ -169,11 +175,16 @@ class Presence(LoopService):
 
     def _note_broker(self, there_is_one: bool) -> None:
         if there_is_one:
-            self._broker_seen = clock.monotonic()
+            self._nobody_since = None
+        elif self._nobody_since is None:
+            self._nobody_since = clock.monotonic()
 
     def may_publish(self) -> bool:
-        """Whether mqtt jobs are ours to take: we have a broker, or for some time nobody has had one."""
-        return self._node.mqtt or clock.monotonic() - self._broker_seen > BROKER_AWAITED_S
+        """Whether mqtt jobs are ours to take: we are connected to the broker, or for some time nobody has been."""
+        if self.connected() or self._nobody_since is None:
+            return self.connected()
+        awaited_s = OTHERS_AWAITED_S if self._node.mqtt else BROKER_AWAITED_S
+        return clock.monotonic() - self._nobody_since > awaited_s
 
     def is_fresh(self) -> bool:
         """See `Membership`."""
@@ -186,7 +197,7 @@ class Presence(LoopService):
 
     def confirm(self, tx: Transaction) -> None:
         """See `Membership`."""
-        if not nodes.beat(tx, self.worker_id, self.running()):
+        if not nodes.beat(tx, self.worker_id, self.running(), connected=self.connected()):
             raise LeaseLost(f"worker {self.worker_id} was declared dead")
 
     def confirmed(self, since: float) -> None:

@@ -7,7 +7,7 @@ written down.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause
 from iotjobs.domain.payloads import measure
 from iotjobs.domain.rights import Caller
-from iotjobs.domain.states import Condition, Forced, Judgement
+from iotjobs.domain.states import Condition, Forced, Heard, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
 from iotjobs.store import entities, rules, standings
@@ -122,10 +122,15 @@ class Happening:
 
 
 class Reactions:
-    """Gives happenings their effects. What it holds between two transactions is known to be as it was."""
+    """Gives happenings their effects. What it holds between two transactions is known to be as it was.
 
-    def __init__(self, parts: FiringParts) -> None:
-        self.parts, self.known = parts, KnownRules()
+    Args:
+        parts: what firing needs.
+        heard: how far it is known, at a moment, what devices have said.
+    """
+
+    def __init__(self, parts: FiringParts, heard: Callable[[int], Heard] = Heard.all_until) -> None:
+        self.parts, self.heard, self.known = parts, heard, KnownRules()
 
     def turn(self, tx: Transaction) -> Turn:
         """The happenings of one transaction, in their order; end it with `Turn.finish`."""
@@ -142,12 +147,18 @@ class Reactions:
         turn.finish()
         return had_effect
 
+    def judged_now(self, conn: DatabaseConnection, snapshot: Snapshot) -> Judgement:
+        """What would be decided of an entity's state, if it were looked at now; nothing is written."""
+        now = clock.now_ms()
+        return _judged(snapshot, rules.conditions_of(conn, snapshot.entity), now, self.heard(now))
+
 
 class Turn:
     """What happens in one transaction. Entities are read once, and written once at its end."""
 
     def __init__(self, reactions: Reactions, tx: Transaction, now: int) -> None:
         self._reactions, self._tx, self._now = reactions, tx, now
+        self._heard = reactions.heard(now)
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
@@ -325,7 +336,8 @@ class Turn:
 
     def _judge(self, snapshot: Snapshot, depth: int) -> None:
         standing, entity = snapshot.standing, snapshot.entity
-        judged = _judged(snapshot, self._known.conditions_of(self._tx.conn, entity), self._now)
+        conditions = self._known.conditions_of(self._tx.conn, entity)
+        judged = _judged(snapshot, conditions, self._now, self._heard)
         self._wakes[entity.id] = judged.wake_at
         self._keep_depths(snapshot, judged, depth)
         forced = standing.forced
@@ -383,14 +395,10 @@ class Turn:
         return any(effects)
 
 
-def judged_now(conn: DatabaseConnection, snapshot: Snapshot) -> Judgement:
-    """What would be decided of an entity's state, if it were looked at now; nothing is written."""
-    return _judged(snapshot, rules.conditions_of(conn, snapshot.entity), clock.now_ms())
-
-
-def _judged(snapshot: Snapshot, conditions: Sequence[Condition], now: int) -> Judgement:
+def _judged(snapshot: Snapshot, conditions: Sequence[Condition], now: int, heard: Heard) -> Judgement:
+    after_s = snapshot.no_data_after_s
     return states.judge(
-        conditions, snapshot.facts, snapshot.standing, now, no_data_after_s=snapshot.no_data_after_s
+        conditions, snapshot.facts, snapshot.standing, now, no_data_after_s=after_s, heard=heard
     )
 
 

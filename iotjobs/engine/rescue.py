@@ -3,8 +3,9 @@
 Attached attempts end with their worker, by the one decision of `domain.retries`: what had sent
 nothing, or may be repeated, gets its next attempt; everything else is lost, and says so. Parked
 attempts hold no worker: they just go on. An attempt that our own worker holds by its row and does
-not run is a fault of ours: `Strays` finds it while we live, and it is lost. What a person wanted
-ended is ended on its device first, beside everything else: see `leftovers`.
+not run is a fault of ours: `Strays` finds it while we live, and it is lost. What is lost, or what a
+person wanted ended, and may still be on its device, is ended there first, beside everything else: see
+`leftovers`. It keeps its lane meanwhile.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from iotjobs import clock
-from iotjobs.domain import retries
+from iotjobs.domain import control, retries
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable, TransitionRefused
 from iotjobs.domain.jobs import Ending, Job
-from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.domain.statuses import ACTIVE, Outcome, Status
 from iotjobs.engine.leases import Always, Standing
-from iotjobs.engine.leftovers import Leftovers
+from iotjobs.engine.leftovers import WORKER_DIED, Leftovers
 from iotjobs.engine.presence import Presence
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
@@ -30,9 +31,6 @@ from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
 log = logging.getLogger(__name__)
-
-_GONE = Ending(Outcome.LOST, error_code="workerDied", error_message="the process that ran it ended")
-
 
 LOOK_EVERY_S = 1.0
 
@@ -54,62 +52,78 @@ class UnderWay(Protocol):
 _ALWAYS = Always()
 
 
-async def rescue(store: Store, settler: Settler, worker_id: str, standing: Standing = _ALWAYS) -> int:
+async def rescue(
+    store: Store, settler: Settler, leftovers: Leftovers, worker_id: str, standing: Standing = _ALWAYS
+) -> int:
     """End or repeat every attached attempt of a worker that is neither this one nor alive; how many.
 
-    Not those that a person wants ended: see `Leftovers.take_over_all`.
+    What has to be ended on its device first is given to `leftovers`, waited for by nobody, and not counted. Not
+    those that a person wants ended: see `Leftovers.take_over_all`.
 
     The embedded process calls it before it takes its first ticket, a leader again and again.
     """
-    count = 0
-    failed: set[str] = set()
+    count = after = 0
     while True:
-        found = await store.read(lambda conn: queue.orphans(conn, worker_id))
-        rest = [job for job in found if job.id not in failed]
-        if not rest:
+        found = await store.read(lambda conn: queue.orphans(conn, worker_id, after=after))  # noqa: B023
+        if not found:
             return count
-        for job in rest:
-            if await _rescue_one(store, settler, job, standing):
-                count += 1
-            else:
-                failed.add(job.id)
+        for job in found:
+            if not leftovers.has(job.id):
+                count += await _rescue_one(store, settler, leftovers, job, standing)
             if not standing.leads:
                 return count
+        after = found[-1].seq
 
 
-async def _rescue_one(store: Store, settler: Settler, found: Job, standing: Standing) -> bool:
-    """Whether nothing is left to be done; False after a fault of ours, that the others must not suffer from."""
+async def _rescue_one(
+    store: Store, settler: Settler, leftovers: Leftovers, found: Job, standing: Standing
+) -> bool:
+    """Whether it has its end or its next attempt; a fault of ours is one that the others must not suffer from."""
 
-    def item(tx: Transaction) -> None:
+    def item(tx: Transaction) -> Job | None:
         standing.check(tx)
         # Read again: its worker may have woken up and noted that it is about to send.
         job = jobs.locked(tx, found.id)
         if (job.attempt, job.worker_id, job.status) != (found.attempt, found.worker_id, found.status):
             raise LeaseLost(f"job {job.id} is not what it was: attempt {job.attempt}, {job.status}")
-        sent = job.sent_at is not None
-        _give_up(tx, settler, job, (_GONE, _lost(sent)))
+        done = _give_up(tx, settler, job, (WORKER_DIED, _lost(job.sent_at is not None)))
+        return None if done else job
 
     try:
-        await store.write(item)
+        left = await store.write(item)
     except (LeaseLost, TransitionRefused) as error:
         log.info("a rescue came second", extra={"job_id": found.id, "why": str(error)})
+        return False
     except (StoreUnavailable, StorageFull):
         raise
     except Exception:
         log.exception("an attempt that nobody runs could not be ended", extra={"job_id": found.id})
         return False
-    return True
+    if left is not None:
+        leftovers.take_over(left, _lost(left.sent_at is not None), standing)
+    return left is None
 
 
-def _give_up(tx: Transaction, settler: Settler, job: Job, endings: tuple[Ending, Ending]) -> None:
-    """Give the job its next attempt by the first of the endings, or its end by the second."""
+def _give_up(tx: Transaction, settler: Settler, job: Job, endings: tuple[Ending, Ending]) -> bool:
+    """Give the job its next attempt by the first of the endings, or its end by the second.
+
+    False: nothing was done, since something of it may be on its device, which has to be ended before its job.
+
+    Raises:
+        TransitionRefused: nothing of it is under way.
+    """
+    if job.status not in ACTIVE:
+        raise TransitionRefused(job.id, job.status, Status.FINISHED)
     again, end = endings
     plan, now = jobs.plan_of(tx.conn, job.id)[0], clock.now_ms()
     decision = retries.redelivery(sent=job.sent_at is not None, idempotent=bool(plan.get("idempotent")))
     if decision is retries.Redelivery.NEXT_ATTEMPT and job.status is Status.RUNNING:
         settler.again_now(tx, job, again, now)
+    elif control.nothing_left(job) is False:
+        return False
     else:
         settler.finish(tx, job, end, now)
+    return True
 
 
 def _lost(sent: bool) -> Ending:
@@ -152,8 +166,9 @@ class DeadWorkers(LoopService):
         if self._presence.may_judge():
             for worker_id in await self._store.write(lambda tx: self._bury(tx, silent)):
                 log.error("a worker is silent and was declared dead", extra={"worker_id": worker_id})
-        count = await rescue(self._store, self._settler, self._presence.worker_id, self._standing)
-        await self._leftovers.take_over_all(self._presence.worker_id)
+        worker_id, standing = self._presence.worker_id, self._standing
+        count = await rescue(self._store, self._settler, self._leftovers, worker_id, standing)
+        await self._leftovers.take_over_all(worker_id, standing)
         if count:
             log.warning("attempts of dead workers were ended or given their next try", extra={"count": count})
         return count
@@ -173,8 +188,8 @@ class Strays:
         ended: how many there were; each is a fault of ours.
     """
 
-    def __init__(self, store: Store, settler: Settler, worker: UnderWay) -> None:
-        self._store, self._settler, self._worker = store, settler, worker
+    def __init__(self, store: Store, settler: Settler, leftovers: Leftovers, worker: UnderWay) -> None:
+        self._store, self._settler, self._leftovers, self._worker = store, settler, leftovers, worker
         self._seen: set[tuple[str, int]] = set()
         self.ended = 0
 
@@ -182,7 +197,11 @@ class Strays:
         """End what the last look found as well; how many it were."""
         held = await self._store.read(lambda conn: queue.held(conn, self._worker.worker_id))
         under_way = self._worker.under_way()
-        strays = {(job_id, attempt) for job_id, attempt in held if job_id not in under_way}
+        strays = {
+            (job_id, attempt)
+            for job_id, attempt in held
+            if job_id not in under_way and not self._leftovers.has(job_id)
+        }
         twice, self._seen = strays & self._seen, strays
         for job_id, attempt in sorted(twice):
             await self._end(job_id, attempt)
@@ -192,19 +211,22 @@ class Strays:
     async def _end(self, job_id: str, attempt: int) -> None:
         log.error("a job was held and not run", extra={"job_id": job_id, "attempt": attempt})
 
-        def item(tx: Transaction) -> None:
-            job = jobs.locked(tx, job_id)
+        def item(tx: Transaction) -> tuple[Job, Ending] | None:
+            row = job = jobs.locked(tx, job_id)
             if job.attempt != attempt:
                 raise LeaseLost(f"job {job_id} is at attempt {job.attempt}, not {attempt}")
             if job_id in self._worker.unsent():
                 job = replace(job, sent_at=None)
             ending = _forgotten(job.sent_at is not None)
-            _give_up(tx, self._settler, job, (ending, ending))
+            return None if _give_up(tx, self._settler, job, (ending, ending)) else (row, ending)
 
         try:
-            await self._store.write(item)
+            left = await self._store.write(item)
         except (LeaseLost, TransitionRefused) as error:
             log.info("its end came first", extra={"job_id": job_id, "why": str(error)})
+            return
+        if left is not None:
+            self._leftovers.take_over(*left)
 
 
 def _forgotten(sent: bool) -> Ending:

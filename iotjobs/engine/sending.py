@@ -114,6 +114,16 @@ class Sending:
             raise NotRecorded(f"not sent, because it could not be written down first: {error}") from error
         self.announced = True
 
+    async def check_ours(self) -> None:
+        """Make sure that the end that was seen is the run's own: one of who was declared dead is killed by others.
+
+        Raises:
+            LeaseLost: that is so; they end the attempt as well.
+            StoreUnavailable: nobody can tell.
+        """
+        await self._presence.be_fresh()
+        self._refuse_if_buried()
+
     def _refuse_if_buried(self) -> None:
         """A process that was declared dead lives on under another id: what it had begun is others' now."""
         if self._presence.worker_id != self._job.worker_id:

@@ -168,9 +168,9 @@ class Settler:
                 if error.actual in control.ASKED:
                     item = asked  # also when a stop became a cancel between the look and the write
                     continue
-                await self._refused(job, tried, error)
+                await self.refused(job, tried, error)
             except LeaseLost as error:
-                await self._refused(job, tried, error)
+                await self.refused(job, tried, error)
             return
 
     def end_asked(self, tx: Transaction, job: Job, ending: Ending, now: int, **facts: Any) -> Ending:
@@ -239,7 +239,7 @@ class Settler:
         queue.offer_again(tx, job, now, self._offers)
         self._limits.left(tx, job, self._offers)
 
-    async def _refused(self, job: Job, tried: Sequence[Ending], error: Exception) -> None:
+    async def refused(self, job: Job, tried: Sequence[Ending], error: Exception) -> None:
         """A late write: what it would have said is kept as a log entry, unless it has been said.
 
         Args:

@@ -291,6 +291,8 @@ class Worker(LoopService):
             or not self._limits.may_begin(tx, found, self._dispatcher)
         ):
             self._dispatcher.withdraw(tx, ticket)
+            if found is not None and _lapsed(found.job, now):  # its end is written later, or by another node
+                queue.offer_next(tx, found.job.lane, now, self._dispatcher)
             return None
         job, stored = found.job, found.plan
         if found.secret is not None:
@@ -327,5 +329,9 @@ def _ready(job: Job, now: int) -> bool:
     return (
         job.status is Status.PENDING
         and (job.start_at is None or job.start_at <= now)
-        and (job.expires_at is None or job.expires_at > now)
+        and not _lapsed(job, now)
     )
+
+
+def _lapsed(job: Job, now: int) -> bool:
+    return job.expires_at is not None and job.expires_at <= now

@@ -1,4 +1,4 @@
-"""The attempts of a job, and the lines about it, as people read them; what a cancel was found to have left."""
+"""The attempts of a job, and the lines about it, as people read them; what they were found to have left."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from iotjobs.domain.jobs import Ending, Job
-from iotjobs.domain.statuses import ACTIVE, Outcome
+from iotjobs.domain.statuses import ACTIVE, Outcome, Status
 from iotjobs.store import tables
+from iotjobs.store.jobs import locked
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
@@ -79,11 +80,22 @@ def log_entries(conn: Connection, job_id: str, *, level: str | None, limit: int)
     return [dict(row._mapping) for row in reversed(rows)]
 
 
-def confirm_cancel(tx: Transaction, job: Job, confirmed: bool) -> None:
-    """Write what was found out about the device of a job after it was canceled: nobody is to any more."""
-    facts = {**(job.cancel or {}), "confirmed": confirmed}
-    tx.conn.execute(
-        update(tables.jobs)
-        .where(tables.jobs.c.id == job.id, tables.jobs.c.outcome == Outcome.CANCELED)
-        .values(cancel=facts, worker_id=None)
-    )
+def prove(tx: Transaction, job: Job, *, gone: bool) -> None:
+    """Write what was found out about the device of a job that is at rest: nobody is to find it out any more.
+
+    Nothing is written of one that was resumed meanwhile: its next attempt finds out.
+
+    Args:
+        tx: the transaction.
+        job: the row as it was when that began, with the mark that was looked for.
+        gone: nothing with that mark is left.
+    """
+    row = locked(tx, job.id)
+    if not (row.ended or row.status is Status.STOPPED) or row.nonce != job.nonce:
+        return
+    values: dict[str, Any] = {"worker_id": None}
+    if row.outcome is Outcome.CANCELED:
+        values["cancel"] = {**(row.cancel or {}), "confirmed": gone}
+    if gone:
+        values |= {"nonce": None, "process_group": None, "sent_to": None}
+    tx.conn.execute(update(tables.jobs).where(tables.jobs.c.id == job.id).values(values))

@@ -13,6 +13,8 @@ from iotjobs.store.writer import Transaction
 
 # Of who consumes what devices send; there since the site first had a broker.
 MQTT_CLIENT_ID = "mqtt_client_id"
+# The worker that does, or nobody: empty. Not there before somebody did for the first time.
+LISTENS = "listens"
 
 
 def known(conn: Connection, name: str) -> bool:

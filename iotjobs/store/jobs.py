@@ -313,7 +313,7 @@ def settle(
         ending: how.
         at: the moment, milliseconds.
         last: nothing waits behind it, so that nothing in this item reads the row any more.
-        worker_id: of a canceled job, who finds out whether anything is left on its device (`confirm_cancel`).
+        worker_id: who finds out whether anything is left on its device (`attempts.prove`).
         facts: further columns.
 
     Raises:
@@ -383,11 +383,11 @@ def ask(tx: Transaction, job: Job, to: Status, at: int, cancel: dict[str, Any] |
 STOPPED = Ending(Outcome.CANCELED, error_code="stopped", error_message="ended by a stop")
 
 
-def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
+def set_aside(tx: Transaction, job: Job, at: int, *, worker_id: str | None = None, **facts: Any) -> None:
     """PENDING or STOPPING → STOPPED, until somebody resumes it; its secrets stay.
 
     The time to live goes on; of a job that was running it begins anew, for while a job runs it does
-    not count.
+    not count. For `worker_id` see `settle`.
     """
     if job.status in ACTIVE:
         _close_attempt(tx, job, STOPPED, at)
@@ -403,7 +403,7 @@ def set_aside(tx: Transaction, job: Job, at: int, **facts: Any) -> None:
         nonce=job.nonce,
         process_group=job.process_group,
         sent_to=job.sent_to,
-        worker_id=None,
+        worker_id=worker_id,
         deadline_at=None,
         **facts,
     )
@@ -424,6 +424,7 @@ def resume(tx: Transaction, job: Job, at: int) -> None:
         Status.PENDING,
         at,
         sent_at=None,
+        worker_id=None,
         start_at=job.start_at if later else None,
         pending_reason=PendingReason.START_AT if later else None,
     )

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text, upda
 from sqlalchemy.sql.elements import TextClause
 
 from iotjobs.store import tables
+from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 # Three heartbeats missed; a worker does not send when its last one is older than half of this.
@@ -103,7 +104,7 @@ def register(tx: Transaction, worker_id: str, node: Node) -> None:
         "version": node.version,
         "queues": list(node.queues),
         "at_once": node.at_once,
-        "mqtt": node.mqtt,
+        "mqtt": False,  # its connection is still to come
         "running": 0,
         "started_at": now,
         "seen_at": now,
@@ -111,21 +112,31 @@ def register(tx: Transaction, worker_id: str, node: Node) -> None:
     tx.conn.execute(insert(tables.workers), row)
 
 
-def beat(tx: Transaction, worker_id: str, running: int) -> bool:
-    """Note that a worker lives; False when it was declared dead."""
+def beat(tx: Transaction, worker_id: str, running: int, *, connected: bool = False) -> bool:
+    """Note that a worker lives, and whether it is connected to the broker; False when it was declared dead."""
     beaten = tx.conn.execute(
         _on(
             tx.conn,
-            "UPDATE worker SET seen_at = :clock, running = :running WHERE id = :id AND gone_at IS NULL",
+            "UPDATE worker SET seen_at = :clock, running = :running, mqtt = :mqtt "
+            "WHERE id = :id AND gone_at IS NULL",
         ),
-        {"id": worker_id, "running": running},
+        {"id": worker_id, "running": running, "mqtt": connected},
     )
     return beaten.rowcount == 1
 
 
 def any_broker(conn: Connection) -> bool:
-    """Whether a worker that was not declared dead has a broker."""
+    """Whether a worker that was not declared dead is connected to the broker."""
     return conn.execute(select(W.id).where(W.gone_at.is_(None), W.mqtt).limit(1)).first() is not None
+
+
+_last_beat = Prepared(select(W.seen_at).where(W.id == bindparam("worker"), W.gone_at.is_(None)))
+
+
+def last_beat(conn: Connection, worker_id: str) -> int | None:
+    """The last beat of a worker; None of one that is gone or was declared dead."""
+    found: int | None = _last_beat.scalar(conn, {"worker": worker_id})
+    return found
 
 
 def beats(conn: Connection) -> dict[str, int]:

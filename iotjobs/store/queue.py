@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
     ColumnElement,
     Connection,
     String,
@@ -108,8 +109,17 @@ class Tickets(Offers, Protocol):
         """The job's ticket is live no more, with the commit of this transaction."""
 
 
-# A job's start has come (parameter `now`).
-READY = and_(J.status == Status.PENDING, or_(J.start_at.is_(None), J.start_at <= bindparam("now")))
+def _is_ready(columns: Any) -> ColumnElement[bool]:
+    """Whether a row's start has come, and its time to live has not ended (parameter `now`)."""
+    now: BindParameter[int] = bindparam("now")
+    return and_(
+        columns.status == Status.PENDING,
+        or_(columns.start_at.is_(None), columns.start_at <= now),
+        or_(columns.expires_at.is_(None), columns.expires_at > now),
+    )
+
+
+READY = _is_ready(J)
 
 
 # Not IN, here and below: see `Prepared`.
@@ -283,15 +293,7 @@ def ready(conn: Connection, now: int, limit: int) -> list[Ticket]:
     other = tables.jobs.alias("other")
     ahead = exists().where(
         other.c.lane == J.lane,
-        or_(
-            under_way(other.c),
-            and_(
-                other.c.status == Status.PENDING,
-                or_(other.c.start_at.is_(None), other.c.start_at <= now),
-                _free(other.c),
-                _before(other.c, J),
-            ),
-        ),
+        or_(under_way(other.c), and_(_is_ready(other.c), _free(other.c), _before(other.c, J))),
     )
     query = (
         select(J.priority, J.low_priority, J.parent_id, J.transport, J.seq, J.id, J.attempt, J.lane, J.queue)
@@ -357,19 +359,23 @@ _W = tables.workers.c
 _ALIVE = exists().where(_W.id == J.worker_id, _W.gone_at.is_(None))
 
 
-def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool = False) -> list[Job]:
-    """Attached attempts under way that a worker holds who is neither this one nor alive.
+def orphans(
+    conn: Connection, worker_id: str, *, after: int = 0, limit: int = 500, asked: bool = False
+) -> list[Job]:
+    """Attempts under way that a worker holds who is neither this one nor alive.
 
     Args:
         conn: a connection.
         worker_id: who is not meant.
+        after: only of jobs with a `seq` behind this.
         limit: at most so many.
-        asked: those that are to be ended by a cancel or a stop; else those that just run.
+        asked: those that are to be ended by a cancel or a stop, also one that was parked just before that;
+            else those that just run, without the parked.
     """
-    statuses = ASKED if asked else {Status.RUNNING}
+    which = J.status.in_(ASKED) if asked else and_(J.status == Status.RUNNING, J.deadline_at.is_(None))
     query = (
         select(*job_columns)
-        .where(J.status.in_(statuses), J.deadline_at.is_(None), J.worker_id != worker_id, ~_ALIVE)
+        .where(which, J.worker_id != worker_id, ~_ALIVE, J.seq > after)
         .order_by(J.seq)
         .limit(limit)
     )
@@ -377,7 +383,7 @@ def orphans(conn: Connection, worker_id: str, limit: int = 500, *, asked: bool =
 
 
 def unproven(conn: Connection, worker_id: str, *, of_the_dead: bool) -> list[Job]:
-    """Canceled jobs of which this worker, or one that is not alive, has yet to find out what they left."""
+    """Jobs at rest of which this worker, or one that is not alive, has yet to find out what they left."""
     whose = J.worker_id == worker_id
     if of_the_dead:
         whose = or_(whose, ~_ALIVE)

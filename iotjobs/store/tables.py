@@ -167,8 +167,8 @@ DUE = {
 # What a full queue or a drained site holds back, likewise.
 HELD = "pending_reason IN ('queue', 'drained') AND status = 'PENDING'"
 
-# A canceled job of which something may be left on its device: its worker is who finds out, until it has.
-UNPROVEN = "worker_id IS NOT NULL AND outcome = 'canceled'"
+# A job at rest of which something may be left on its device: its worker is who finds out, until it has.
+UNPROVEN = "worker_id IS NOT NULL AND (outcome = 'canceled' OR outcome = 'expired' OR status = 'STOPPED')"
 
 # What retention deletes first; the index is small, since output that is gone falls out of it.
 OUTPUT_KEPT = "ended_at IS NOT NULL AND output_bytes > 0 AND output_pruned_at IS NULL"

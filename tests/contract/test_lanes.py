@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from iotjobs import clock
-from iotjobs.domain.jobs import Ending, Job
+from iotjobs.domain.jobs import Ending, Job, PendingReason
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.deadlines import SWEEP_EVERY_S
@@ -22,10 +23,11 @@ from iotjobs.engine.execution import Begun
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.worker import Worker
-from iotjobs.store import jobs, queue
+from iotjobs.store import jobs, queue, tables
+from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store, open_store
 from iotjobs.store.writer import Transaction
-from tests.services.rows import Engine, counts, job_row
+from tests.services.rows import Engine, add_job, counts, job_of, job_row
 from tests.services.site import eventually
 
 LANES = 50
@@ -211,6 +213,33 @@ async def test_what_waits_for_one_busy_lane_costs_the_others_nothing(
     print(f"a sweep over them took {1000 * (time.monotonic() - began):.0f} ms")  # noqa: T201
     assert len(behind.runs.began) == rounds  # each of the others began, and none of the lane
     assert behind_ms <= 1.5 * alone_ms
+
+
+async def test_who_has_expired_stands_before_nobody_also_while_no_leader_writes_its_end(store: Store) -> None:
+    engine, lane = Engine(store), PendingReason.LANE
+    first, second = await add_job(store, lane="a"), await add_job(store, lane="a", pending_reason=lane)
+    long_ago = update(tables.jobs).where(tables.jobs.c.id == first.id).values(expires_at=1)
+    await store.write(lambda tx: tx.conn.execute(long_ago))
+
+    assert await engine.worker._begun(Ticket.of(first)) is None
+
+    assert engine.dispatcher.live == {second.id}
+    assert [ticket.job_id for ticket in await store.read(lambda conn: queue.ready(conn, 2, 9))] == [second.id]
+    begun = await engine.worker._begun(Ticket.of(second))
+    assert begun is not None
+    await engine.deadlines.look()
+    assert (await job_of(store, first.id)).outcome is Outcome.EXPIRED
+    await engine.settler.end_attempt(begun.job, begun.plan, Ending(Outcome.SUCCEEDED))
+    await engine.stop()
+
+
+async def test_what_comes_into_a_lane_where_only_an_expired_one_stands_is_offered(store: Store) -> None:
+    engine = Engine(store)
+    await add_job(store, lane="a", expires_at=1)
+    new = await add_job(store, lane="a")
+    now = clock.now_ms()
+    assert await store.write(lambda tx: queue.offer_if_free(tx, "a", Ticket.of(new), now, engine.dispatcher))
+    await engine.stop()
 
 
 def _begun_elsewhere(tx: Transaction, row: dict[str, object]) -> None:

@@ -140,7 +140,7 @@ async def test_an_idempotent_job_is_not_repeated_beside_what_it_left_at_another_
     engine: Engine, openssh: SshServer, tmp_path: Path
 ) -> None:
     job = await orphan(engine, openssh, tmp_path, idempotent=True)
-    assert await rescue(engine.store, engine.settler, "alive") == 1
+    assert await rescue(engine.store, engine.settler, engine.leftovers, "alive") == 1
     waits = await job_of(engine.store, job.id)
     assert (waits.status, waits.nonce, waits.sent_to) == (Status.PENDING, job.nonce, job.sent_to)
 

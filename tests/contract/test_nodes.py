@@ -61,6 +61,26 @@ async def test_the_dead_are_forgotten_after_an_hour_and_who_ends_in_order_at_onc
     assert await store.read(nodes.listing) == []
 
 
+async def test_the_last_beat_is_of_the_living_and_says_whether_somebody_is_connected(store: Store) -> None:
+    await enter(store, "other")
+    await enter(store, "ours")
+    assert not await store.read(nodes.any_broker)  # its connection is still to come
+    await store.write(lambda tx: nodes.beat(tx, "ours", 3, connected=True))
+    assert await store.read(nodes.any_broker)
+    seen_at = await store.read(lambda conn: nodes.last_beat(conn, "ours"))
+    assert seen_at == (await store.read(nodes.beats))["ours"]
+    await store.write(lambda tx: nodes.beat(tx, "ours", 3))
+    assert not await store.read(nodes.any_broker)
+
+    await store.write(lambda tx: nodes.beat(tx, "ours", 3, connected=True))
+    await store.write(lambda tx: nodes.bury(tx, "ours"))
+    assert not await store.read(nodes.any_broker)
+    assert [await store.read(lambda conn, w=w: nodes.last_beat(conn, w)) for w in ("ours", "nobody")] == [
+        None,
+        None,
+    ]
+
+
 async def test_one_holds_a_lease_until_it_ends_or_is_given_up(store: Store) -> None:
     assert await take(store, "a") == 1
     assert await take(store, "b") is None

@@ -14,11 +14,11 @@ from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
-from iotjobs.domain.states import Forced, Judgement
+from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
 from iotjobs.engine.reactions import Connection as Broker
-from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written, judged_now
+from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
 from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
@@ -544,7 +544,7 @@ async def test_what_is_true_now_is_judged_at_a_look_that_writes_nothing(
         def look(conn: Connection) -> Judgement:
             found = standings.load(conn, kind, entity_id)
             assert found is not None
-            return judged_now(conn, found)
+            return engine.reactions.judged_now(conn, found)
 
         return await engine.store.read(look)
 
@@ -742,6 +742,25 @@ async def test_time_alone_changes_a_state_and_is_asked_at_the_right_moment(engin
         return standings.waking(conn, clock.now_ms() + 60_000, 10)
 
     assert await engine.store.read(waking) == [(OwnerType.OBJECT, owner_id)]
+
+
+async def test_who_may_have_reported_while_nobody_listened_is_not_silent(store: Store) -> None:
+    heard = Heard.all_until(0)
+    engine = Engine(store, heard=lambda _: heard)
+    owner_id = await engine.thing(no_data_after_s=60)
+    await engine.report(owner_id, temperature=20)
+    minute_ago = clock.now_ms() - 61_000
+    await store.write(lambda tx: tx.conn.execute(update(standing_table).values(heard_at=minute_ago)))
+
+    for listens_since in (clock.now_ms() - 1000, clock.now_ms()):
+        heard = Heard(listens_since, clock.now_ms())
+        await engine.happens(owner_id, Looked())
+        (standing,) = await rows(engine, standing_table)
+        assert (standing.state, standing.wake_at) == ("working", listens_since + 60_000)
+    heard = Heard.all_until(clock.now_ms())
+    await engine.happens(owner_id, Looked())
+    assert await state_of(engine, owner_id) == "no_data"
+    await engine.stop()
 
 
 async def test_a_person_s_write_of_a_readwrite_property_runs_what_asks_for_it(engine: Engine) -> None:

@@ -542,6 +542,17 @@ async def test_orphans_are_the_attached_attempts_of_others(store: Store) -> None
     assert mine.id not in [job.id for job in found]
 
 
+async def test_orphans_that_are_to_be_ended_are_also_those_that_were_parked_just_before(store: Store) -> None:
+    # On PostgreSQL the cancel has read its row before the parking was committed.
+    parked = await running_job(store, sent=True, transport=Transport.MQTT, worker_id="dead")
+    await store.write(lambda tx: jobs.note(tx, parked.id, 1, deadline_at=10**13))
+    await store.write(lambda tx: jobs.ask(tx, parked, Status.CANCELING, 5, {"by": "u", "confirmed": None}))
+
+    found = await store.read(lambda conn: queue.orphans(conn, "me", asked=True))
+
+    assert [job.id for job in found] == [parked.id]
+
+
 # --- idempotency keys -----------------------------------------------------------------------------
 
 

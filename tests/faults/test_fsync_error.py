@@ -83,8 +83,8 @@ async def test_what_the_disk_did_not_keep_is_not_accepted_and_the_process_ends(
 
     await serve.start()
     async with Rest(serve) as rest:
+        assert (await rest.ended(running["id"]))["outcome"] == "lost"
         jobs = {job["id"]: job for job in await rest.all_jobs()}
-        assert jobs[running["id"]]["outcome"] == "lost"
         for job in kept:
             assert jobs[job["id"]]["outcome"] == "succeeded"
         assert (await rest.run(owner, operation))["outcome"] == "succeeded"

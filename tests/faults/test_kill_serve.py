@@ -18,11 +18,14 @@ from tests.services.lives import assert_lives
 from tests.services.mosquitto import Mosquitto
 from tests.services.siege import Siege, nothing_waits, seeded, shown, waiting
 from tests.services.site import Rest, StartServe, eventually
+from tests.services.ssh import processes_of
 
 JOBS_A_KILL = 40
 DEFINITE_WITHIN_S = 30
 JOBS = 50
 TAKES_S = 2.0
+DIED = "the process that ran it ended after it was sent; it may have run"
+GONE = "its processes were killed and are gone"
 
 
 @pytest.mark.check(1)
@@ -108,6 +111,34 @@ async def test_after_a_kill_amid_fifty_jobs_in_flight_every_job_has_its_end_and_
     assert "Traceback" not in serve.log
 
 
+async def test_in_a_lane_nothing_runs_beside_what_a_dead_server_left(
+    make_serve: StartServe,
+    start_mosquitto: Callable[..., Mosquitto],
+    openssh: SshServer,
+    tmp_path: Path,
+    database: str,
+) -> None:
+    serve = make_serve(database, mqtt_url=f"mqtt://127.0.0.1:{start_mosquitto().port}")
+    await serve.start()
+    pid = tmp_path / "pid"
+    async with Rest(serve) as rest:
+        device = await rest.device(openssh)
+        first = await rest.execute(device, await rest.script(device, f"echo $$ >{pid}; exec sleep 77"))
+        state = f"$(cut -d ' ' -f 3 /proc/$(cat {pid})/stat 2>/dev/null)"
+        look = f'case "{state}" in "" | [XZ]) echo alone ;; *) echo beside ;; esac'
+        second = await rest.execute(device, await rest.script(device, look))
+        await eventually(lambda: pid.exists() and pid.read_text())
+        await rest.job_that(second["id"], lambda job: job["pending_reason"] == "lane")
+
+    await serve.restart()
+
+    async with Rest(serve) as rest:
+        lost, second = await rest.ended(first["id"]), await rest.ended(second["id"])
+    assert (lost["outcome"], lost["error"]) == ("lost", {"code": "workerDied", "message": f"{DIED}; {GONE}"})
+    assert second["description"]["stdout"] == "alone\n"
+    assert processes_of(first["id"]) == []
+
+
 def assert_each_has_its_end(fleet: Fleet, jobs: dict[str, dict[str, Any]]) -> Counter[str]:
     """What was accepted is there and ended; `lost` is only what may not be repeated, and says why."""
     outcomes = fleet.check(jobs)
@@ -115,10 +146,8 @@ def assert_each_has_its_end(fleet: Fleet, jobs: dict[str, dict[str, Any]]) -> Co
         job = jobs[job_id]
         if job["outcome"] == "lost":
             assert not operation["idempotent"], job
-            assert job["error"] == {
-                "code": "workerDied",
-                "message": "the process that ran it ended after it was sent; it may have run",
-            }
+            proof = "" if operation["type"] == "mqtt" else f"; {GONE}"
+            assert job["error"] == {"code": "workerDied", "message": DIED + proof}
     return outcomes
 
 

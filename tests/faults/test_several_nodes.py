@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 from iotjobs_sim.sshd import SshServer
+from paho.mqtt import publish
 
 from iotjobs import clock
+from tests.services.mosquitto import Mosquitto
 from tests.services.nodes import Nodes
-from tests.services.site import Rest, StartServe, eventually
+from tests.services.programs import free_port
+from tests.services.site import Rest, StartServe, eventually, log_has
+from tests.services.wire import Wire
 
 TAKEN_OVER_WITHIN_S = 20.0
 
@@ -142,6 +147,62 @@ async def test_a_node_without_a_broker_leaves_messages_to_those_that_have_one(no
     async with Rest(nodes.serve) as rest:
         assert (await rest.ended(waits["id"], 20))["outcome"] == "succeeded"
         await eventually(lambda: nodes.leads(rest, nodes.serve.pid, "ingest"), 10)
+
+
+async def test_a_node_that_is_cut_off_from_the_broker_leaves_messages_to_those_that_are_connected(
+    nodes: Nodes,
+) -> None:
+    await nodes.add(mqtt_url=f"mqtt://127.0.0.1:{free_port()}")
+    async with Rest(nodes.serve) as rest:
+        owner = await rest.thing(thing="valve")
+        tell = await rest.operation(owner, "mqtt", topic="x/valve", message="open")
+        jobs = await asyncio.gather(*(rest.run(owner, tell, wait=30) for _ in range(60)))
+
+        assert Counter(job["outcome"] for job in jobs) == {"succeeded": 60}
+
+
+async def test_a_node_that_is_cut_off_from_the_broker_lets_another_one_listen(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    broker = start_mosquitto()
+    async with Wire(broker.port) as wire:
+        serve = make_serve("postgresql", mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+        serve.environment()
+        cut_off = serve.beside("cut-off", "worker", mqtt_url=f"mqtt://127.0.0.1:{wire.port}")
+        nodes = Nodes(serve)
+        await cut_off.start()
+        try:
+            await eventually(lambda: log_has(cut_off, "leads now lease=ingest"), 10)
+            await serve.start()
+            async with Rest(serve) as rest:
+                await rest.thing(name="pump", thing="pump")
+                assert await nodes.leads(rest, cut_off.pid, "ingest")
+                assert await nodes.leads(rest, cut_off.pid)  # and stays the leader
+                wire.cut()
+                await eventually(lambda: nobody_listens(rest), 15)
+                await eventually(lambda: nodes.leads(rest, serve.pid, "ingest"), 15)
+                await asyncio.to_thread(
+                    publish.single, "iotjobs/pump/report", '{"t": 1}', qos=1, port=broker.port
+                )
+                await eventually(lambda: reported(rest), 10)
+                assert await nodes.leads(rest, cut_off.pid)
+                await eventually(lambda: is_ready(rest), 10)
+        finally:
+            await cut_off.stop()
+
+
+async def nobody_listens(rest: Rest) -> bool:
+    found = await rest.get("/readyz")
+    return found["status"] == "degraded" and found["reasons"]["ingest"].startswith("nobody listens")
+
+
+async def is_ready(rest: Rest) -> bool:
+    return (await rest.get("/readyz")) == {"status": "ready", "reasons": {}}
+
+
+async def reported(rest: Rest) -> bool:
+    [pump] = (await rest.get("/objects", name="pump"))["items"]
+    return pump["properties"] == {"t": 1}
 
 
 async def test_a_worker_refuses_sqlite_and_says_what_to_do(make_serve: StartServe) -> None:

@@ -21,6 +21,7 @@ from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.jobs import Cause, Job, JobType, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.rights import Caller, Role
+from iotjobs.domain.states import Heard
 from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
@@ -205,6 +206,7 @@ class Engine:
         worker_id: str = "w1",
         at_once: int = 10,
         output_cap_bytes: int = OUTPUT_CAP_BYTES,
+        heard: Callable[[int], Heard] = Heard.all_until,
     ) -> None:
         self.store, self.secrets = store, Secrets(b"k" * 32)
         self.dispatcher = dispatcher or InProcessDispatcher()
@@ -231,13 +233,16 @@ class Engine:
             at_once=at_once,
         )
         self.leftovers = Leftovers(store, self.settler, self.reach)
-        self.deadlines = Deadlines(store, self.dispatcher, self.settler, self.worker, self.leftovers)
+        self.deadlines = Deadlines(
+            store, self.dispatcher, self.settler, self.worker, self.leftovers, heard=heard
+        )
         self.switch = SiteSwitch(store, self.limits, self.settler, self.deadlines.sweep)
         self.control = Control(
             store, self.settler, self.dispatcher, leftovers=self.leftovers, worker=self.worker
         )
         self.intake = Intake(store, self.secrets, self.dispatcher, allow_local=True)
-        self.reactions = Reactions(FiringParts(self.intake, self.settler, self.dispatcher, self.worker))
+        parts = FiringParts(self.intake, self.settler, self.dispatcher, self.worker)
+        self.reactions = Reactions(parts, heard)
 
     def devices(
         self, store: Any = None, *, reports_per_s: float = 0, standing: Standing | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -137,6 +138,15 @@ async def orphan_of(
     await asyncio.wait({task})
     assert marked(job.nonce or "")
     return await job_of(engine.store, job.id)
+
+
+@pytest.fixture
+async def reaped() -> AsyncIterator[None]:
+    """Before the loop is closed it has heard of the end of each process: these are killed from elsewhere."""
+    yield
+    await eventually(lambda: not any("waitpid" in thread.name for thread in threading.enumerate()))
+    for _ in range(10):
+        await asyncio.sleep(0)  # what those told the loop, and what follows of it
 
 
 def processes_of(job_id: str) -> list[Path]:

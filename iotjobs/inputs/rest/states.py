@@ -13,7 +13,7 @@ from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.states import Forced, Judgement
-from iotjobs.engine.reactions import Happening, Said, judged_now
+from iotjobs.engine.reactions import Happening, Reactions, Said
 from iotjobs.inputs.moments import read_moment
 from iotjobs.inputs.rest.answers import (
     ENTITIES,
@@ -174,9 +174,11 @@ def state_of(kind: Kind) -> APIRouter:
     what: dict[int | str, Any] = {200: {"model": EntityStateOut}}
 
     @router.get("/state", responses=what)
-    async def read_entity_state(services: Services, entity_id: Id) -> Response:
+    async def read_entity_state(services: Services, engine: Engine, entity_id: Id) -> Response:
         """The state that the entity is in, since when, and why."""
-        return json_response(await services.store.read(lambda conn: _state(conn, kind, entity_id)))
+        return json_response(
+            await services.store.read(lambda conn: _state(conn, engine.reactions, kind, entity_id))
+        )
 
     @router.put("/forced-state", dependencies=operator, responses=what)
     async def force_state(
@@ -196,7 +198,7 @@ def state_of(kind: Kind) -> APIRouter:
         def item(tx: Transaction) -> dict[str, Any]:
             states.check_names(tx.conn, [("state", body.state)])
             engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced)))
-            return _state(tx.conn, kind, entity_id)
+            return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
 
@@ -206,14 +208,14 @@ def state_of(kind: Kind) -> APIRouter:
 
         def item(tx: Transaction) -> dict[str, Any]:
             engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None)))
-            return _state(tx.conn, kind, entity_id)
+            return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
 
     return router
 
 
-def _state(conn: Connection, kind: Kind, entity_id: str) -> dict[str, Any]:
+def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -> dict[str, Any]:
     created_at = definitions.get(conn, kind, entity_id, EVERYTHING).created_at
     found = standings.load(conn, ENTITIES[kind], entity_id)
     if found is None:
@@ -224,7 +226,7 @@ def _state(conn: Connection, kind: Kind, entity_id: str) -> dict[str, Any]:
         "since": rfc3339(standing.since or created_at),
         "forced": None if standing.forced is None else forced_json(asdict(standing.forced)),
         "why": found.why,
-        "now": _judged(judged_now(conn, found)),
+        "now": _judged(reactions.judged_now(conn, found)),
         "state_change_id": found.change_id,
         "heard_at": rfc3339(standing.heard_at),
         "reports": found.reports,

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from iotjobs.domain.expressions import Facts, compile_expression
 from iotjobs.domain.periods import Period
-from iotjobs.domain.states import BUILT_IN, Condition, Forced, Judgement, Standing, judge
+from iotjobs.domain.states import (
+    BUILT_IN,
+    PATIENCE_MS,
+    Condition,
+    Forced,
+    Heard,
+    Judgement,
+    Standing,
+    judge,
+)
 
 HOT = Condition("c1", "alarm", compile_expression("temperature > 80"))
 WARM = Condition("c2", "overloaded", compile_expression("temperature > 60"), hold_s=5, description="warm")
@@ -207,3 +216,35 @@ def test_what_matters_more_has_the_higher_number() -> None:
 def test_the_built_in_states_are_the_documented_ones(name: str) -> None:
     assert name in BUILT_IN
     assert len(BUILT_IN) == 8
+
+
+@pytest.mark.parametrize(
+    ("heard", "state", "wake_at"),
+    [
+        (Heard(0, 100_000), "no_data", None),
+        (Heard(0, 59_999), "working", 101_000),  # it may have reported since: soon we know
+        (Heard(90_000, 100_000), "working", 150_000),  # it gets the whole time anew
+        (Heard(100_000, 0), "working", 160_000),  # nobody listens
+        (Heard(39_000, 99_000), "no_data", None),
+        (Heard(39_000, 98_999), "working", 101_000),
+    ],
+)
+def test_who_may_have_reported_to_nobody_is_not_silent(heard: Heard, state: str, wake_at: int | None) -> None:
+    found = judge((), Facts({}), HEARD, 100_000, no_data_after_s=60, heard=heard)
+    assert (found.state, found.wake_at) == (state, wake_at)
+
+
+def test_the_whole_time_anew_is_a_quarter_of_an_hour_at_most() -> None:
+    day = 86_400_000
+    found = judge((), Facts({}), HEARD, day, no_data_after_s=86_400, heard=Heard(day - PATIENCE_MS, day))
+    assert found.state == "no_data"
+    found = judge((), Facts({}), HEARD, day, no_data_after_s=86_400, heard=Heard(day - 1000, day))
+    assert (found.state, found.wake_at) == ("working", day - 1000 + PATIENCE_MS)
+
+
+def test_who_was_found_silent_stays_so_while_nobody_listens() -> None:
+    silent = replace(HEARD, state="no_data")
+    nobody = Heard(since=100_000, until=0)
+    assert judge((), Facts({}), silent, 100_000, no_data_after_s=60, heard=nobody).state == "no_data"
+    back = replace(silent, heard_at=99_000)
+    assert judge((), Facts({}), back, 100_000, no_data_after_s=60, heard=nobody).state == "working"

@@ -8,6 +8,7 @@ from sqlalchemy import update
 from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Ending, PendingReason, Transport
 from iotjobs.domain.retries import RetryPolicy
+from iotjobs.domain.states import Heard
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine import deadlines
 from iotjobs.store import jobs, queue, tables
@@ -104,6 +105,26 @@ async def test_a_parked_job_without_an_answer_times_out_and_not_before(
     assert (silent.outcome, silent.error_code) == (Outcome.TIMED_OUT, "noAnswer")
     assert silent.error_message == "the device did not answer in time"
     assert (patient.status, patient.parked) == (Status.RUNNING, True)
+
+
+async def test_an_answer_is_not_late_before_it_is_known_that_it_did_not_come(
+    sqlite_store: Store, make_engine: MakeEngine
+) -> None:
+    heard_until, now = 0, clock.now_ms()
+    engine = make_engine(heard=lambda now: Heard(now, heard_until))
+    of = plan(answer_within_s=5)
+    job = await running_job(sqlite_store, sent=True, transport=Transport.MQTT, of=of)
+    await sqlite_store.write(lambda tx: jobs.note(tx, job.id, 1, deadline_at=now - 60_000))
+    start = await add_job(sqlite_store, start_at=now - 1, pending_reason=PendingReason.START_AT)
+
+    await engine.deadlines.look()
+    assert engine.dispatcher.live == {start.id}  # which is no device's word
+    heard_until = now - 60_001
+    await engine.deadlines.look()
+    assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
+    heard_until = now - 60_000
+    await engine.deadlines.look()
+    assert (await job_of(sqlite_store, job.id)).outcome is Outcome.TIMED_OUT
 
 
 async def test_the_sweep_offers_what_lost_its_ticket_and_counts_it(

@@ -255,7 +255,11 @@ async def test_what_could_not_be_committed_for_want_of_the_lease_comes_again_and
     engine, lost, acknowledged = make_engine(), Lost(), list[int]()
     owner_id = await engine.thing(thing="press")
     devices = engine.devices(standing=lost)
-    service = Ingest(lost, devices, Consumer())
+    consumer, silent = (
+        Consumer(),
+        Failing(sqlite_store, [StoreUnavailable("away")] * 99),
+    )  # only the batch checks
+    service = Ingest(silent, lost, devices, consumer, publisher=consumer, worker_id=lambda: "w1")  # type: ignore[arg-type]
     await service.start()
     try:
         await eventually(lambda: len(acknowledged) == 4, 3)

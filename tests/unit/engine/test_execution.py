@@ -12,6 +12,7 @@ from iotjobs.domain.jobs import Ending, Job
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.retries import RetryPolicy
 from iotjobs.domain.statuses import Outcome, Status
+from iotjobs.engine import commands
 from iotjobs.engine.commands import command_request, ending_of_exit
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.rescue import rescue
@@ -164,7 +165,7 @@ async def died_while_it_ran(engine: Engine, store: Store, folder: Path) -> tuple
     await eventually((folder / "pid").exists)
     task.cancel()
     await asyncio.wait({task})
-    assert await rescue(store, engine.settler, "alive") == 1
+    assert await rescue(store, engine.settler, engine.leftovers, "alive") == 1
     return await job_of(store, job.id), marked(job.nonce or "")
 
 
@@ -213,7 +214,7 @@ async def test_nothing_is_sent_beside_what_may_still_run(
     engine = make_engine(worker_id="alive")
     made = plan(idempotent=True, retry=RetryPolicy(3, ("lost",), backoff_s=0))
     job = await running_job(sqlite_store, of=made, sent=True, worker_id="dead")
-    await rescue(sqlite_store, engine.settler, "alive")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
     asked: list[str | None] = []
 
     async def kill_first(_: Job, mark: RunMark, *__: object) -> KillProof:
@@ -243,7 +244,7 @@ async def test_a_second_death_before_the_first_was_ended_forgets_nothing(
     engine = make_engine(worker_id="alive")
     job, left = await died_while_it_ran(engine, sqlite_store, tmp_path)
     await begin_again(engine, job)
-    await rescue(sqlite_store, engine.settler, "the next")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "the next")
 
     await engine.executor.run(await begin_again(engine, job))
 
@@ -271,7 +272,7 @@ async def test_where_nothing_can_be_left_the_next_attempt_begins_at_once(
     )
     if way in ("not sent", "raw"):
         job = await running_job(sqlite_store, of=made, sent=way == "raw", worker_id="dead")
-        await rescue(sqlite_store, engine.settler, "alive")
+        await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
     else:
         job = await running_job(sqlite_store, of=made, worker_id="alive")
         await engine.executor.run(Begun(job, made))
@@ -286,7 +287,7 @@ async def test_a_stop_while_the_earlier_is_ended_sends_nothing_and_hands_over(
 ) -> None:
     engine = make_engine(worker_id="alive")
     job = await running_job(sqlite_store, of=plan(idempotent=True), sent=True, worker_id="dead")
-    await rescue(sqlite_store, engine.settler, "alive")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
 
     async def kill_first(*_: object) -> KillProof:
         engine.executor.interrupt()
@@ -353,3 +354,33 @@ async def test_who_was_frozen_before_sending_looks_whether_it_still_may(
     else:
         with pytest.raises(LeaseLost):
             await sending.before_send()
+
+
+class Woken(Alone):
+    """A worker that finds out at its first beat that it was declared dead; the store answers at the second call."""
+
+    away = True
+
+    async def be_fresh(self) -> None:
+        if self.away:
+            self.away = False
+            raise StoreUnavailable("away")
+        self.worker_id = "anew"
+
+
+async def test_who_was_declared_dead_writes_no_end_that_others_may_have_made(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(worker_id="alive")
+    engine.executor.presence = Woken("alive")
+    monkeypatch.setattr(commands, "STORE_RETRY_S", 0)
+    made = plan(script="kill -TERM $$")  # as who ends what it left does
+    job = await running_job(sqlite_store, of=made, worker_id="alive")
+
+    await engine.executor.run(Begun(job, made))
+
+    assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
+    [line] = await rows_of(sqlite_store, tables.log_entries, job.id)
+    assert line["message"].startswith(
+        "attempt 1 ended failed after it was no longer the newest: worker alive"
+    )

@@ -88,6 +88,30 @@ async def test_a_lease_that_nobody_renewed_is_taken_although_the_clock_was_set_b
     assert not await holder.seek()
 
 
+async def test_who_is_not_fit_does_not_seek_it_and_lets_go_of_it_to_another(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "TRY_EVERY_S", 0.05)
+    monkeypatch.setattr(leases, "LOOK_EVERY_S", 0.01)
+    first, second = Lease(sqlite_store, "ingest", lambda: "a"), Lease(sqlite_store, "ingest", lambda: "b")
+    fit = {"a": True, "b": False}
+    first.fit, second.fit = (lambda: fit["a"]), (lambda: fit["b"])
+    await first.start()
+    await eventually(lambda: first.leads, 3)
+    await second.start()
+    fit["a"] = False
+    await eventually(lambda: not first.leads, 3)  # at once, and not at its next renewal
+    assert not second.leads
+
+    fit["b"] = True
+    await eventually(lambda: second.leads, 3)
+    fit["a"], fit["b"] = True, False
+    await eventually(lambda: first.leads, 3)
+    assert not second.leads
+    await first.stop()
+    await second.stop()
+
+
 async def test_alone_always_leads(sqlite_store: Store) -> None:
     assert Always().leads
     await sqlite_store.write(Always().check)

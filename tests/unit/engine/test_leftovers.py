@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +17,7 @@ from tests.services.rows import ADMIN, Engine, MakeEngine, job_of, plan, rows_of
 from tests.services.site import eventually
 from tests.services.ssh import marked, orphan_of, processes_of
 
-
-@pytest.fixture(autouse=True)
-async def reaped() -> AsyncIterator[None]:
-    """Before the loop is closed it has heard of the end of each process: these are killed from elsewhere."""
-    yield
-    await eventually(lambda: not any("waitpid" in thread.name for thread in threading.enumerate()))
-    for _ in range(10):
-        await asyncio.sleep(0)  # what those told the loop, and what follows of it
+pytestmark = pytest.mark.usefixtures("reaped")
 
 
 async def ended(engine: Engine, job_id: str) -> Job:
@@ -59,7 +49,7 @@ async def test_what_a_dead_worker_was_to_end_is_ended_with_proof(
     else:
         await engine.control.stop_job(job.id, ADMIN)
 
-    assert await rescue(sqlite_store, engine.settler, "alive") == 0
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 0
     assert await engine.leftovers.take_over_all("alive") == 1
     assert (await job_of(sqlite_store, job.id)).status not in (status, Status.FINISHED)  # waits for no device
     assert await engine.leftovers.take_over_all("alive") == 1
@@ -103,7 +93,7 @@ async def test_a_cancel_of_what_waits_for_its_next_try_ends_what_the_earlier_lef
 ) -> None:
     engine = make_engine(worker_id="alive")
     job = await orphan_of(engine, tmp_path, idempotent=True)
-    assert await rescue(sqlite_store, engine.settler, "alive") == 1
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 1
 
     assert await engine.control.cancel(job.id, ADMIN, "r") is Status.CANCELED
     assert ((await job_of(sqlite_store, job.id)).cancel or {})["confirmed"] is None
@@ -122,7 +112,7 @@ async def test_what_expires_while_it_waits_for_its_next_try_is_ended_on_the_devi
 ) -> None:
     engine = make_engine(worker_id="alive")
     job = await orphan_of(engine, tmp_path, idempotent=True)
-    assert await rescue(sqlite_store, engine.settler, "alive") == 1
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 1
     long_ago = update(tables.jobs).where(tables.jobs.c.id == job.id).values(expires_at=1)
     await sqlite_store.write(lambda tx: tx.conn.execute(long_ago))
 
@@ -145,7 +135,7 @@ async def test_what_expires_while_it_waits_for_its_next_try_is_ended_on_the_devi
 async def canceled_in_back_off(engine: Engine, folder: Path) -> Job:
     """A job that was canceled while it waited for its next attempt; the process died right after that."""
     job = await orphan_of(engine, folder, idempotent=True)
-    assert await rescue(engine.store, engine.settler, "alive") == 1
+    assert await rescue(engine.store, engine.settler, engine.leftovers, "alive") == 1
     assert await engine.control.cancel(job.id, ADMIN, "r") is Status.CANCELED
     await engine.leftovers.stop()
     assert await confirmed(engine, job) is None

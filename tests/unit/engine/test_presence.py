@@ -8,7 +8,7 @@ import pytest
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StoreUnavailable
 from iotjobs.engine import presence as module
-from iotjobs.engine.presence import BROKER_AWAITED_S, FRESH_S, GAP_S, Alone, Presence
+from iotjobs.engine.presence import BROKER_AWAITED_S, FRESH_S, GAP_S, OTHERS_AWAITED_S, Alone, Presence
 from iotjobs.store import facts, nodes
 from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
@@ -115,7 +115,9 @@ async def test_who_has_no_broker_leaves_messages_to_who_has_one_and_waits_for_it
 ) -> None:
     assert presence.may_publish()  # as nobody has one
     other = Presence(sqlite_store, replace(NODE, mqtt=True), lambda _: None)
+    other.connected = lambda: True
     await other.enter(None)
+    await other._beat()
     assert other.may_publish()
 
     await presence._beat()
@@ -129,6 +131,36 @@ async def test_who_has_no_broker_leaves_messages_to_who_has_one_and_waits_for_it
     assert presence.may_publish()
 
 
+async def test_who_is_cut_off_from_the_broker_leaves_messages_to_who_is_connected(
+    sqlite_store: Store, moved: Clock
+) -> None:
+    pair = [Presence(sqlite_store, replace(NODE, mqtt=True), lambda _: None) for _ in range(2)]
+    cut_off, other = pair
+    for each in pair:
+        await each.enter(None)
+    other.connected = lambda: True
+
+    async def pass_s(seconds: float) -> None:
+        moved.now += seconds
+        await other._beat()
+        await cut_off._beat()
+
+    await pass_s(OTHERS_AWAITED_S + 1)
+    assert (cut_off.may_publish(), other.may_publish()) == (False, True)
+    await pass_s(100)
+    assert not cut_off.may_publish()
+    cut_off.connected = lambda: True
+    assert cut_off.may_publish()
+
+    cut_off.connected = other.connected = lambda: False
+    await pass_s(1)  # the broker itself is away: its messages fail, or are tried again, as they say
+    assert not cut_off.may_publish()
+    moved.now += OTHERS_AWAITED_S + 1
+    assert cut_off.may_publish()
+    for each in pair:
+        await each.stop()
+
+
 async def test_who_comes_before_the_broker_of_its_site_waits_for_it_too(
     sqlite_store: Store, moved: Clock
 ) -> None:
@@ -137,6 +169,9 @@ async def test_who_comes_before_the_broker_of_its_site_waits_for_it_too(
     await early.enter(None)
 
     assert not early.may_publish()
+    moved.now += BROKER_AWAITED_S + 1
+    assert not early.may_publish()  # it was out of touch
+    await early._beat()
     moved.now += BROKER_AWAITED_S + 1
     assert early.may_publish()
 

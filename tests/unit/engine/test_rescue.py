@@ -18,8 +18,23 @@ from iotjobs.engine.rescue import DeadWorkers, Strays, _rescue_one, rescue
 from iotjobs.store import jobs, nodes, queue, tables
 from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
-from tests.services.rows import MakeEngine, add_job, begin, events_of, job_of, plan, rows_of, running_job
+from tests.services.rows import (
+    Engine,
+    MakeEngine,
+    add_job,
+    begin,
+    events_of,
+    job_of,
+    plan,
+    rows_of,
+    running_job,
+)
 from tests.services.site import eventually
+
+
+async def nothing_left(engine: Engine) -> None:
+    """What had to be ended on its device first has been."""
+    await eventually(lambda: not engine.leftovers._tasks)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +57,11 @@ async def test_an_attempt_of_a_dead_process_is_repeated_or_lost(
     engine = make_engine(worker_id="alive")
     job = await running_job(sqlite_store, worker_id="dead", sent=sent, of=plan(idempotent=idempotent))
 
-    assert await rescue(sqlite_store, engine.settler, "alive") == 1
-    assert await rescue(sqlite_store, engine.settler, "alive") == 0
+    at_once = 1 if outcome is None else 0  # else it is ended on its device first
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == at_once
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 0
 
+    await nothing_left(engine)
     rescued = await job_of(sqlite_store, job.id)
     assert (rescued.status, rescued.outcome, rescued.sent_at) == (
         status,
@@ -56,7 +73,8 @@ async def test_an_attempt_of_a_dead_process_is_repeated_or_lost(
     assert (attempt["number"], attempt["outcome"], attempt["error_code"]) == (1, "lost", "workerDied")
     if outcome is not None:
         assert rescued.error_code == "workerDied"
-        assert rescued.error_message == "the process that ran it ended after it was sent; it may have run"
+        said = "the process that ran it ended after it was sent; it may have run"
+        assert rescued.error_message == f"{said}; its processes were killed and are gone"
 
 
 async def test_a_rescued_jobs_lane_goes_on_with_the_first_by_age(
@@ -70,7 +88,8 @@ async def test_a_rescued_jobs_lane_goes_on_with_the_first_by_age(
     behind = {name: await add_job(sqlite_store, lane=name, pending_reason=lane) for name in ("a", "b")}
     first = await add_job(sqlite_store, lane="c", pending_reason=lane, priority=9)
 
-    await rescue(sqlite_store, engine.settler, "alive")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
+    await nothing_left(engine)
 
     assert engine.dispatcher.live == {behind["a"].id, again.id, first.id}
     assert (await job_of(sqlite_store, lost.id)).outcome is Outcome.LOST
@@ -87,7 +106,7 @@ async def test_what_may_be_repeated_has_the_time_to_live_that_it_had_when_it_beg
     began = update(tables.jobs).values(begun_at=now - 3_600_000, expires_at=now - 3_540_000)
     await sqlite_store.write(lambda tx: tx.conn.execute(began))
 
-    await rescue(sqlite_store, engine.settler, "alive")
+    await rescue(sqlite_store, engine.settler, engine.leftovers, "alive")
     await engine.deadlines.look()
 
     again = await job_of(sqlite_store, job.id)
@@ -110,7 +129,7 @@ async def test_an_attempt_that_cannot_be_read_holds_no_other_up(
     ):
         await sqlite_store.write(lambda tx, statement=statement: tx.conn.execute(statement))
 
-    assert await rescue(sqlite_store, engine.settler, "alive") == 2
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 2
 
     assert engine.dispatcher.live == {newer.id, other.id}
     assert [record.job_id for record in caplog.records if record.levelno >= logging.ERROR] == [unread.id]
@@ -127,7 +146,7 @@ async def test_parked_own_and_ended_jobs_are_left_alone(sqlite_store: Store, mak
     others = [parked, await running_job(sqlite_store, worker_id="alive"), await add_job(sqlite_store)]
     before = [await events_of(sqlite_store, job.id) for job in others]
 
-    assert await rescue(sqlite_store, engine.settler, "alive") == 0
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 0
 
     assert [await events_of(sqlite_store, job.id) for job in others] == before
 
@@ -136,12 +155,16 @@ async def test_more_than_one_batch_is_rescued(
     sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(worker_id="alive")
-    dead = [await running_job(sqlite_store, worker_id="dead", sent=True) for _ in range(7)]
+    messages = {"transport": Transport.MQTT, "sent": True, "worker_id": "dead"}
+    left = [await running_job(sqlite_store, worker_id="dead", sent=True) for _ in range(4)]
+    dead = [await running_job(sqlite_store, **messages) for _ in range(7)]
     monkeypatch.setattr(queue, "orphans", functools.partial(queue.orphans, limit=3))
 
-    assert await rescue(sqlite_store, engine.settler, "alive") == 7
+    assert await rescue(sqlite_store, engine.settler, engine.leftovers, "alive") == 7
 
     assert {(await job_of(sqlite_store, job.id)).outcome for job in dead} == {Outcome.LOST}
+    await nothing_left(engine)
+    assert {(await job_of(sqlite_store, job.id)).outcome for job in left} == {Outcome.LOST}
 
 
 # --- who is dead ----------------------------------------------------------------------------------
@@ -253,11 +276,13 @@ async def test_what_two_sweeps_found_held_and_not_run_is_lost_and_told(
     assert (await job_of(sqlite_store, job.id)).status is Status.RUNNING
     with caplog.at_level(logging.ERROR):
         assert await strays.look() == 1
+    await nothing_left(engine)
     assert await strays.look() == 0
 
     lost = await job_of(sqlite_store, job.id)
     assert (lost.outcome, lost.error_code, lost.sent_at) == (Outcome.LOST, "internalError", job.sent_at)
     said = "iotjobs lost track of it after it was sent; it may have run, see the log"
+    said += "; its processes were killed and are gone"
     assert lost.error_message == said
     assert (await engine.dispatcher.take()).job_id == behind.id
     assert strays.ended == 1
@@ -282,7 +307,7 @@ async def test_a_dead_worker_that_wakes_up_while_it_is_rescued_is_believed(
     seen = await running_job(sqlite_store, worker_id="dead")
     await sqlite_store.write(lambda tx: jobs.note(tx, seen.id, seen.attempt, sent_at=7))
 
-    await _rescue_one(sqlite_store, engine.settler, seen, Always())
+    await _rescue_one(sqlite_store, engine.settler, engine.leftovers, seen, Always())
 
     assert (await job_of(sqlite_store, seen.id)).outcome is Outcome.LOST  # not repeated: it may have run
 
@@ -316,7 +341,7 @@ async def test_what_only_one_sweep_found_so_is_left_alone(
     engine = make_engine(worker_id="alive")
     job = await running_job(sqlite_store, worker_id="alive", sent=True)
     known: set[str] = set()
-    strays = Strays(sqlite_store, engine.settler, _Worker("alive", known))
+    strays = Strays(sqlite_store, engine.settler, engine.leftovers, _Worker("alive", known))
     assert await strays.look() == 0
     match meanwhile:
         case "registered":

@@ -1,0 +1,141 @@
+"""Nobody listens for a while: what devices say then waits at the broker, and time waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from paho.mqtt import publish
+
+from iotjobs import clock
+from tests.services.mosquitto import Mosquitto
+from tests.services.nodes import Nodes
+from tests.services.site import Rest, StartServe, eventually
+from tests.services.wire import Wire
+
+StartMosquitto = Callable[..., Mosquitto]
+
+
+async def say(port: int, topic: str, payload: str) -> None:
+    """Publish as a device; returns once the broker keeps it."""
+    await asyncio.to_thread(publish.single, topic, payload, qos=1, port=port)
+
+
+async def asked(rest: Rest, within_s: float, **settings: Any) -> dict[str, Any]:
+    """A job whose device was asked, and has not answered yet."""
+    owner = await rest.thing(thing="valve")
+    message = {"topic": "x/valve", "message": "open", "answer": {"within_s": within_s}}
+    job = await rest.execute(owner, await rest.operation(owner, "mqtt", parameters=message, **settings))
+    return await rest.job_that(job["id"], lambda job: job["delivery"] == "acknowledged")
+
+
+async def until(moment_ms: int) -> None:
+    await eventually(lambda: clock.now_ms() > moment_ms, 60, 0.1)
+
+
+async def test_an_answer_that_came_in_time_while_we_were_away_counts(
+    make_serve: StartServe, start_mosquitto: StartMosquitto
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+    async with Rest(serve) as rest:
+        job = await asked(rest, 3)
+        late_at = clock.now_ms() + 3000
+    await serve.kill()
+    await say(broker.port, f"iotjobs/valve/jobs/{job['id']}/answer", '{"ok": true}')
+    await until(late_at)
+    await serve.start()
+
+    async with Rest(serve) as rest:
+        found = await rest.ended(job["id"])
+    assert (found["outcome"], found["error"]) == ("succeeded", None)
+    assert [result["payload"] for result in found["results"]] == [{"ok": True}]
+
+
+async def test_an_answer_that_never_comes_is_late_soon_after_we_are_back(
+    make_serve: StartServe, start_mosquitto: StartMosquitto
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+    async with Rest(serve) as rest:
+        job = await asked(rest, 1)
+    await serve.restart()
+
+    async with Rest(serve) as rest:
+        found = await rest.ended(job["id"], 15)
+    assert (found["outcome"], found["error"]["code"]) == ("timed_out", "noAnswer")
+
+
+async def test_an_answer_that_came_while_the_broker_was_cut_off_counts(
+    make_serve: StartServe, start_mosquitto: StartMosquitto
+) -> None:
+    broker = start_mosquitto()
+    async with Wire(broker.port) as wire:
+        serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{wire.port}")
+        await serve.start()
+        async with Rest(serve) as rest:
+            job = await asked(rest, 4)
+            late_at = clock.now_ms() + 4000
+            wire.cut()
+            await eventually(lambda: "mqtt connection ended" in serve.log)
+            await say(broker.port, f"iotjobs/valve/jobs/{job['id']}/answer", '{"ok": true}')
+            await until(late_at + 1000)
+            wire.mend()
+
+            found = await rest.ended(job["id"], 60)
+    assert (found["outcome"], found["error"]) == ("succeeded", None)
+
+
+async def test_a_device_that_reported_while_we_were_away_is_not_taken_for_silent(
+    make_serve: StartServe, start_mosquitto: StartMosquitto
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+    async with Rest(serve) as rest:
+        pump = await rest.thing(name="pump", thing="pump", no_data_after_s=3)
+        path = f"/objects/{pump['id']}"
+        operation = await rest.operation(pump, "mqtt", topic="line/off", message="off")
+        items = [{"name": "silent", "states": ["no_data"], "operation_id": operation["id"]}]
+        assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+        await say(broker.port, "iotjobs/pump/report", '{"t": 1}')
+        await eventually(lambda: rest.get(f"{path}/state"))
+        began = clock.now_ms()
+    await serve.kill()
+    for second in range(1, 6):
+        await until(began + second * 1000)
+        await say(broker.port, "iotjobs/pump/report", f'{{"t": {second + 1}}}')
+    await serve.start()
+
+    async with Rest(serve) as rest:
+
+        async def heard() -> bool:
+            return bool((await rest.get(f"/objects/{pump['id']}"))["properties"].get("t") == 6)
+
+        await eventually(heard)
+        assert await rest.all_jobs(type="EXECUTE_LISTENER") == []
+
+        async def silent() -> bool:
+            return bool((await rest.get(f"{path}/state"))["state"] == "no_data")
+
+        await eventually(silent, 15)  # now it says nothing
+        changes = (await rest.get("/state-changes", entity_id=pump["id"]))["items"]
+        assert [change["to"] for change in changes].count("no_data") == 1, changes
+
+
+async def test_an_answer_that_came_while_the_listener_was_dead_counts(nodes: Nodes) -> None:
+    other = await nodes.add("serve")
+    async with Rest(other) as rest:
+        await eventually(lambda: nodes.leads(rest, nodes.serve.pid, "ingest"), 10)
+        job = await asked(rest, 4)
+        late_at = clock.now_ms() + 4000
+        await nodes.serve.kill()
+        await say(nodes.broker_port, f"iotjobs/valve/jobs/{job['id']}/answer", '{"ok": true}')
+        await until(late_at)
+        await eventually(lambda: nodes.leads(rest, other.pid, "ingest"), 25)
+
+        found = await rest.ended(job["id"], 20)
+    assert (found["outcome"], found["error"]) == ("succeeded", None)
