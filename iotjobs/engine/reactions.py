@@ -291,7 +291,7 @@ class Turn:
             for name, value in own.items()
             if name not in before or not operators.equal(before[name], value)
         }
-        gone = {name: effective.get(name) for name in before if name not in own}
+        gone = {name: effective.get(name, standings.GONE) for name in before if name not in own}
         self._follow(snapshot, {**given, **gone}, caller, depth)
         self._run_on_write(snapshot, given, caller, depth)
 

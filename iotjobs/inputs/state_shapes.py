@@ -221,7 +221,7 @@ class PropertiesOut(RootModel[dict[str, Any]]):
 class PropertyOut(BaseModel):
     """A value that a property got."""
 
-    value: Any
+    value: Any = Field(description="null also where it was taken away")
     at: str
     by: str | None = Field(description="who wrote it; null: it was reported")
 

@@ -99,14 +99,15 @@ def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str,
             .where(V.entity_id == entity_id, V.at < since, V.name.in_(sorted(changed)))
             .group_by(V.name)
         )
-        for row in conn.execute(select(V.name, V.value).where(V.id.in_(newest))):
-            found[row.name] = row.value
+        for row in conn.execute(select(V.name, V.value, V.gone).where(V.id.in_(newest))):
+            if not row.gone:
+                found[row.name] = row.value
     return found
 
 
 def values(conn: Connection, entity_id: str, since: int, until: int, after: Any) -> Sequence[Any]:
     """A page of the values that an entity's properties got, by their moments, behind a row or from the first one."""
-    query = select(V.id, V.name, V.value, V.at, V.by, V.step)
+    query = select(V.id, V.name, V.value, V.gone, V.at, V.by, V.step)
     query = query.where(V.entity_id == entity_id, V.at >= since, V.at <= until)
     if after is not None:
         query = query.where(V.at >= after.at, or_(V.at > after.at, V.id > after.id))
@@ -129,7 +130,13 @@ def _written(rows: Iterable[Any], of: str) -> Iterator[tuple[int, str, Any]]:
 def _reports(rows: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int, Event]]:
     """What was set at once, with its step."""
     for (step, of, at, by), its in groupby(rows, lambda row: (row[2].step, row[1], row[2].at, row[2].by)):
-        yield step, Event(at, {row.name: row.value for _, _, row in its}, of, by)
+        values, gone = {}, set()
+        for _, _, row in its:
+            if row.gone:
+                gone.add(row.name)
+            else:
+                values[row.name] = row.value
+        yield step, Event(at, values, of, by, gone=frozenset(gone))
 
 
 def _standing(last: Any, following: Sequence[Any]) -> Standing:

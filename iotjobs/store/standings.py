@@ -429,13 +429,18 @@ def _of(entity: Entity) -> dict[str, Any]:
     return {"entity_id": entity.id, "owner_type": int(entity.owner_type), "entity_name": entity.name}
 
 
+GONE = object()  # the value of a property that is not there any more
+
+
 def add_history(
     tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
 ) -> None:
-    """Keep the new values of properties."""
+    """Keep the new values of properties, or that they are gone."""
     common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "step": clock.new_step()}
     for name, value in changed.items():
-        tx.append(property_history, {**common, "name": name, "value": value})
+        gone = value is GONE
+        row = {"name": name, "value": None if gone else value, "gone": gone}
+        tx.append(property_history, {**common, **row})
 
 
 V = property_history.c

@@ -154,7 +154,7 @@ class TriggerTimerRow(SQLModel, table=True):
 
 
 class PropertyRow(SQLModel, table=True):
-    """A property that got another value; `by` is who wrote it, None a report.
+    """A property that got another value, or is `gone`; `by` is who wrote it, None a report.
 
     What was changed at once has the same `step`. Rows of one entity have their ids in the order of its changes, also
     where several have one moment; steps tell where among them its changes of state belong (`clock.step_of`).
@@ -165,6 +165,7 @@ class PropertyRow(SQLModel, table=True):
     entity_id: str
     name: str
     value: Any = json_column(nullable=True)
+    gone: bool | None = None
     at: int = ms_column(nullable=False)
     by: str | None = None
     step: int = Field(sa_column=Column(Counter, nullable=False))

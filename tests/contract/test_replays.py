@@ -315,6 +315,38 @@ async def test_a_first_report_that_changes_nothing_is_replayed(
     await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 10))
 
 
+async def test_a_property_that_was_taken_away_is_replayed_as_not_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id, target = await engine.thing(), await engine.thing()
+    link_id = await engine.link(owner_id, target)
+    await engine.conditions(owner_id, {"state": "alarm", "when": "!has(properties.door)"})
+    await engine.conditions(link_id, {"state": "alarm", "when": "!has(source.door)"}, owner_kind="link")
+
+    def take_away(tx: Transaction) -> None:
+        definitions.change(tx, Kind.OBJECT, owner_id, lambda _: {"properties": {"lid": "shut"}})
+        gone = Redefined({"door": None, "lid": "shut"}, ADMIN)
+        engine.reactions.react(tx, Happening(OwnerType.OBJECT, owner_id, gone))
+
+    moments = []
+    for door in ("open", None):
+        await day.pass_until(day.now + 1000)
+        moments.append(day.now)
+        await engine.report(owner_id, door=door, lid="shut")
+    for _ in range(2):
+        await day.pass_until(day.now + 1000)
+        moments.append(day.now)
+        await engine.store.write(take_away)
+        await engine.report(owner_id, lid="open")
+        await engine.report(owner_id, door=None)
+        await engine.store.write(take_away)
+    await day.pass_until(day.now + 1000)
+    for since in (moments[0], *(moment + 1 for moment in moments)):
+        await _agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+        await _agrees(engine, OwnerType.LINK, link_id, Span(since, day.now))
+
+
 async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
