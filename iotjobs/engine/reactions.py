@@ -227,9 +227,10 @@ class Turn:
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
         if self._wakes and rules.version(self._tx.conn) != self._known.version:
             # Rules were changed since they were read, and whoever did it may have been before us: we have
-            # just taken their word to decide anew away.
+            # just taken their word to decide anew away. A link that they made knows nothing of what we did.
             for entity_id in self._wakes:
-                standings.wake(self._tx, entity_id, self._now)
+                for changed in (entity_id, *standings.links_of(self._tx.conn, entity_id)):
+                    standings.wake(self._tx, changed, self._now)
         self._written.clear()
         self._wakes.clear()
 

@@ -618,6 +618,32 @@ async def test_a_change_of_an_object_wakes_its_links_also_those_without_a_standi
     assert await engine.happens(link_id, Looked(), OwnerType.LINK)
 
 
+async def test_a_link_that_is_made_while_its_end_reports_sees_that_report(engine: Engine) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    await engine.report(source, temperature=20)
+    values: dict[str, Any] = {"class_id": None, "tags": [], "properties": {}, "property_types": {}}
+    values |= {"name": "pipe", "source": source, "target": target}
+    condition = {"id": "c", "state": "alarm", "when": "source.temperature > 80"}
+    condition |= {"hold_s": 0, "description": "", "period": None}
+
+    def both(tx: Any) -> str:
+        """What the report and whoever makes the link do, of which the report has begun first."""
+        turn = engine.reactions.turn(tx)
+        link = definitions.create(tx, Kind.LINK, values, clock.now_ms())
+        rules.put_conditions(tx, "link", link.id, [condition])
+        states.wake(tx, "link", link.id, clock.now_ms())
+        engine.reactions.react(tx, Happening(OwnerType.LINK, link.id, Looked()))
+        turn.take(Happening(OwnerType.OBJECT, source, Reported({"temperature": 90})))
+        turn.finish()
+        return link.id
+
+    link_id = await engine.store.write(both)
+    woken = await engine.store.read(lambda conn: standings.waking(conn, clock.now_ms() + 1, 9))
+    for owner_type, entity_id in woken:
+        await engine.happens(entity_id, Looked(), owner_type)
+    assert await state_of(engine, link_id) == "alarm"
+
+
 async def test_a_link_that_is_deleted_meanwhile_takes_no_report_along(engine: Engine) -> None:
     source, target = await engine.thing(), await engine.thing()
     links = [await engine.link(source, target) for _ in range(2)]
