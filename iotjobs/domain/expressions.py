@@ -10,7 +10,8 @@ properties of the object at that end.
 
 As in CEL, `&&` and `||` get by without a side that has no value when the other side decides. Unlike in
 CEL numbers are all of one kind, for devices do not tell 81 from 81.0: `5 / 2` is 2.5. Nothing here
-loops, so that an expression's cost is bounded by its length and the values it reads.
+loops, so that an expression's cost is bounded by its length and the values it reads; what all conditions
+of an entity may look at has a bound of its own (`operators.Budget`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from itertools import pairwise
 from typing import Any
 
 from iotjobs.domain import operators
-from iotjobs.domain.operators import NoValue
+from iotjobs.domain.operators import Budget, NoValue
 from iotjobs.domain.positions import line_and_column
 
 MAX_CHARACTERS = 1000
@@ -96,6 +97,7 @@ class Facts:
     Attributes:
         properties: effective values of the entity.
         source: of a link, the properties of its first end; None for an object. `target` likewise.
+        budget: of what is evaluated together; `judge` begins it anew.
     """
 
     properties: Mapping[str, Any]
@@ -103,6 +105,7 @@ class Facts:
     tags: tuple[str, ...] = ()
     source: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None
+    budget: Budget = field(default_factory=Budget, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, order=True)
