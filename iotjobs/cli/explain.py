@@ -69,8 +69,20 @@ def _now(state: str, before: str, now: dict[str, Any]) -> Iterator[str]:
         yield f"  now it has to be {now['state']}, and has not been looked at yet: {because}"
     elif because != before:
         yield f"  now: {because}"
+    for one in now["waiting"]:
+        yield f"  {_to_come(one)}"
     for one in now["problems"]:
         yield f"  has no value: {one['when']}: {one['problem']}"
+
+
+def _to_come(waiting: dict[str, Any]) -> str:
+    """A condition that is true and does not count yet."""
+    state, when = waiting["state"], waiting["when"]
+    if waiting["waits_for"] == "hold":
+        return f"{state} is to come: {when}, true since {waiting['since']}, counts from {waiting['counts_at']} on"
+    if waiting["counts_at"] is None:
+        return f"{state} never comes: {when}, true now, is outside its period"
+    return f"{state} is to come: {when}, true now, counts in its period, from {waiting['counts_at']} on"
 
 
 def _because(why: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ properties of the object at that end.
 
 As in CEL, `&&` and `||` get by without a side that has no value when the other side decides. Unlike in
 CEL numbers are all of one kind, for devices do not tell 81 from 81.0: `5 / 2` is 2.5. Nothing here
-loops, so that an expression's cost is bounded by its length and the values it reads.
+loops, so that an expression's cost is bounded by its length and the values it reads; what all conditions
+of an entity may look at has a bound of its own (`operators.Budget`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from itertools import pairwise
 from typing import Any
 
 from iotjobs.domain import operators
-from iotjobs.domain.operators import NoValue
+from iotjobs.domain.operators import Budget, NoValue
 from iotjobs.domain.positions import line_and_column
 
 MAX_CHARACTERS = 1000
@@ -66,7 +67,7 @@ _TOKEN = re.compile(
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<sign>&&|\|\||[=!<>]=|[-+*/<>!?:.,()\[\]])
       | (?P<end>\Z)""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-3][0-7]{2})|(.))")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"} | {
@@ -96,6 +97,7 @@ class Facts:
     Attributes:
         properties: effective values of the entity.
         source: of a link, the properties of its first end; None for an object. `target` likewise.
+        budget: of what is evaluated together; `judge` begins it anew.
     """
 
     properties: Mapping[str, Any]
@@ -103,6 +105,7 @@ class Facts:
     tags: tuple[str, ...] = ()
     source: Mapping[str, Any] | None = None
     target: Mapping[str, Any] | None = None
+    budget: Budget = field(default_factory=Budget, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -223,14 +226,14 @@ class _Node:
 
     Attributes:
         reference: what a root, or a member of one, refers to.
-        selected: it was written `a.b`.
+        selected: it was written `a.b`: of this, the member of that name.
     """
 
     run: _Run
     start: int
     end: int
     reference: Reference | None = None
-    selected: bool = False
+    selected: tuple[operators.Operand, str] | None = None
 
 
 class _Parser:
@@ -358,8 +361,9 @@ class _Parser:
             return self._method(of, name)
         self._term(name.start)
         reference = self._refer(of, name.text)
-        run = operators.member((of.run, self._words(of)), (lambda _: name.text, name.text))
-        return _Node(run, of.start, name.end, reference, selected=True)
+        operand = (of.run, self._words(of))
+        run = operators.member(operand, (lambda _: name.text, name.text))
+        return _Node(run, of.start, name.end, reference, (operand, name.text))
 
     def _refer(self, of: _Node, name: str) -> Reference | None:
         """Note that one member is read where a whole root seemed to be."""
@@ -465,7 +469,7 @@ class _Parser:
         argument, end = self._argument()
         if token.text == "size":
             return _Node(operators.size((argument.run, self._words(argument))), token.start, end)
-        if not argument.selected:
+        if argument.selected is None:
             hint = 'has() takes a.b, such as has(properties.temperature); else write "battery-level" in properties'
             raise self._error(hint, argument.start)
-        return _Node(operators.has(argument.run), token.start, end)
+        return _Node(operators.has(*argument.selected), token.start, end)

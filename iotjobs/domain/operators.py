@@ -18,16 +18,11 @@ Operand = tuple[Callable[[Any], Any], str]
 
 
 class NoValue(Exception):
-    """A part of an expression has no value.
+    """A part of an expression has no value; `why` says it in words."""
 
-    Attributes:
-        why: in words.
-        missing: a member or property that is not there; False when its kind does not fit.
-    """
-
-    def __init__(self, why: str, *, missing: bool = False) -> None:
+    def __init__(self, why: str) -> None:
         super().__init__(why)
-        self.why, self.missing = why, missing
+        self.why = why
 
 
 def kind(value: Any) -> str:
@@ -52,6 +47,25 @@ def _is_number(value: Any) -> bool:
 
 # Elements and members, with those of their own, that are looked at one by one; and characters.
 LARGE, LARGE_TEXT = 1000, 65_536
+LOOKS = 10_000  # by all conditions that are evaluated together: some milliseconds
+_CHARACTERS = 200  # are looked at as quickly as one value
+
+
+class Budget:
+    """How many values may still be looked at before everybody else has waited long enough."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = LOOKS
+
+    def spend(self, looks: int, words: str) -> None:
+        """Look at so many."""
+        self.left -= looks
+        if self.left < 0:
+            raise NoValue(
+                f"{words} was not looked at: the conditions have more than {LOOKS:,} values to look at"
+            )
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -65,8 +79,10 @@ def equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def _compared(value: Any, words: str) -> Any:
+def _compared(value: Any, words: str, facts: Any) -> Any:
     """The value, if it is not so large that comparing it would hold everybody up."""
+    if isinstance(value, str):
+        return _read(value, words, facts)
     rest, seen = [value], 0
     while rest:
         one = rest.pop()
@@ -74,22 +90,33 @@ def _compared(value: Any, words: str) -> Any:
         seen += len(members)
         if seen > LARGE:
             raise NoValue(f"{words} has more than {LARGE} values")
-        rest += members
+        if members:
+            facts.budget.spend(len(members), words)
+            rest += members
     return value
 
 
-def _joined(left: Any, right: Any, words: str) -> Any:
-    if len(left) + len(right) > (LARGE_TEXT if isinstance(left, str) else LARGE):
+def _read(text: str, words: str, facts: Any) -> str:
+    """The text, if not too much has been read already."""
+    if len(text) >= _CHARACTERS:
+        facts.budget.spend(len(text) // _CHARACTERS, words)
+    return text
+
+
+def _joined(left: Any, right: Any, words: str, facts: Any) -> Any:
+    size, is_text = len(left) + len(right), isinstance(left, str)
+    if size > (LARGE_TEXT if is_text else LARGE):
         raise NoValue(f"{words} is too large")
+    facts.budget.spend(size // _CHARACTERS if is_text else size, words)
     return left + right
 
 
-def _contains(left: Any, right: Any, words: tuple[str, str]) -> bool:
+def _contains(left: Any, right: Any, words: tuple[str, str], facts: Any) -> bool:
     if isinstance(right, Mapping):
         return isinstance(left, str) and left in right
     if isinstance(right, list | tuple):
-        _compared(left, words[0])
-        return any(equal(left, one) for one in _compared(right, words[1]))
+        _compared(left, words[0], facts)
+        return any(equal(left, one) for one in _compared(right, words[1], facts))
     raise NoValue(f"{words[1]} is {kind(right)}, and `in` wants a list or an object")
 
 
@@ -114,17 +141,21 @@ def binary(sign: str, left: Operand, right: Operand) -> Callable[[Any], Any]:
     if sign in ("==", "!="):
 
         def same(facts: Any) -> bool:
-            a, b = _compared(run_left(facts), left_words), _compared(run_right(facts), right_words)
+            a = _compared(run_left(facts), left_words, facts)
+            b = _compared(run_right(facts), right_words, facts)
             return equal(a, b) is (sign == "==")
 
         return same
     if sign == "in":
-        return lambda facts: _contains(run_left(facts), run_right(facts), words)
+        return lambda facts: _contains(run_left(facts), run_right(facts), words, facts)
     if sign in _ORDER:
         compare = _ORDER[sign]
 
         def ordered(facts: Any) -> bool:
             a, b = run_left(facts), run_right(facts)
+            for one, its_words in ((a, left_words), (b, right_words)):
+                if isinstance(one, str):
+                    _read(one, its_words, facts)
             if (_is_number(a) and _is_number(b)) or any(
                 isinstance(a, t) and isinstance(b, t) for t in (str, bool)
             ):
@@ -139,7 +170,7 @@ def binary(sign: str, left: Operand, right: Operand) -> Callable[[Any], Any]:
     def counted(facts: Any) -> Any:
         a, b = run_left(facts), run_right(facts)
         if sign == "+" and ((isinstance(a, str) and isinstance(b, str)) or (_is_list(a) and _is_list(b))):
-            return _joined(a, b, f"{left_words} {sign} {right_words}")
+            return _joined(a, b, f"{left_words} {sign} {right_words}", facts)
         if not (_is_number(a) and _is_number(b)):
             raise NoValue(f"{_said(left_words, a)} and {_said(right_words, b)}: {sign} wants two numbers")
         return _number(lambda: count(float(a), float(b)), f"{left_words} {sign} {right_words}")
@@ -229,7 +260,7 @@ def property_of(name: str) -> Callable[[Any], Any]:
         try:
             return facts.properties[name]
         except KeyError:
-            raise NoValue(f"there is no property {name}", missing=True) from None
+            raise NoValue(f"there is no property {name}") from None
 
     return read
 
@@ -257,30 +288,28 @@ def member(of: Operand, key: Operand) -> Callable[[Any], Any]:
             if not isinstance(wanted, str):
                 raise NoValue(f"{key_words} is {kind(wanted)}, and members of {words} have names")
             if wanted not in value:
-                raise NoValue(f"{words} has no {beginning(wanted) or wanted}", missing=True)
+                raise NoValue(f"{words} has no {beginning(wanted) or wanted}")
             return value[wanted]
         if isinstance(value, list | tuple):
             if not _is_number(wanted) or wanted != int(wanted):
                 raise NoValue(f"{_said(key_words, wanted)}, and {words} is a list, counted from 0")
             if not 0 <= wanted < len(value):
-                raise NoValue(f"{words} has no element {int(wanted)}, it has {len(value)}", missing=True)
+                raise NoValue(f"{words} has no element {int(wanted)}, it has {len(value)}")
             return value[int(wanted)]
         raise NoValue(f"{words} is {kind(value)} and has no members")
 
     return read
 
 
-def has(select: Callable[[Any], Any]) -> Callable[[Any], bool]:
-    """Whether a member is there."""
+def has(of: Operand, name: str) -> Callable[[Any], bool]:
+    """Whether `of.name` is there; as in CEL `of` itself has to be."""
+    run, words = of
 
     def look(facts: Any) -> bool:
-        try:
-            select(facts)
-        except NoValue as problem:
-            if problem.missing:
-                return False
-            raise
-        return True
+        value = run(facts)
+        if not isinstance(value, Mapping):
+            raise NoValue(f"{words} is {kind(value)} and has no members")
+        return name in value
 
     return look
 
@@ -315,6 +344,7 @@ def method(name: str, of: Operand, argument: Operand) -> Callable[[Any], bool]:
         for one, its_words in ((value, words), (wanted, argument_words)):
             if not isinstance(one, str):
                 raise NoValue(f"{its_words} is {kind(one)}, and {name}() is of texts")
+            _read(one, its_words, facts)
         return call(value, wanted)
 
     return ask

@@ -1,7 +1,7 @@
 """What conditions and triggers would have done with what was reported: the same decisions, on the past.
 
 Time is simulated: between two events the moments pass at which time alone changes something. Nothing is
-known of reports that changed no value, so silence is taken from the record, as are forced states and lost
+known of reports that changed no value, but for a first one, so silence is taken from the record, as are forced states and lost
 connections: they are events here, and last until the next recorded change.
 """
 
@@ -33,6 +33,8 @@ class Event:
         by: the person who set them; None: they were reported.
         pinned: a state that was not decided by conditions, entered then.
         released: such a state ended then.
+        gone: properties that are not there any more.
+        heard: something was heard of it, whatever it told.
         by_time: time alone did it, in one look with whatever else was due.
     """
 
@@ -42,6 +44,8 @@ class Event:
     by: str | None = None
     pinned: str | None = None
     released: bool = False
+    heard: bool = False
+    gone: frozenset[str] = frozenset()
     by_time: bool = False
 
 
@@ -164,15 +168,17 @@ class Replay:
 
     def _take(self, event: Event) -> None:
         """Give a recorded event its effect."""
+        if event.heard and self._standing.heard_at is not None:
+            return  # its values told already
         facts = self._facts
         if event.of == "entity":
-            facts = replace(facts, properties={**facts.properties, **event.values})
+            facts = replace(facts, properties=_after(event, facts.properties))
         elif event.of == "source":
-            facts = replace(facts, source={**(facts.source or {}), **event.values})
+            facts = replace(facts, source=_after(event, facts.source or {}))
         else:
-            facts = replace(facts, target={**(facts.target or {}), **event.values})
+            facts = replace(facts, target=_after(event, facts.target or {}))
         self._facts = facts
-        if event.values and (event.by is None or event.of != "entity"):
+        if event.heard or ((event.values or event.gone) and (event.by is None or event.of != "entity")):
             self._standing = replace(self._standing, heard_at=event.at)
         if event.released:
             self._pinned = None
@@ -240,3 +246,8 @@ class Replay:
     def _wait(self, trigger: Trigger, now: int, for_s: float, number: int) -> None:
         self._order += 1
         heapq.heappush(self._timers, (now + round(for_s * 1000), self._order, trigger, number))
+
+
+def _after(event: Event, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties as an event leaves them."""
+    return {name: value for name, value in {**before, **event.values}.items() if name not in event.gone}

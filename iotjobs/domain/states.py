@@ -13,6 +13,7 @@ from hashlib import blake2s
 from typing import Any
 
 from iotjobs.domain.expressions import Expression, Facts
+from iotjobs.domain.operators import LOOKS
 from iotjobs.domain.payloads import beginning
 from iotjobs.domain.periods import Period
 
@@ -28,7 +29,9 @@ BUILT_IN = {
     "alarm": 50,
     DOWN: 60,
 }
-_PROBLEMS_TOLD = 20
+# Who decides these is not in the conditions.
+_OVERRULED = frozenset({"forced", "offline", "no_data"})
+_TOLD = 20  # conditions with problems, and those that wait
 # What time may do for want of a device's word waits so long for somebody to listen, and then goes on without.
 PATIENCE_MS = 15 * 60_000
 _LOOK_AGAIN_MS = 1000
@@ -92,6 +95,20 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A condition that is true and does not count yet.
+
+    Attributes:
+        since: since when it has been true, where it has to hold; None: it waits for its period.
+        counts_at: when it will, if it stays true; None: its period never comes.
+    """
+
+    condition: Condition
+    since: int | None
+    counts_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """How far it is known what devices have said; moments in milliseconds.
 
@@ -119,6 +136,8 @@ class Judgement:
         holding: see `Standing`.
         wake_at: the next moment at which time alone may change it; None: never.
         problems: of conditions that have no value, each with `when` and `problem`; whatever decides.
+        hold_key: of the condition that decides, if it had to hold for a while.
+        waiting: conditions that are true and do not count yet, the first ones.
     """
 
     state: str
@@ -126,6 +145,13 @@ class Judgement:
     holding: dict[str, int]
     wake_at: int | None
     problems: list[dict[str, str]]
+    hold_key: str | None = None
+    waiting: Sequence[Waiting] = ()
+
+
+def overruled(why: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The reason of a state, if it is not the conditions that decide it."""
+    return why if why.get("by") in _OVERRULED else None
 
 
 def judge(
@@ -147,6 +173,7 @@ def judge(
         no_data_after_s: how long reports may stay away.
         heard: how far that is known; None: to this moment.
     """
+    facts.budget.left = LOOKS
     seen = _Seen(conditions, facts, standing, now)
     forced = standing.forced if standing.forced and not _past(standing.forced.until, now) else None
     silent_at, known_until = _silent_at(standing, heard or Heard.all_until(now), no_data_after_s, now)
@@ -162,7 +189,8 @@ def judge(
         state = forced.state
     moments = [*seen.moments, silent_at, forced.until if forced else None]
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
-    return Judgement(state, why, seen.holding, wake_at, seen.problems)
+    hold_key = seen.hold_key if why["by"] == "condition" else None
+    return Judgement(state, why, seen.holding, wake_at, seen.problems, hold_key, seen.waiting)
 
 
 def _silent_at(
@@ -192,7 +220,9 @@ class _Seen:
         self.holding: dict[str, int] = {}
         self.moments: list[int | None] = []
         self.problems: list[dict[str, str]] = []
+        self.waiting: list[Waiting] = []
         first = next(self._true(conditions, facts, standing, now), None)
+        self.hold_key = first.hold_key if first is not None and first.hold_s else None
         if first is not None:
             self.state = first.state
             self.why: dict[str, Any] = {
@@ -207,7 +237,7 @@ class _Seen:
         else:
             self.state = CREATED if standing.state == CREATED and standing.heard_at is None else WORKING
             self.why = {"by": "default"}
-        del self.problems[_PROBLEMS_TOLD:]
+        del self.problems[_TOLD:], self.waiting[_TOLD:]
         if self.problems:
             self.why["problems"] = self.problems
 
@@ -218,8 +248,11 @@ class _Seen:
         found = []
         for condition in conditions:
             if condition.period is not None:
-                self.moments.append(condition.period.next_edge(now))
+                edge = condition.period.next_edge(now)
+                self.moments.append(edge)
                 if not condition.period.covers(now):
+                    if condition.when.evaluate(facts).holds:
+                        self.waiting.append(Waiting(condition, None, edge))
                     continue
             verdict = condition.when.evaluate(facts)
             if verdict.problem is not None:
@@ -232,6 +265,7 @@ class _Seen:
                 due = since + round(condition.hold_s * 1000)
                 if due > now:
                     self.moments.append(due)
+                    self.waiting.append(Waiting(condition, since, due))
                     continue
             found.append(condition)
         return iter(found)

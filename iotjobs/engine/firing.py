@@ -23,6 +23,7 @@ from iotjobs.store.standings import Snapshot
 from iotjobs.store.writer import Transaction
 
 _NOTHING = History()
+_LATE_MS = 5000  # looks are late by a tenth of a second, and by more under load; behind a stop of the site by all of it
 PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
 
 
@@ -53,13 +54,13 @@ class Firing:
         self._parts, self._tx, self._now, self._known = parts, tx, now, known
         self._paused: bool | None = None
         self._histories: dict[tuple[str, str], History] = {}
-        self._fired: list[tuple[Trigger, str]] = []  # those that ask for it the next time
+        self._fired: list[tuple[Trigger, str, int]] = []  # those that ask for it the next time
         self._lanes: dict[str, list[Job]] = {}  # jobs that wait for their turn
 
     def finish(self) -> None:
         """Keep what fired, and offer it."""
         if self._fired:
-            rules.add_firings(self._tx, self._fired, self._now)
+            rules.add_firings(self._tx, self._fired)
             self._fired.clear()
         queue.offer_in_lanes(self._tx, self._lanes, self._now, self._parts.offers)
         self._lanes.clear()
@@ -73,7 +74,7 @@ class Firing:
         snapshot.waits = False
         for trigger, broken in self._known.triggers_of(self._tx.conn, entity):
             around = Circumstances(broken=broken, depth=snapshot.depth)
-            self._decide(_Case(snapshot, trigger, before), around)
+            self._decide(_Case(snapshot, trigger, before, self._now), around)
 
     def due(self, timer: Any, snapshot: Snapshot) -> bool:
         """A hold or a repeat has come to its moment; False when it is nobody's any more.
@@ -93,9 +94,13 @@ class Firing:
                 rules.settle_trace(self._tx, timer.cause_key, ruling, None, self._now)
             return False
         trigger, broken = its[timer.trigger_id]
+        if timer.number and trigger.repeat_s is None:
+            return False  # it repeats no more, since somebody changed it
         before = standings.left_by(self._tx.conn, timer.state_change_id)
         around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
-        self._decide(_Case(snapshot, trigger, before, timer.number), around)
+        late = 0 <= self._now - timer.due_at <= _LATE_MS
+        at = timer.due_at if late else self._now
+        self._decide(_Case(snapshot, trigger, before, at, timer.number), around)
         return True
 
     def start(
@@ -129,15 +134,15 @@ class Firing:
         trigger, snapshot = case.trigger, case.snapshot
         state = snapshot.standing.state
         if state in trigger.states:
-            history = self._history(trigger, snapshot.entity.id)
+            history = self._history(case)
             around = replace(around, paused=self._is_paused(), history=history)
-        ruling = triggers.rule(trigger, state, around, self._now)
+        ruling = triggers.rule(trigger, state, around, case.at)
         job_id = None
         match ruling.decision:
             case Decision.FIRED:
                 origin = Origin(case.key, case.process_meta, state, trigger.name)
                 job_id = self.start(snapshot, trigger.operation_id, Cause.TRIGGER, origin)
-                self._remember(trigger, snapshot.entity.id, around.history)
+                self._remember(case, around.history)
             case Decision.HELD:
                 self._wait(case, trigger.hold_s)
             case Decision.LOOP_GUARD if not around.broken:
@@ -147,12 +152,12 @@ class Firing:
         if again_s is not None:
             self._wait(replace(case, number=case.number + 1), again_s)
         if case.number == 0 and around.waited:
-            rules.settle_trace(self._tx, case.key, ruling, job_id, self._now)
+            rules.settle_trace(self._tx, case.key, ruling, job_id, case.at)
         else:
             last = (
                 ruling.decision is not Decision.HELD
             )  # its end is written into it, be it in this transaction
-            rules.add_trace(self._tx, case.trace(ruling, job_id, self._now), last=last)
+            rules.add_trace(self._tx, case.trace(ruling, job_id), last=last)
 
     def _wait(self, case: _Case, for_s: float) -> None:
         timer = {
@@ -162,21 +167,23 @@ class Firing:
             "owner_type": int(case.snapshot.entity.owner_type),
             "state_change_id": case.change_id,
             "number": case.number,
-            "due_at": self._now + round(for_s * 1000),
+            "due_at": case.at + round(for_s * 1000),
         }
         rules.add_timer(self._tx, timer)
         case.snapshot.waits = True
 
-    def _history(self, trigger: Trigger, entity_id: str) -> History:
+    def _history(self, case: _Case) -> History:
+        trigger, entity_id = case.trigger, case.snapshot.entity.id
         if not trigger.remembers:
             return _NOTHING
         found = self._histories.get((trigger.id, entity_id))
-        return found or rules.history_of(self._tx.conn, trigger, entity_id, self._now)
+        return found or rules.history_of(self._tx.conn, trigger, entity_id, case.at)
 
-    def _remember(self, trigger: Trigger, entity_id: str, before: History) -> None:
+    def _remember(self, case: _Case, before: History) -> None:
+        trigger, entity_id = case.trigger, case.snapshot.entity.id
         if trigger.remembers:
-            self._histories[trigger.id, entity_id] = History(self._now, before.in_hour + 1)
-            self._fired.append((trigger, entity_id))
+            self._histories[trigger.id, entity_id] = History(case.at, before.in_hour + 1)
+            self._fired.append((trigger, entity_id, case.at))
 
     def _is_paused(self) -> bool:
         if self._paused is None:
@@ -186,11 +193,19 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One trigger at one change; `before` is the state that was left, `number` counts the repeats."""
+    """One trigger at one change.
+
+    Attributes:
+        before: the state that was left.
+        at: the moment that this counts as, of a wait the one at which it was over; else looks that are a little
+            late would make repeats rarer, and a cooldown just as long would swallow some.
+        number: counts the repeats.
+    """
 
     snapshot: Snapshot
     trigger: Trigger
     before: str
+    at: int
     number: int = 0
 
     @property
@@ -213,7 +228,7 @@ class _Case:
             "state_change_id": self.change_id,
         }
 
-    def trace(self, ruling: Ruling, job_id: str | None, now: int) -> dict[str, Any]:
+    def trace(self, ruling: Ruling, job_id: str | None) -> dict[str, Any]:
         entity = self.snapshot.entity
         return {
             "cause_key": self.key,
@@ -226,5 +241,5 @@ class _Case:
             "decision": ruling.decision,
             "reason": ruling.reason,
             "job_id": job_id,
-            "at": now,
+            "at": self.at,
         }

@@ -55,18 +55,25 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A person set properties."""
+    """A person set properties; `job_ids` as of `Reported`."""
 
     values: Mapping[str, Any]
     caller: Caller
+    job_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Redefined:
-    """A person changed the definition of an entity, which is written already; `before`: its own properties."""
+    """A person changed the definition of an entity, which is written already.
+
+    Attributes:
+        before: its own properties.
+        job_ids: as of `Reported`.
+    """
 
     before: Mapping[str, Any]
     caller: Caller
+    job_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +192,16 @@ class Turn:
                         snapshot.heard(self._now)
                         self._judge(snapshot, 0)
                     return False
-                depth = standings.depth_behind(self._tx.conn, report.job_ids) if report.job_ids else 0
+                depth = self._depth_behind(report.job_ids)
                 snapshot.reports = number
                 snapshot.superseded += report.superseded
                 if not report.retained:
                     snapshot.heard(self._now)
                 self._merge(snapshot, report.values, None, depth, alive=not report.retained)
-            case Written(values, caller):
-                self._merge(snapshot, values, caller, depth)
-            case Redefined(before, caller):
-                self._redefine(snapshot, before, caller)
+            case Written(values, caller, job_ids):
+                self._merge(snapshot, values, caller, self._depth_behind(job_ids))
+            case Redefined() as redefined:
+                self._redefine(snapshot, redefined)
             case Connection() as word:
                 number = snapshot.reports + bool(word.ids)
                 if not self._is_new(snapshot, word, number):
@@ -220,9 +227,10 @@ class Turn:
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
         if self._wakes and rules.version(self._tx.conn) != self._known.version:
             # Rules were changed since they were read, and whoever did it may have been before us: we have
-            # just taken their word to decide anew away.
+            # just taken their word to decide anew away. A link that they made knows nothing of what we did.
             for entity_id in self._wakes:
-                standings.wake(self._tx, entity_id, self._now)
+                for changed in (entity_id, *standings.links_of(self._tx.conn, entity_id)):
+                    standings.wake(self._tx, changed, self._now)
         self._written.clear()
         self._wakes.clear()
 
@@ -240,6 +248,9 @@ class Turn:
                 raise NotFound(f"there is no {owner_type.name.lower()} {entity_id}")
             self._snapshots[entity_id] = found
         return found
+
+    def _depth_behind(self, job_ids: Sequence[str]) -> int:
+        return standings.depth_behind(self._tx.conn, job_ids) if job_ids else 0
 
     def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
@@ -270,19 +281,20 @@ class Turn:
             self._written.add(snapshot.entity.id)
         self._follow(snapshot, changed, caller, depth, alive=alive)
         if caller is not None:
-            self._run_on_write(snapshot, values, caller)
+            self._run_on_write(snapshot, values, caller, depth)
 
-    def _redefine(self, snapshot: Snapshot, before: Mapping[str, Any], caller: Caller) -> None:
+    def _redefine(self, snapshot: Snapshot, redefined: Redefined) -> None:
         """Properties were written with the definition: what would have followed from them as such follows."""
         own, effective = snapshot.own, snapshot.entity.properties
+        before, caller, depth = redefined.before, redefined.caller, self._depth_behind(redefined.job_ids)
         given = {
             name: value
             for name, value in own.items()
             if name not in before or not operators.equal(before[name], value)
         }
-        gone = {name: effective.get(name) for name in before if name not in own}
-        self._follow(snapshot, {**given, **gone}, caller, 0)
-        self._run_on_write(snapshot, given, caller)
+        gone = {name: effective.get(name, standings.GONE) for name in before if name not in own}
+        self._follow(snapshot, {**given, **gone}, caller, depth)
+        self._run_on_write(snapshot, given, caller, depth)
 
     def _follow(
         self,
@@ -310,12 +322,15 @@ class Turn:
                     link.heard(self._now)
                 self._judge(link, depth)
 
-    def _run_on_write(self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller) -> None:
+    def _run_on_write(
+        self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller, depth: int
+    ) -> None:
         readwrite = [name for name in values if snapshot.types.get(name) == PropertyType.READWRITE]
         if not readwrite:
             return
         for operation_id in entities.operations_on_write(self._tx.conn, snapshot.entity):
-            origin = Origin(listener=", ".join(sorted(readwrite)))
+            meta = {standings.TRIGGERS_BEFORE: depth} if depth else None
+            origin = Origin(meta=meta, listener=", ".join(sorted(readwrite)))
             self._firing.start(snapshot, operation_id, Cause.PROPERTY, origin, caller)
 
     # --- states ---------------------------------------------------------------------------
@@ -325,13 +340,25 @@ class Turn:
         conditions = self._known.conditions_of(self._tx.conn, entity)
         judged = _judged(snapshot, conditions, self._now, self._heard)
         self._wakes[entity.id] = judged.wake_at
+        self._keep_depths(snapshot, judged, depth)
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
             forced = None  # its time is over
         if judged.holding != standing.holding or forced is not standing.forced:
             snapshot.standing = replace(standing, holding=judged.holding, forced=forced)
         if judged.state != standing.state:
-            self._change(snapshot, judged, depth)
+            held = 0 if judged.hold_key is None else snapshot.hold_depths.get(judged.hold_key, 0)
+            self._change(snapshot, judged, max(depth, held))
+        elif states.overruled(judged.why) != snapshot.overruled:
+            standings.add_reason(self._tx, snapshot, judged.why, self._now)
+        snapshot.overruled = states.overruled(judged.why)
+
+    def _keep_depths(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
+        """Time alone ends a hold: what follows then belongs to the chain of what began it."""
+        began, before = snapshot.standing.holding, snapshot.hold_depths
+        if depth or before:
+            depths = {key: before.get(key, 0) if key in began else depth for key in judged.holding}
+            snapshot.hold_depths = {key: of_key for key, of_key in depths.items() if of_key}
 
     def _change(self, snapshot: Snapshot, judged: Judgement, depth: int) -> None:
         before = snapshot.standing.state

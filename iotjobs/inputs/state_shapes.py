@@ -174,11 +174,24 @@ class ProblemOut(BaseModel):
     problem: str
 
 
+class WaitingOut(BaseModel):
+    """A condition that is true and does not count yet."""
+
+    state: str
+    when: str
+    waits_for: Literal["hold", "period"]
+    since: str | None = Field(description="since when it has been true, where it has to hold")
+    counts_at: str | None = Field(description="when it will, if it stays true")
+
+
 class JudgedOut(BaseModel):
     """What is decided of an entity's state by what is known now."""
 
     state: str = Field(description="another than the entity's until it is looked at, within a moment")
     why: dict[str, Any] = Field(description="as `why` of the last change, of the values that there are now")
+    waiting: list[WaitingOut] = Field(
+        description="conditions that are true and do not count yet, for want of their hold or period; the first 20"
+    )
     problems: list[ProblemOut] = Field(description="of conditions that have no value; the first 20")
 
 
@@ -208,7 +221,7 @@ class PropertiesOut(RootModel[dict[str, Any]]):
 class PropertyOut(BaseModel):
     """A value that a property got."""
 
-    value: Any
+    value: Any = Field(description="null also where it was taken away")
     at: str
     by: str | None = Field(description="who wrote it; null: it was reported")
 

@@ -83,14 +83,17 @@ def shift(tx: Transaction, by_ms: int, before: Mark, at: int) -> Mark:
     tx.conn.execute(update(tables.idempotency).values(at=KEPT.at + by_ms))
     tx.conn.execute(update(trigger_timers).values(due_at=trigger_timers.c.due_at + by_ms))
     tx.conn.execute(update(firings).values(at=firings.c.at + by_ms))
-    _shift_standings(tx, by_ms)
+    _shift_standings(tx, by_ms, at)
     if tx.conn.dialect.name == "postgresql":
         tickets.shift(tx.conn, by_ms)
     return made
 
 
-def _shift_standings(tx: Transaction, by_ms: int) -> None:
-    """Of states: since when conditions hold, when reports came, and until when a person forces one."""
+def _shift_standings(tx: Transaction, by_ms: int, now: int) -> None:
+    """Of states: since when conditions hold, when reports came, and until when a person forces one.
+
+    What time alone may change is looked at now: the edges of periods are of the clock, and do not move with it.
+    """
     S = standings.c
     for row in tx.conn.execute(select(S.entity_id, S.wake_at, S.heard_at, S.holding, S.forced)).all():
         forced = row.forced
@@ -102,7 +105,7 @@ def _shift_standings(tx: Transaction, by_ms: int) -> None:
             update(standings)
             .where(S.entity_id == row.entity_id)
             .values(
-                wake_at=S.wake_at + by_ms,
+                wake_at=None if row.wake_at is None else now,
                 heard_at=S.heard_at + by_ms,
                 holding={name: since + by_ms for name, since in row.holding.items()},
                 forced=forced,

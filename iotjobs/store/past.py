@@ -18,17 +18,13 @@ from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.replay import Event, Past
-from iotjobs.domain.states import CREATED, Standing
+from iotjobs.domain.states import CREATED, Standing, overruled
 from iotjobs.domain.triggers import HOUR_MS, Decision, Trigger
 from iotjobs.store import tables
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.state_tables import firings, property_history, state_changes, traces
 
 V, H, X, F = property_history.c, state_changes.c, traces.c, firings.c
-# Who decides these is not in the conditions.
-_RECORDED = frozenset({"forced", "offline", "no_data"})
-
-
 PAGE = 2000  # rows: a hundredth of a second
 
 
@@ -38,12 +34,13 @@ class Beginning:
 
     Attributes:
         facts: what conditions could read.
-        last: the change of state before it, or None.
+        last: the change of state before it, or None; `reason` likewise, or a later row that has the reason only.
         fired: see `Past`.
     """
 
     facts: Facts
     last: Any
+    reason: Any
     fired: Mapping[str, Sequence[int]]
 
 
@@ -63,8 +60,10 @@ def beginning(conn: Connection, snapshot: Snapshot, rules: Sequence[Trigger], si
             target=_before(conn, target.id, target.properties, since),
         )
     earlier = select(state_changes).where(H.entity_id == entity.id, H.at < since)
-    last = conn.execute(earlier.order_by(H.id.desc()).limit(1)).first()
-    return Beginning(facts, last, _fired(conn, rules, entity.id, since))
+    earlier = earlier.order_by(H.id.desc()).limit(1)
+    reason = conn.execute(earlier).first()
+    last = conn.execute(earlier.where(H.from_state != H.to_state)).first()
+    return Beginning(facts, last, reason, _fired(conn, rules, entity.id, since))
 
 
 def past_of(
@@ -80,9 +79,11 @@ def past_of(
         until: the last one.
     """
     written = heapq.merge(*(_written(rows, of) for of, rows in values.items()), key=itemgetter(0))
-    steps = heapq.merge(_reports(written), _pins(begin.last, changes, since), key=itemgetter(0))
+    steps = heapq.merge(_reports(written), _pins(begin.reason, changes, since), key=itemgetter(0))
     events = (event for _, event in steps if event.at <= until)
-    standing, why = _standing(begin.last, changes), {} if begin.last is None else begin.last.why
+    standing, why = _standing(begin.last, changes), {} if begin.reason is None else begin.reason.why
+    if overruled(why) is not None and begin.last is not None:
+        why = begin.last.why  # by what the conditions said before
     return Past(begin.facts, standing, events, until, begin.fired, since, why)
 
 
@@ -98,14 +99,15 @@ def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str,
             .where(V.entity_id == entity_id, V.at < since, V.name.in_(sorted(changed)))
             .group_by(V.name)
         )
-        for row in conn.execute(select(V.name, V.value).where(V.id.in_(newest))):
-            found[row.name] = row.value
+        for row in conn.execute(select(V.name, V.value, V.gone).where(V.id.in_(newest))):
+            if not row.gone:
+                found[row.name] = row.value
     return found
 
 
 def values(conn: Connection, entity_id: str, since: int, until: int, after: Any) -> Sequence[Any]:
     """A page of the values that an entity's properties got, by their moments, behind a row or from the first one."""
-    query = select(V.id, V.name, V.value, V.at, V.by, V.step)
+    query = select(V.id, V.name, V.value, V.gone, V.at, V.by, V.step)
     query = query.where(V.entity_id == entity_id, V.at >= since, V.at <= until)
     if after is not None:
         query = query.where(V.at >= after.at, or_(V.at > after.at, V.id > after.id))
@@ -128,7 +130,13 @@ def _written(rows: Iterable[Any], of: str) -> Iterator[tuple[int, str, Any]]:
 def _reports(rows: Iterable[tuple[int, str, Any]]) -> Iterator[tuple[int, Event]]:
     """What was set at once, with its step."""
     for (step, of, at, by), its in groupby(rows, lambda row: (row[2].step, row[1], row[2].at, row[2].by)):
-        yield step, Event(at, {row.name: row.value for _, _, row in its}, of, by)
+        values, gone = {}, set()
+        for _, _, row in its:
+            if row.gone:
+                gone.add(row.name)
+            else:
+                values[row.name] = row.value
+        yield step, Event(at, values, of, by, gone=frozenset(gone))
 
 
 def _standing(last: Any, following: Sequence[Any]) -> Standing:
@@ -148,17 +156,19 @@ def state_at(begin: Beginning, changes: Sequence[Any], moment: int) -> str:
 
 
 def _pins(last: Any, following: Sequence[Any], since: int) -> Iterator[tuple[int, Event]]:
-    """The states that were not decided by conditions, each with its step."""
+    """The states that were not decided by conditions, and a first sign of life, each with its step."""
     before: Mapping[str, Any] = {"by": None} if last is None else last.why
-    if before["by"] in _RECORDED:
+    if overruled(before) is not None:
         yield 0, Event(since, pinned=last.to_state)
     for change in following:
-        step, pinned = clock.step_of(change.id), change.why["by"] in _RECORDED
+        step, pinned = clock.step_of(change.id), overruled(change.why) is not None
         by_time = _by_time(before, change)
-        if before["by"] in _RECORDED and not pinned:
+        if overruled(before) is not None and not pinned:
             yield step, Event(change.at, released=True, by_time=by_time)
         if pinned:
             yield step, Event(change.at, pinned=change.to_state, by_time=by_time)
+        if change.from_state == CREATED and change.why["by"] == "default":
+            yield step, Event(change.at, heard=True)
         before = change.why
 
 

@@ -204,18 +204,18 @@ def history_of(conn: Connection, trigger: Trigger, entity_id: str, now: int) -> 
     return History(*_fired.first(conn, which))
 
 
-def add_firings(tx: Transaction, fired: Sequence[tuple[Trigger, str]], now: int) -> None:
-    """Keep that triggers fired for entities, and of what was before what they still need."""
+def add_firings(tx: Transaction, fired: Sequence[tuple[Trigger, str, int]]) -> None:
+    """Keep that triggers fired for entities, each at a moment, and of what was before what they still need."""
     before = [
         {
             "trigger": trigger.id,
             "entity": entity_id,
-            "upto": now if trigger.max_per_hour is None else now - HOUR_MS,
+            "upto": at if trigger.max_per_hour is None else at - HOUR_MS,
         }
-        for trigger, entity_id in fired
+        for trigger, entity_id, at in fired
     ]
     _drop_firings.run_each(tx.conn, before)
-    rows = [{"trigger_id": trigger.id, "entity_id": entity_id, "at": now} for trigger, entity_id in fired]
+    rows = [{"trigger_id": trigger.id, "entity_id": entity_id, "at": at} for trigger, entity_id, at in fired]
     _insert_firing.insert_all(tx.conn, rows)
 
 

@@ -44,7 +44,9 @@ class Snapshot:
         types: of its properties, the class's under its own.
         change_id: of its last change of state; None: it never had one.
         depth: of that change, how many triggers stand before it in its chain of causes.
+        hold_depths: likewise of what began each hold, by its key; 0 where there is none.
         why: of that change.
+        overruled: the reason of the state now, if it is not the conditions that decide it.
         reports: how many had an effect, with the words of its connection that have ids.
         superseded: how many, and words of its connection, came too quickly and lived on in a later one only.
         online: the last such word; None: there was none.
@@ -61,7 +63,9 @@ class Snapshot:
     standing: Standing
     change_id: str | None
     depth: int
+    hold_depths: Mapping[str, int]
     why: Mapping[str, Any]
+    overruled: Mapping[str, Any] | None
     reports: int
     superseded: int
     online: bool | None
@@ -102,8 +106,10 @@ _STANDING = (
     S.state,
     S.since,
     S.why,
+    S.overruled,
     S.change_id,
     S.depth,
+    S.hold_depths,
     S.holding,
     S.heard_at,
     S.offline,
@@ -211,7 +217,9 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
         standing=standing,
         change_id=row.change_id,
         depth=row.depth or 0,
+        hold_depths=row.hold_depths or {},
         why=row.why or {},
+        overruled=row.overruled,
         reports=row.reports or 0,
         superseded=row.superseded or 0,
         online=row.online,
@@ -254,8 +262,10 @@ _CHANGING = (
     "state",
     "since",
     "why",
+    "overruled",
     "change_id",
     "depth",
+    "hold_depths",
     "holding",
     "heard_at",
     "offline",
@@ -293,8 +303,10 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "state": standing.state,
         "since": standing.since,
         "why": dict(snapshot.why),
+        "overruled": None if snapshot.overruled is None else dict(snapshot.overruled),
         "change_id": snapshot.change_id,
         "depth": snapshot.depth,
+        "hold_depths": dict(snapshot.hold_depths) or None,
         "holding": dict(standing.holding),
         "heard_at": standing.heard_at,
         "offline": standing.offline,
@@ -375,7 +387,7 @@ def changes(
     conn: Connection, *, limit: int, entity_id: str | None = None, before: str | None = None
 ) -> Sequence[Any]:
     """Changes of state, the newest first, before the one of an id; the columns of `state_change`."""
-    query = select(state_changes).order_by(H.id.desc()).limit(limit)
+    query = select(state_changes).where(H.from_state != H.to_state).order_by(H.id.desc()).limit(limit)
     if entity_id is not None:
         query = query.where(H.entity_id == entity_id)
     if before is not None:
@@ -383,7 +395,8 @@ def changes(
     return conn.execute(query).all()
 
 
-_started_for = Prepared(select(J.process_meta).where(Among(J.id, "wanted"), J.cause == bindparam("cause")))
+TRIGGERS_BEFORE = "triggers_before"  # in the `process_meta` of what a write of a property ran
+_started_for = Prepared(select(J.cause, J.process_meta).where(Among(J.id, "wanted")))
 _deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
 
 
@@ -398,32 +411,36 @@ def left_by(conn: Connection, change_id: str) -> str:
 def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> None:
     """Keep that an entity's state has become what the snapshot says, with its event."""
     entity, standing = snapshot.entity, snapshot.standing
-    tx.append(
-        state_changes,
-        {
-            "id": snapshot.change_id,
-            "entity_id": entity.id,
-            "owner_type": int(entity.owner_type),
-            "entity_name": entity.name,
-            "from_state": before,
-            "to_state": standing.state,
-            "at": at,
-            "why": dict(snapshot.why),
-            "depth": snapshot.depth,
-        },
-    )
+    common = {"id": snapshot.change_id, "at": at, "why": dict(snapshot.why), "depth": snapshot.depth}
+    tx.append(state_changes, {**common, **_of(entity), "from_state": before, "to_state": standing.state})
     told = {"from": before, "to": standing.state, "why": dict(snapshot.why), "id": snapshot.change_id}
     event = {"kind": "state.changed", "at": at, "job_id": None, "entity_id": entity.id, "data": told}
     tx.append(tables.events, event)
 
 
+def add_reason(tx: Transaction, snapshot: Snapshot, why: Mapping[str, Any], at: int) -> None:
+    """Keep, for replays, that others than the conditions began or ceased to decide a state that stays the same."""
+    same = dict.fromkeys(("from_state", "to_state"), snapshot.standing.state)
+    row = {"id": clock.new_id(), "at": at, "why": dict(why), "depth": 0}
+    tx.append(state_changes, {**row, **_of(snapshot.entity), **same})
+
+
+def _of(entity: Entity) -> dict[str, Any]:
+    return {"entity_id": entity.id, "owner_type": int(entity.owner_type), "entity_name": entity.name}
+
+
+GONE = object()  # the value of a property that is not there any more
+
+
 def add_history(
     tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
 ) -> None:
-    """Keep the new values of properties."""
+    """Keep the new values of properties, or that they are gone."""
     common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "step": clock.new_step()}
     for name, value in changed.items():
-        tx.append(property_history, {**common, "name": name, "value": value})
+        gone = value is GONE
+        row = {"name": name, "value": None if gone else value, "gone": gone}
+        tx.append(property_history, {**common, **row})
 
 
 V = property_history.c
@@ -441,10 +458,12 @@ def history(
 
 def depth_behind(conn: Connection, job_ids: Iterable[str]) -> int:
     """How many triggers stand before what these jobs led to, in the longest of their chains; ids may be made up."""
-    rows = _started_for.all(conn, {"wanted": list(job_ids), "cause": Cause.TRIGGER})
-    changes = [row.process_meta["state_change_id"] for row in rows if row.process_meta is not None]
+    rows = [row for row in _started_for.all(conn, {"wanted": list(job_ids)}) if row.process_meta is not None]
+    of_writes = [int(row.process_meta[TRIGGERS_BEFORE]) for row in rows if row.cause == Cause.PROPERTY]
+    changes = [row.process_meta["state_change_id"] for row in rows if row.cause == Cause.TRIGGER]
     depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
-    return 0 if depth is None else depth + 1
+    of_firings = [] if depth is None else [int(depth) + 1]
+    return max([*of_firings, *of_writes], default=0)
 
 
 _lock = {

@@ -52,8 +52,8 @@ class TriggerRow(SQLModel, table=True):
 class StandingRow(SQLModel, table=True):
     """What is remembered of an entity's state; `domain.states.Standing` says what each means.
 
-    `why` and `change_id` are of the last change; `depth` of its chain of causes; `reports` and
-    `superseded` count, `online` is what the device's status said last.
+    `overruled` is the reason of the state now, if it is not the conditions that decide it; `why` and `change_id` are of the last change; `depth` of its chain of causes, `hold_depths` of those of what
+    began the holds, where there was one; `reports` and `superseded` count, `online` is what the device's status said last.
     """
 
     __tablename__ = "standing"
@@ -62,8 +62,10 @@ class StandingRow(SQLModel, table=True):
     state: str
     since: int = ms_column(nullable=False)
     why: dict[str, Any] = json_column()
+    overruled: dict[str, Any] | None = json_column(nullable=True)
     change_id: str | None = None
     depth: int = 0
+    hold_depths: dict[str, int] | None = json_column(nullable=True)
     holding: dict[str, int] = json_column()
     heard_at: int | None = ms_column()
     offline: bool = False
@@ -78,7 +80,7 @@ class StandingRow(SQLModel, table=True):
 
 
 class StateChangeRow(SQLModel, table=True):
-    """One change of an entity's state, and why."""
+    """One change of an entity's state, and why; also of the reason alone, where it is not the conditions that decide."""
 
     __tablename__ = "state_change"
     id: str = Field(primary_key=True)
@@ -152,7 +154,7 @@ class TriggerTimerRow(SQLModel, table=True):
 
 
 class PropertyRow(SQLModel, table=True):
-    """A property that got another value; `by` is who wrote it, None a report.
+    """A property that got another value, or is `gone`; `by` is who wrote it, None a report.
 
     What was changed at once has the same `step`. Rows of one entity have their ids in the order of its changes, also
     where several have one moment; steps tell where among them its changes of state belong (`clock.step_of`).
@@ -163,6 +165,7 @@ class PropertyRow(SQLModel, table=True):
     entity_id: str
     name: str
     value: Any = json_column(nullable=True)
+    gone: bool | None = None
     at: int = ms_column(nullable=False)
     by: str | None = None
     step: int = Field(sa_column=Column(Counter, nullable=False))

@@ -308,6 +308,18 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     assert len({key.rpartition(":")[0] for key in keys}) == 1
 
 
+async def test_a_repeat_that_was_taken_out_of_its_trigger_does_not_fire(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, HOT)
+    given = {"id": "t" * 32, "states": ["alarm"], "operation_id": operation_id}
+    await engine.triggers(owner_id, {**given, "repeat_s": 60})
+    await engine.report(owner_id, temperature=90)
+    await engine.triggers(owner_id, {**given, "repeat_s": None})
+    assert await due(engine, 70) == 0
+    assert await decisions_of(engine, owner_id) == ["fired"]
+    assert await rows(engine, trigger_timers) == []
+
+
 async def test_repeats_go_on_behind_a_pause_a_switch_and_a_loop_until_the_state_is_left(
     engine: Engine,
 ) -> None:
@@ -606,6 +618,32 @@ async def test_a_change_of_an_object_wakes_its_links_also_those_without_a_standi
     assert await engine.happens(link_id, Looked(), OwnerType.LINK)
 
 
+async def test_a_link_that_is_made_while_its_end_reports_sees_that_report(engine: Engine) -> None:
+    source, target = await engine.thing(), await engine.thing()
+    await engine.report(source, temperature=20)
+    values: dict[str, Any] = {"class_id": None, "tags": [], "properties": {}, "property_types": {}}
+    values |= {"name": "pipe", "source": source, "target": target}
+    condition = {"id": "c", "state": "alarm", "when": "source.temperature > 80"}
+    condition |= {"hold_s": 0, "description": "", "period": None}
+
+    def both(tx: Any) -> str:
+        """What the report and whoever makes the link do, of which the report has begun first."""
+        turn = engine.reactions.turn(tx)
+        link = definitions.create(tx, Kind.LINK, values, clock.now_ms())
+        rules.put_conditions(tx, "link", link.id, [condition])
+        states.wake(tx, "link", link.id, clock.now_ms())
+        engine.reactions.react(tx, Happening(OwnerType.LINK, link.id, Looked()))
+        turn.take(Happening(OwnerType.OBJECT, source, Reported({"temperature": 90})))
+        turn.finish()
+        return link.id
+
+    link_id = await engine.store.write(both)
+    woken = await engine.store.read(lambda conn: standings.waking(conn, clock.now_ms() + 1, 9))
+    for owner_type, entity_id in woken:
+        await engine.happens(entity_id, Looked(), owner_type)
+    assert await state_of(engine, link_id) == "alarm"
+
+
 async def test_a_link_that_is_deleted_meanwhile_takes_no_report_along(engine: Engine) -> None:
     source, target = await engine.thing(), await engine.thing()
     links = [await engine.link(source, target) for _ in range(2)]
@@ -786,6 +824,55 @@ async def test_a_chain_of_triggers_stops_at_the_fifth_and_opens_its_breaker(engi
     await engine.report(owner_id, temperature=20)
     await engine.report(owner_id, temperature=90)
     assert len(await jobs_of(engine, owner_id)) == 6
+
+
+@pytest.mark.check(43)
+async def test_a_chain_over_a_condition_that_has_to_hold_stops_likewise(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now_ms()
+    monkeypatch.setattr(clock, "now_ms", lambda: now)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(
+        owner_id, {**HOT, "hold_s": 1}, {"state": "overloaded", "when": "temperature > 85"}
+    )
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    behind: tuple[str, ...] = ()
+    for _ in range(8):
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=behind))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=behind))
+        now += 500
+        await engine.report(owner_id, temperature=91)  # says of no job that it led to it
+        now += 600
+        await engine.happens(owner_id, Looked())
+        behind = ((await jobs_of(engine, owner_id))[-1].id,)
+
+    assert len(await jobs_of(engine, owner_id)) == 5
+    decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
+    assert decisions == ["fired"] * 5 + ["loop_guard"] * 3
+
+
+@pytest.mark.check(43)
+async def test_a_chain_over_properties_that_are_written_stops_likewise(engine: Engine) -> None:
+    owner_id, operation_id = await engine.script("true")
+    readwrite = tables.objects.update().values(property_types={"setpoint": "readwrite"})
+    await engine.store.write(lambda tx: tx.conn.execute(readwrite))
+    await engine.operation(owner_id, parameters={"text": "true"}, run_on_property_change=True)
+    await engine.conditions(owner_id, HOT)
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    behind: tuple[str, ...] = ()
+    for turn in range(8):
+        await engine.happens(owner_id, Reported({"temperature": 20}, job_ids=behind))
+        await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=behind))
+        last = (await traces_of(engine, owner_id))[-1]
+        if last.job_id is not None:  # it sets a property, and what that runs leads to a report
+            await engine.happens(owner_id, Written({"setpoint": turn}, ADMIN, (last.job_id,)))
+            behind = ((await jobs_of(engine, owner_id))[-1].id,)
+
+    decisions = [one for one in await decisions_of(engine, owner_id) if one != "not_in_states"]
+    assert decisions == ["fired"] * 5 + ["loop_guard"] * 3
+    of_writes = [job for job in await jobs_of(engine, owner_id) if job.cause == Cause.PROPERTY]
+    assert [job.process_meta for job in of_writes] == [{"triggers_before": depth} for depth in range(1, 6)]
 
 
 async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) -> None:

@@ -31,17 +31,20 @@ DAY_MS = 86_400_000
 
 
 class Day:
-    """A day that is as long as what happens in it: the clock is moved from one moment to the next."""
+    """A day that is as long as what happens in it: the clock is moved from one moment to the next.
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine, self.now = engine, clock.now_ms()
+    Looks are late by `late_ms`.
+    """
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, late_ms: int = 0) -> None:
+        self.engine, self.now, self.late_ms = engine, clock.now_ms(), late_ms
         self.began = self.now
         monkeypatch.setattr(clock, "now_ms", lambda: self.now)
 
     async def pass_until(self, moment: int) -> None:
         """Let time pass, and whatever is due in it happen at its own moment."""
-        while (due := await self.engine.store.read(_next_due)) is not None and due <= moment:
-            self.now = max(self.now, due)
+        while (due := await self.engine.store.read(_next_due)) is not None and due + self.late_ms <= moment:
+            self.now = max(self.now, due + self.late_ms)
             await self.engine.store.write(self._look)
         self.now = moment
 
@@ -156,6 +159,40 @@ async def _agrees(engine: Engine, kind: OwnerType, entity_id: str, span: Span) -
     assert sorted(one for one in replayed if one[-1] not in ("held", "hold_canceled")) == decided
 
 
+@pytest.mark.parametrize(
+    ("trigger", "fired"),
+    [({"repeat_s": 1}, 61), ({"repeat_s": 1, "cooldown_s": 1}, 61), ({"hold_s": 5, "repeat_s": 2}, 28)],
+)
+async def test_looks_that_are_a_little_late_do_not_make_repeats_rarer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, trigger: dict[str, Any], fired: int
+) -> None:
+    day = Day(engine, monkeypatch, late_ms=50)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, **trigger})
+    await engine.report(owner_id, t=90)
+    await day.pass_until(day.began + 60_500)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
+    decided = await engine.store.read(lambda conn: _decided(conn, owner_id, day.began))
+    assert len(decided) == fired
+    assert {row[-1] for row in decided} == {"fired"}
+
+
+async def test_repeats_that_were_missed_while_nothing_ran_are_not_made_up_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch, late_ms=600_000)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, "repeat_s": 1})
+    await engine.report(owner_id, t=90)
+    await day.pass_until(day.began + 601_000)
+    day.late_ms = 0
+    await day.pass_until(day.began + 603_500)
+    decided = await engine.store.read(lambda conn: _decided(conn, owner_id, day.began))
+    assert [row[0] - day.began for row in decided] == [0, 601_000, 602_000, 603_000]
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_day_on_which_much_has_one_moment_is_replayed_in_the_order_it_was_seen_in(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -211,6 +248,103 @@ async def test_a_day_on_which_much_has_one_moment_is_replayed_in_the_order_it_wa
     for kind, entity_id in ((OwnerType.OBJECT, source), (OwnerType.LINK, link_id)):
         for since in (day.began, middle):
             await _agrees(engine, kind, entity_id, Span(since, day.now))
+
+
+@pytest.mark.parametrize(("hold_s", "repeat_s"), [(0, 7), (5, None)])
+async def test_a_state_that_was_forced_while_it_was_already_so_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, hold_s: float, repeat_s: float | None
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80", "hold_s": hold_s})
+    given = {"states": ["alarm"], "operation_id": operation_id, "repeat_s": repeat_s}
+    await engine.triggers(owner_id, given)
+    began = []
+    for what in (
+        Reported({"t": 90}),
+        Said(Forced("alarm", ADMIN.user_id, "is being mended", day.now, None)),
+        Reported({"t": 91}),
+        Said(Forced("alarm", ADMIN.user_id, "is being mended", day.now, day.now + 60_000)),
+        Reported({"t": 20}),
+        Reported({"t": 92}),
+        Said(None),
+        Reported({"t": 20}),
+        Said(Forced("working", ADMIN.user_id, "is being mended", day.now, day.now + 75_000)),
+        Reported({"t": 93}),
+    ):
+        await day.pass_until(day.now + 7300)
+        began.append(day.now)
+        await engine.happens(owner_id, what)
+    await day.pass_until(day.now + 10_000)
+    for since in (day.began - 1, *(at + 1 for at in began)):
+        await _agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+    changes = await engine.store.read(lambda conn: standings.changes(conn, limit=99, entity_id=owner_id))
+    assert all(one.from_state != one.to_state for one in changes)
+
+
+async def test_a_connection_that_ends_where_a_condition_says_so_too_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    await engine.conditions(owner_id, {"state": "down", "when": "t > 80"})
+    for what in (
+        Reported({"t": 90}),
+        Broker(online=False),
+        Written({"t": 20}, ADMIN),
+        Written({"t": 91}, ADMIN),
+        Broker(online=True),
+        Written({"t": 20}, ADMIN),
+    ):
+        await day.pass_until(day.now + 1000)
+        await engine.happens(owner_id, what)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
+
+
+async def test_a_first_report_that_changes_nothing_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing(properties={"t": 20})
+    operation_id = await engine.operation(owner_id, parameters={"text": "true"})
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["working"], "operation_id": operation_id})
+    for value in (20, 90, 20):
+        await day.pass_until(day.now + 1000)
+        await engine.report(owner_id, t=value)
+    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 10))
+
+
+async def test_a_property_that_was_taken_away_is_replayed_as_not_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id, target = await engine.thing(), await engine.thing()
+    link_id = await engine.link(owner_id, target)
+    await engine.conditions(owner_id, {"state": "alarm", "when": "!has(properties.door)"})
+    await engine.conditions(link_id, {"state": "alarm", "when": "!has(source.door)"}, owner_kind="link")
+
+    def take_away(tx: Transaction) -> None:
+        definitions.change(tx, Kind.OBJECT, owner_id, lambda _: {"properties": {"lid": "shut"}})
+        gone = Redefined({"door": None, "lid": "shut"}, ADMIN)
+        engine.reactions.react(tx, Happening(OwnerType.OBJECT, owner_id, gone))
+
+    moments = []
+    for door in ("open", None):
+        await day.pass_until(day.now + 1000)
+        moments.append(day.now)
+        await engine.report(owner_id, door=door, lid="shut")
+    for _ in range(2):
+        await day.pass_until(day.now + 1000)
+        moments.append(day.now)
+        await engine.store.write(take_away)
+        await engine.report(owner_id, lid="open")
+        await engine.report(owner_id, door=None)
+        await engine.store.write(take_away)
+    await day.pass_until(day.now + 1000)
+    for since in (moments[0], *(moment + 1 for moment in moments)):
+        await _agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+        await _agrees(engine, OwnerType.LINK, link_id, Span(since, day.now))
 
 
 async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, insert, select, update
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.domain.jobs import Job
+from iotjobs.domain.periods import DAYS
 from iotjobs.domain.statuses import Status
 from iotjobs.engine import timekeeping as module
 from iotjobs.engine.leases import Always, Standing
@@ -23,11 +25,12 @@ from iotjobs.store import jobs, moments, nodes, rules, tables, tickets
 from iotjobs.store.moments import Mark
 from iotjobs.store.queue import Ticket
 from iotjobs.store.session import Store
+from iotjobs.store.standings import waking
 from iotjobs.store.state_tables import firings, standings, trigger_timers
 from iotjobs.store.writer import Transaction
 from tests.services.rows import ADMIN, Engine, Failing, add_job, begin, job_of, running_job
 
-DAY = 86_400_000
+DAY, HOUR = 86_400_000, 3_600_000
 SetClock = Callable[[int], None]
 
 
@@ -492,7 +495,34 @@ async def test_holds_silence_and_forced_states_go_on_as_before(store: Store, set
     for by in (DAY, -DAY):
         set_clock(by)
         await timekeeper.look()
+        await engine.happens(owner_id, Looked())  # as it is due for, at once
         assert await store.read(remaining) == expected
+    await engine.stop()
+
+
+async def test_the_edge_of_a_period_comes_when_the_clock_that_was_set_says_so(
+    store: Store, set_clock: SetClock
+) -> None:
+    engine = Engine(store)
+    owner_id = await engine.thing()
+    timekeeper = Timekeeper(store, Always())
+    await timekeeper.begin()
+    soon = datetime.fromtimestamp(clock.now_ms() / 1000, UTC) + timedelta(hours=2)
+    edges = {"from": f"{soon:%H:%M:%S}", "to": f"{soon + timedelta(hours=2):%H:%M:%S}"}
+    period = {"days": list(DAYS), **edges, "zone": "UTC"}
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80", "period": period})
+    await engine.report(owner_id, t=90)
+
+    async def state() -> str:
+        for owner_type, entity_id in await store.read(lambda conn: waking(conn, clock.now_ms(), 9)):
+            await engine.happens(entity_id, Looked(), owner_type)
+        return str(await store.read(lambda conn: conn.execute(select(standings.c.state)).scalar_one()))
+
+    assert await state() == "working"
+    for by, expected in ((3 * HOUR, "alarm"), (0, "working")):
+        set_clock(by)
+        await timekeeper.look()
+        assert await state() == expected
     await engine.stop()
 
 

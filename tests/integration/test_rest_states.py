@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -162,6 +163,28 @@ async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -
     await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
 
 
+@pytest.mark.check(43)
+async def test_a_write_of_properties_says_which_job_does_it_and_what_it_runs_says_so_too(rest: Rest) -> None:
+    owner = await rest.thing(property_types={"setpoint": "readwrite"})
+    path = f"/objects/{owner['id']}"
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="{{jobId}}")
+    parameters = {"topic": "things/set", "message": "x"}
+    await rest.make(
+        f"{path}/operations", name="push", type="mqtt", run_on_property_change=True, parameters=parameters
+    )
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    assert (await rest.call("PUT", f"{path}/state-triggers", items)).status == 200
+    await rest.call("POST", f"{path}/report", {"temperature": 90})
+    job_id = (await traces(rest, owner, decision="fired"))[0]["job_id"]
+
+    for where, body in ((f"{path}/properties", {"setpoint": 1}), (path, {"properties": {"setpoint": 2}})):
+        assert (await rest.call("PATCH", where, body, Job_Id=job_id)).status == 200
+    listed = (await rest.get(f"{path}/jobs"))["items"]
+    whole = [await rest.get(f"/jobs/{job['id']}") for job in listed if job["cause"] == "property"]
+    assert [job["process_meta"] for job in whole] == [{"triggers_before": 1}] * 2
+
+
 async def test_people_write_properties_and_a_readwrite_one_runs_what_asks_for_it(rest: Rest) -> None:
     owner = await rest.thing(property_types={"setpoint": "readwrite", "serial": "readonly"})
     path = f"/objects/{owner['id']}"
@@ -252,6 +275,7 @@ async def test_the_state_is_answered_with_what_is_true_now_and_what_cannot_be_ju
     assert (await rest.get(f"/objects/{owner['id']}/state"))["now"] == {
         "state": "created",
         "why": {"by": "default"},
+        "waiting": [],
         "problems": [{"when": "temperature > 80", "problem": "there is no property temperature"}],
     }
     path = f"/objects/{owner['id']}/report"
@@ -268,6 +292,21 @@ async def test_the_state_is_answered_with_what_is_true_now_and_what_cannot_be_ju
     assert (state["state"], state["why"]) == ("working", {"by": "default"})
     said = "temperature is a text and 80 is a number: > compares numbers, or texts"
     assert state["now"]["problems"] == [{"when": "temperature > 80", "problem": said}]
+
+
+async def test_a_condition_that_has_to_hold_on_is_told_with_when_it_counts(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    given = [{"state": "alarm", "when": "temperature > 80", "hold_s": 300}]
+    await rest.call("PUT", f"{path}/state-conditions", given)
+    await rest.call("POST", f"{path}/report", {"temperature": 90})
+    state = await rest.get(f"{path}/state")
+    since = state["heard_at"]
+    counts_at = datetime.fromisoformat(since) + timedelta(seconds=300)
+    [waiting] = state["now"]["waiting"]
+    assert (state["state"], state["now"]["why"]) == ("working", {"by": "default"})
+    assert datetime.fromisoformat(waiting.pop("counts_at")) == counts_at
+    assert waiting == {"state": "alarm", "when": "temperature > 80", "waits_for": "hold", "since": since}
 
 
 async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from iotjobs.clock import rfc3339
@@ -124,3 +124,12 @@ async def _versions(request: Request) -> frozenset[int] | None:
 
 
 IfMatch = Annotated[frozenset[int] | None, Depends(_versions)]
+JobId = Annotated[str | None, Header(alias="Job-Id", min_length=1, max_length=128)]
+
+
+def _jobs_behind(job_id: JobId = None) -> tuple[str, ...]:
+    return () if job_id is None else (job_id,)
+
+
+# The jobs that led to a write: a script that does it tells of which one it is.
+JobsBehind = Annotated[tuple[str, ...], Depends(_jobs_behind)]

@@ -84,6 +84,7 @@ async def patch_entity(
     *,
     expected: frozenset[int] | None,
     caller: Caller,
+    job_ids: tuple[str, ...],
 ) -> Response:
     """200 with an object or link that a merge patch was applied to.
 
@@ -105,7 +106,7 @@ async def patch_entity(
             return
         given = [name for name in own if name not in before or not operators.equal(own[name], before[name])]
         refuse_unwritable(tx.conn, after, given)
-        what = Redefined(before, caller)
+        what = Redefined(before, caller, job_ids)
         engine.reactions.react(tx, Happening(OwnerType[after.kind.name], after.id, what))
 
     return await change(services, definition, changed, expected, follow)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import TypeAdapter
 
 from iotjobs.inputs.rest import definitions
-from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
+from iotjobs.inputs.rest.answers import Id, IfMatch, JobsBehind, NamedQuery
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
 from iotjobs.inputs.shapes import LinkBody, LinkOut, Listed, Name
@@ -54,10 +54,13 @@ async def change_link(
     expected: IfMatch,
     *,
     body: Annotated[dict[str, Any], Depends(patch_of(LinkBody))],
+    job_ids: JobsBehind,
 ) -> Response:
     """Change a link; properties that are set here are set as by `PATCH …/properties`."""
     which = (Kind.LINK, link_id)
-    return await definitions.patch_entity(services, which, _shape, body, expected=expected, caller=caller)
+    return await definitions.patch_entity(
+        services, which, _shape, body, expected=expected, caller=caller, job_ids=job_ids
+    )
 
 
 @router.delete("/{link_id}", status_code=204, dependencies=_admin)

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import Conflict
 from iotjobs.inputs.rest import definitions
-from iotjobs.inputs.rest.answers import Id, IfMatch, NamedQuery
+from iotjobs.inputs.rest.answers import Id, IfMatch, JobsBehind, NamedQuery
 from iotjobs.inputs.rest.body import body_of, patch_of
 from iotjobs.inputs.rest.services import CallerOf, Services, admin_for
 from iotjobs.inputs.shapes import HostKeyBody, Listed, Name, ObjectBody, ObjectOut
@@ -59,13 +59,16 @@ async def change_object(
     expected: IfMatch,
     *,
     body: Annotated[dict[str, Any], Depends(patch_of(ObjectBody))],
+    job_ids: JobsBehind,
 ) -> Response:
     """Change an object; another thing name ends what was enrolled under the old one.
 
     Properties that are set here are set as by `PATCH …/properties`: with their history and what follows.
     """
     which = (Kind.OBJECT, object_id)
-    return await definitions.patch_entity(services, which, _shape, body, expected=expected, caller=caller)
+    return await definitions.patch_entity(
+        services, which, _shape, body, expected=expected, caller=caller, job_ids=job_ids
+    )
 
 
 @router.delete("/{object_id}", status_code=204, dependencies=_admin)

@@ -15,7 +15,7 @@ from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.engine.reactions import Happening, What, Written
 from iotjobs.engine.reports import JOB_ID_MEMBER, REPORT_ID_MEMBER, check_names, reported
-from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, json_response, listed, only
+from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, JobId, JobsBehind, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
 from iotjobs.inputs.rest.services import (
     ApiServices,
@@ -53,7 +53,7 @@ def properties_of(kind: Kind) -> APIRouter:
         idempotency_key: Annotated[
             str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128)
         ] = None,
-        job_id: Annotated[str | None, Header(alias="Job-Id", min_length=1, max_length=128)] = None,
+        job_id: JobId = None,
     ) -> Response:
         """A device's report: its values are merged into the properties, and what follows from them happens.
 
@@ -70,9 +70,15 @@ def properties_of(kind: Kind) -> APIRouter:
         caller: CallerOf,
         entity_id: Id,
         body: Annotated[dict[str, Any], Depends(patch_of(dict[str, Any]))],
+        *,
+        job_ids: JobsBehind,
     ) -> Response:
-        """Set properties; writing a readwrite one runs the owner's operations that ask for it."""
-        what = Written(check_names(check_payload(body, "a patch of properties")), caller)
+        """Set properties; writing a readwrite one runs the owner's operations that ask for it.
+
+        What a job does says so (Job-Id), so that a loop of triggers is seen.
+        """
+        values = check_names(check_payload(body, "a patch of properties"))
+        what = Written(values, caller, job_ids)
         return await _happen(services, engine, kind, entity_id, what)
 
     @router.get("/properties", responses=_ANSWER)

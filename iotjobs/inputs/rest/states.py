@@ -236,4 +236,14 @@ def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -
 
 def _judged(now: Judgement) -> dict[str, Any]:
     why = {name: value for name, value in now.why.items() if name != "problems"}
-    return {"state": now.state, "why": why, "problems": now.problems}
+    waiting = [
+        {
+            "state": one.condition.state,
+            "when": one.condition.when.text,
+            "waits_for": "period" if one.since is None else "hold",
+            "since": rfc3339(one.since),
+            "counts_at": rfc3339(one.counts_at),
+        }
+        for one in now.waiting
+    ]
+    return {"state": now.state, "why": why, "waiting": waiting, "problems": now.problems}

@@ -51,7 +51,7 @@ def explain(site: Site, *arguments: str) -> Result:
 
 def knows(site: Site, now: dict[str, Any] | None = None, **state: Any) -> None:
     shown = {
-        "now": {"state": "alarm", "why": CHANGE["why"], "problems": [], **(now or {})},
+        "now": {"state": "alarm", "why": CHANGE["why"], "waiting": [], "problems": [], **(now or {})},
         "state": "alarm",
         "since": "2026-11-29T04:00:00.000Z",
         "why": CHANGE["why"],
@@ -109,6 +109,25 @@ def test_what_is_true_now_is_told_where_it_is_not_the_reason_of_the_last_change(
     assert explain(site, "press-057").stdout.splitlines()[1] == (
         "  now it has to be working, and has not been looked at yet: no condition holds"
     )
+
+
+def test_a_condition_that_is_true_and_does_not_count_yet_is_told(site: Site) -> None:
+    held = {
+        "state": "alarm",
+        "when": "t > 80",
+        "waits_for": "hold",
+        "since": "2026-11-29T04:00:00.000Z",
+        "counts_at": "2026-11-29T04:05:00.000Z",
+    }
+    later = {**held, "waits_for": "period", "since": None}
+    waiting = [held, later, {**later, "counts_at": None}]
+    default = {"by": "default"}
+    knows(site, {"state": "working", "why": default, "waiting": waiting}, state="working", why=default)
+    assert explain(site, "press-057").stdout.splitlines()[1:4] == [
+        "  alarm is to come: t > 80, true since 2026-11-29T04:00:00.000Z, counts from 2026-11-29T04:05:00.000Z on",
+        "  alarm is to come: t > 80, true now, counts in its period, from 2026-11-29T04:05:00.000Z on",
+        "  alarm never comes: t > 80, true now, is outside its period",
+    ]
 
 
 def test_what_had_no_value_at_the_last_change_and_has_one_now_is_not_told_as_if_it_had_none(

@@ -81,6 +81,8 @@ def test_what_holds(text: str) -> None:
         ("count / 0 > 1", "count / 0 divides by zero"),
         ("1e308 * 10 > 1", "1e308 * 10 is too large"),
         ("pump.colour == 1", "pump has no colour"),
+        ("!has(nosuch.x)", "there is no property nosuch"),
+        ("!has(pump.nosuch.x)", "pump has no nosuch"),
         ("list[3] == 1", "list has no element 3, it has 3"),
         ("list[0.5] == 1", "0.5 is a number, and list is a list, counted from 0"),
         ("count.x == 1", "count is a number and has no members"),
@@ -155,6 +157,8 @@ def test_a_bare_name_and_a_member_of_properties_are_one_reference() -> None:
         (r'"\q" == ""', r"\q means nothing in a text", 1),
         (r'"\ud800" == ""', r"\ud800 is no character", 1),
         ("a == 'é' && ü", "'ü' cannot stand here", 12),
+        ("a > \u0668\u0660", "'\u0668' cannot stand here", 4),
+        ("a > 8\u0660", "'\u0660' cannot stand here", 5),
         ("(" * 31 + "1" + ")" * 31, "nested deeper than 30", 31),
         ("!" * 40 + "a", "nested deeper than 30", 31),
         ("a + " * 100 + "a > 1", "more than 100 names and literals", 400),
@@ -230,6 +234,8 @@ def _joined(part: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         part.map(lambda found: f"!{found}"),
         st.tuples(part, st.sampled_from(["x", "y"])).map(lambda found: f"{found[0]}.{found[1]}"),
         part.map(lambda found: f"has(m.{'x' if len(found) % 2 else 'y'})"),
+        part.map(lambda found: f"has({found}.x)"),
+        st.sampled_from(["has(nosuch.x)", "has(m.nosuch.x)", "has(m.x.y)"]),
         part.map(lambda found: f'{found}.startsWith("a")'),
     )
 

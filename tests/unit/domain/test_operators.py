@@ -60,8 +60,10 @@ def test_one_side_decides_on_either_place_and_else_the_first_problem_is_told(dec
 
 
 def test_a_missing_member_is_told_apart_from_one_that_cannot_be() -> None:
-    of_number = operators.member((lambda _: 1, "n"), (lambda _: "x", "x"))
-    of_object = operators.member((lambda _: {}, "o"), (lambda _: "x", "x"))
-    assert operators.has(of_object)(None) is False
+    assert operators.has((lambda _: {}, "o"), "x")(None) is False
+    assert operators.has((lambda _: {"x": None}, "o"), "x")(None) is True
     with pytest.raises(NoValue, match="n is a number and has no members"):
-        operators.has(of_number)(None)
+        operators.has((lambda _: 1, "n"), "x")(None)
+    o_dot_x = operators.member((lambda _: {}, "o"), (lambda _: "x", "x"))
+    with pytest.raises(NoValue, match="o has no x"):
+        operators.has((o_dot_x, "o.x"), "y")(None)

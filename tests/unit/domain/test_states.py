@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time as time_module
 from dataclasses import replace
 from datetime import time
 from typing import Any
@@ -127,6 +128,48 @@ def test_a_condition_behind_the_winner_goes_on_counting() -> None:
     on = replace(HEARD, state="alarm", holding={WARM.hold_key: 1000})
     assert judged(on, 9000, temperature=90).holding == {WARM.hold_key: 1000}
     assert judged(on, 9000, temperature=70).state == "overloaded"
+
+
+def test_a_condition_that_is_true_and_does_not_count_yet_waits() -> None:
+    never = replace(HOT, id="c3", period=Period(frozenset(), time(8), time(17)))
+    day = replace(HOT, period=Period(begin=time(8), end=time(17)))
+    standing = replace(HEARD, holding={WARM.hold_key: 1000})
+    found = judged(standing, 3000, day, WARM, never, temperature=90)
+    assert found.why == {"by": "default"}
+    assert [(one.condition.id, one.since, one.counts_at) for one in found.waiting] == [
+        ("c1", None, 8 * 3_600_000),
+        ("c2", 1000, 6000),
+        ("c3", None, None),
+    ]
+    assert judged(standing, 3000, day, WARM, temperature=20).waiting == []
+    assert judged(standing, 6000, day, WARM, temperature=90).hold_key == WARM.hold_key
+    assert [one.condition.id for one in judged(standing, 6000, day, WARM, temperature=90).waiting] == ["c1"]
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        " || ".join(["l != m"] * 50),
+        " || ".join(["'x' in l"] * 49),
+        " && ".join(["m == [l[0]] + l"] * 20),
+        " || ".join(["t.contains('b')"] * 49),
+        " || ".join(["t != u"] * 50),
+        " || ".join(["t > u"] * 50),
+        "+".join(["t"] * 4) + " == u",
+    ],
+)
+def test_what_all_conditions_together_look_at_is_bounded(when: str) -> None:
+    many = [Condition(f"c{number}", "alarm", compile_expression(when)) for number in range(200)]
+    last = Condition("last", "overloaded", compile_expression("n > 1"))
+    t = "a" * 15_000
+    facts = Facts({"l": [0] * 900, "m": [0] * 900, "t": t, "u": t + "", "n": 2})
+    for _ in range(2):  # each time they have as much
+        began = time_module.process_time()
+        found = judge([*many, last], facts, HEARD, 0)
+        took = time_module.process_time() - began
+        assert (found.state, found.why["condition_id"]) == ("overloaded", "last")
+        assert "the conditions have more than 10,000 values to look at" in found.problems[-1]["problem"]
+        assert took < 0.1  # ten times what a slow machine may take
 
 
 def test_a_period_bounds_a_condition_and_its_edges_wake_up() -> None:
