@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.harness.broker import mosquitto
 from benchmarks.harness.figures import QUICK, finish, median, percentile, ratio, table
-from benchmarks.harness.mqtt import Load
+from benchmarks.harness.mqtt import Load, open_all
 from benchmarks.harness.server import Server, rss_mb
-from benchmarks.soak import API, OPENING_AT_ONCE, define
+from benchmarks.soak import API, define
 
 DEVICES = 50 if QUICK else 200
 FLOOD_PER_S = 1000 if QUICK else 5000
@@ -45,14 +45,8 @@ class Others:
         self.took_ms.append(1000 * (time.perf_counter() - sent.popleft()))
 
     async def open(self, port: int) -> None:
-        """Connect all, some at a time."""
-        gate = asyncio.Semaphore(OPENING_AT_ONCE)
-
-        async def one(number: int) -> None:
-            async with gate:
-                await self._loads[number].open(port, f"iotjobs/thing-{number}/cmd/#")
-
-        await asyncio.gather(*(one(number) for number in range(DEVICES)))
+        """Connect all."""
+        await open_all(self._loads, port, "iotjobs/thing-{}/cmd/#")
 
     async def phase(self) -> list[float]:
         """Report for a phase; the milliseconds from each hot report to its command, all of which have come."""

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.harness.broker import mosquitto
 from benchmarks.harness.figures import QUICK, finish, table
 from benchmarks.harness.http import Client
-from benchmarks.harness.mqtt import Load
+from benchmarks.harness.mqtt import Load, open_all
 from benchmarks.harness.server import JobTable, Server, cpu_s, rss_mb
 
 API = "/api/v1"
@@ -28,7 +28,6 @@ EACH_S = 5.0
 MINUTES = float(os.environ.get("MINUTES", "0.3" if QUICK else "10"))
 HOT_ONE_IN = 20
 LOOK_S = 2.0
-OPENING_AT_ONCE = 50
 WITHIN_S = 60.0
 
 
@@ -51,14 +50,8 @@ class Devices:
             await self._news.wait()
 
     async def open(self, port: int) -> None:
-        """Connect all, some at a time."""
-        gate = asyncio.Semaphore(OPENING_AT_ONCE)
-
-        async def one(number: int) -> None:
-            async with gate:
-                await self._loads[number].open(port, f"iotjobs/thing-{number}/cmd/#")
-
-        await asyncio.gather(*(one(number) for number in range(DEVICES)))
+        """Connect all."""
+        await open_all(self._loads, port, "iotjobs/thing-{}/cmd/#")
 
     async def report_until(self, end: float) -> None:
         """Report in turn, evenly, until this moment of the monotonic clock."""

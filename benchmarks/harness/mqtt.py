@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
+OPENING_AT_ONCE = 50
 _PUBLISH, _SUBACK = 3, 9
 _WITHIN_S = 10.0
 
@@ -94,6 +95,17 @@ class Load(asyncio.Protocol):
         del received[:at]
         if answers:
             self.send(bytes(answers))
+
+
+async def open_all(loads: Sequence[Load], port: int, subscription: str) -> None:
+    """Connect all, some at a time; each subscribes, with its number for `{}`. Raises as `Load.open`."""
+    gate = asyncio.Semaphore(OPENING_AT_ONCE)
+
+    async def one(number: int, load: Load) -> None:
+        async with gate:
+            await load.open(port, subscription.format(number))
+
+    await asyncio.gather(*(one(number, load) for number, load in enumerate(loads)))
 
 
 def _end_of(received: bytearray, at: int) -> tuple[int, int] | None:
