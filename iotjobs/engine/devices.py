@@ -94,7 +94,7 @@ class DeviceMessages:
         self._inbox: asyncio.Queue[Received] = asyncio.Queue()
         self._rates, self._ingest = Rates(reports_per_s), ingest
         self._taken, self._taking = Taken(), asyncio.Lock()
-        self._is_unsure = False  # whether a transaction that failed may be on disk
+        self._unsure: Sequence[_Heard] = ()  # of a transaction that was not answered, and may be on disk
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
         self.dropped = self.repeated = 0
@@ -208,9 +208,12 @@ class DeviceMessages:
             message.ack()
         else:
             return False
+        self._count_repeated(message)
+        return True
+
+    def _count_repeated(self, message: Received) -> None:
         self.repeated += 1
         log.debug("the broker brought a message again", extra={"topic": message.topic[:200]})
-        return True
 
     def _heard(self, message: Received, now: float) -> list[_Heard]:
         """What a message does; nothing when it has to wait."""
@@ -229,6 +232,9 @@ class DeviceMessages:
             return []
         if what is None:
             message.ack()
+            return []
+        if message.duplicate and self._rates.came_before(who, message):
+            self._count_repeated(message)
             return []
         if message.retain:
             what = replace(what, retained=True)
@@ -264,7 +270,6 @@ class DeviceMessages:
                     await self._write_alone(heard)
         except (StoreUnavailable, StorageFull):
             log.warning("the store cannot take device messages", extra={"count": len(batch)})
-            self._is_unsure = True
             return False
         return True
 
@@ -282,25 +287,23 @@ class DeviceMessages:
         refused = await self._store.write(lambda tx: self._apply(tx, batch))
         for heard, why in refused:
             self._drop(heard.message, why)
-        self._is_unsure = False
+        self._unsure = ()
         for heard in batch:
             heard.settled = True
 
     def _apply(self, tx: Transaction, batch: Sequence[_Heard]) -> list[tuple[_Heard, str]]:
         """Give each its effect; those that have none, and why."""
         self._standing.check(tx)
-        if self._is_unsure:
-            unheard = self._taken.unheard(tx.conn)
-            for heard in batch:
-                heard.settled |= heard.message.key in unheard
+        if self._unsure and self._taken.unheard(tx.conn):
+            for heard in self._unsure:
+                heard.settled = True
+        self._unsure = [heard for heard in batch if not heard.settled]
         refused = []
         turn = self._reactions.turn(tx)
         objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
         standings.lock(tx, OwnerType.OBJECT, objects.values())
         turn.read_ahead(objects.values())
-        for heard in batch:
-            if heard.settled:
-                continue
+        for heard in self._unsure:
             try:
                 object_id = objects.get(heard.who)
                 if object_id is None:
@@ -310,7 +313,8 @@ class DeviceMessages:
             except (ValueError, RequestError) as error:
                 refused.append((heard, str(error)))
         turn.finish()
-        self._taken.add(tx, (key for heard in batch if not heard.settled for key in heard.keys))
+        if self._unsure:
+            self._taken.add(tx, (key for heard in self._unsure for key in heard.keys))
         return refused
 
 

@@ -37,6 +37,10 @@ class Standing(Protocol):
         """Whether it is this process, as far as it can know without asking."""
 
     @property
+    def another_leads(self) -> bool:
+        """Whether somebody else was seen to renew or take the lease, and we have not had it since."""
+
+    @property
     def epoch(self) -> int | None:
         """Another one each time that the lease is taken; None while it is not ours."""
 
@@ -51,7 +55,7 @@ class Standing(Protocol):
 class Always:
     """The embedded side: there is nobody else."""
 
-    leads, epoch = True, 1
+    leads, another_leads, epoch = True, False, 1
     fit: Callable[[], bool] = staticmethod(lambda: True)
 
     def check(self, tx: Transaction) -> None:
@@ -80,6 +84,8 @@ class Lease(LoopService):
         self._until = float("-inf")
         self._silence: Silence[LeaseState] = Silence(nodes.LEASE_MS / 1000)
         self._silent: LeaseState | None = None  # somebody else's, not renewed for as long as it lasts
+        self._first_seen: LeaseState | None = None  # somebody else's, as we found it
+        self.another_leads = False
 
     @property
     def leads(self) -> bool:
@@ -141,8 +147,11 @@ class Lease(LoopService):
         found = await self._store.write(lambda tx: nodes.take_lease(tx, self._lease, holder, silent))
         self._silent = self._silence.of({self._lease: found}, began).get(self._lease)
         if found.holder != holder:
+            self._first_seen = self._first_seen or found
+            self.another_leads = found != self._first_seen
             self._lost()
             return False
+        self._first_seen, self.another_leads = None, False
         if found.epoch != self._epoch:
             log.info("this process leads now", extra={"lease": self._lease, "epoch": found.epoch})
         self._epoch, self._held_as, self._until = found.epoch, holder, began + nodes.LEASE_MS / 1000

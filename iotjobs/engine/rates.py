@@ -8,23 +8,28 @@ a device that floods us costs the others nothing and loses nothing but values th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.store.standings import REPORT_IDS_KEPT
+from iotjobs.store.taken import Key
 from iotjobs.transports.mqtt_messages import Received
 
 BURST_S = 5  # of the rate
-# Keys of messages that are no longer waited with, of each: the broker waits for no more acknowledgements.
+# Keys of messages that are no longer waited with, of all: the broker waits for no more acknowledgements.
 LET_GO = 256
-# Messages that wait with one report: what is not acknowledged takes places of all devices.
+# Messages that wait with one report: what is not acknowledged takes places of all devices. Those of a device that says
+# so many names one by one have their effect before its token comes.
 EARLIER = 16
 _MOST = 10_000  # buckets, before those that are full again are let go of
 
+_HEARD_OF, _WORD = 0, 1  # what a message says beside values
+
 Who = tuple[str, str]  # `thing` or `external_id`, and its value
 Said: TypeAlias = Reported | Connection
+_Slot: TypeAlias = tuple[str | int, int]  # a property's name, or one of these; and the QoS
 
 
 @dataclass(slots=True)
@@ -39,50 +44,67 @@ class Held:
 
     reported: Reported | None = None
     connection: Connection | None = None
-    let_go: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=LET_GO))
-    _reports: list[Received] = field(default_factory=list)
-    _word: Received | None = None
+    let_go: deque[Key] = field(default_factory=deque)
+    _all_let_go: deque[deque[Key]] = field(default_factory=deque, repr=False)  # of all devices: whose is next
+    # The newest message of each. One of QoS 0 takes the place of no other: that one has to come again, and this one
+    # does not, should we die before their effects are committed.
+    _newest: dict[_Slot, Received] = field(default_factory=dict)
+    _places: dict[Received, int] = field(default_factory=dict)  # how many each has of these, in their order
 
     @property
     def messages(self) -> list[Received]:
         """Those that have values, or the word, which no later one has; in their order."""
-        return [*self._reports, *([] if self._word is None else [self._word])]
+        return list(self._places)
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether more messages wait here than may."""
+        return len(self._places) > EARLIER
 
     @property
     def parts(self) -> list[tuple[list[Received], Said]]:
         """What it stands for in the order of its effects, each with its messages."""
+        words: list[Received] = []
+        if self.connection is not None:
+            words = [one for qos in (1, 0) if (one := self._newest.get((_WORD, qos))) is not None]
         found: list[tuple[list[Received], Said]] = []
         if self.reported is not None:
-            found.append((self._reports, self.reported))
-        if self.connection is not None and self._word is not None:
-            found.append(([self._word], self.connection))
+            found.append(([one for one in self._places if one not in words], self.reported))
+        if self.connection is not None:
+            found.append((words, self.connection))
         return found
 
-    def add(self, message: Received, what: Said) -> None:
-        """Merge a later one into it; messages that then have no effect any more are acknowledged.
+    def came_before(self, message: Received) -> bool:
+        """Whether the broker brings again what waits here, or what this stands for: it has its place already."""
+        mid, key = message.mid, message.key
+        before = next((one for one in self._places if one.mid == mid and one.key == key), None)
+        if before is None:
+            stands_for = key in self.let_go
+            if stands_for:
+                message.ack()
+            return stands_for
+        # The connection on which the other one could be acknowledged is lost.
+        self._places = {message if one is before else one: count for one, count in self._places.items()}
+        self._newest = {slot: message if one is before else one for slot, one in self._newest.items()}
+        return True
 
-        But not for one of QoS 0: that is not sent again, should we die before its effects are committed.
-        """
+    def add(self, message: Received, what: Said) -> None:
+        """Merge a later one into it; messages that then have no effect any more are acknowledged."""
         if isinstance(what, Connection):
             self._say(message, what)
-            return
-        if self.connection is not None and not what.retained:  # it is heard of, whatever was said before
-            before_ids = (*self.connection.ids, *what.earlier_ids)
-            what = replace(what, superseded=self.connection.superseded + 1, earlier_ids=before_ids)
-            self._let_go(message)
-        if self.reported is None:
-            self.reported = what
         else:
-            before, self.reported = self.reported, _merged(self.reported, what)
-            if (
-                before.values.keys() <= what.values.keys()
-                and before.retained == what.retained
-                and message.qos
-            ):
-                for superseded in self._reports:
-                    self._end(superseded)
-                self._reports.clear()
-        self._reports.append(message)
+            self._report(message, what)
+
+    def _report(self, message: Received, report: Reported) -> None:
+        if self.connection is not None and not report.retained:  # it is heard of, whatever was said before
+            before_ids = (*self.connection.ids, *report.earlier_ids)
+            report = replace(report, superseded=self.connection.superseded + 1, earlier_ids=before_ids)
+            self.connection = None
+            self._clear(_WORD, message.qos)
+        before = self.reported
+        self.reported = report if before is None else _merged(before, report)
+        is_older = before is not None and _is_older(report, before)
+        self._place(message, (_HEARD_OF, *report.values), is_older=is_older)
 
     def _say(self, message: Received, word: Connection) -> None:
         before = self.connection
@@ -94,25 +116,46 @@ class Held:
         if before is not None:
             ids = before.ids[-REPORT_IDS_KEPT:]
             word = replace(word, superseded=before.superseded + 1, earlier_ids=ids)
-            self._let_go(message)
-        self.connection, self._word = word, message
+        self.connection = word
+        self._place(message, (_WORD,))
 
-    def _let_go(self, later: Received) -> None:
-        if self._word is not None:
-            if later.qos:
-                self._end(self._word)
-            else:
-                self._reports.append(self._word)
-        self.connection = self._word = None
+    def _place(self, message: Received, names: Iterable[str | int], *, is_older: bool = False) -> None:
+        self._places[message] = 0
+        for name in names:
+            if not is_older:
+                self._clear(name, message.qos)
+            if self._newest.setdefault((name, message.qos), message) is message:
+                self._places[message] += 1
+        if not self._places[message]:
+            self._end(message)
+
+    def _clear(self, name: str | int, qos: int) -> None:
+        """Let a newer message of this QoS take the place of what was said before."""
+        for lower in range(qos + 1):
+            before = self._newest.pop((name, lower), None)
+            if before is not None:
+                self._places[before] -= 1
+                if not self._places[before]:
+                    self._end(before)
 
     def _end(self, superseded: Received) -> None:
-        superseded.ack()
-        self.let_go.append(superseded.key)
+        self._places.pop(superseded, None)
+        if superseded.qos:
+            superseded.ack()
+            self.let_go.append(superseded.key)
+            self._all_let_go.append(self.let_go)
+            if len(self._all_let_go) > LET_GO:
+                self._all_let_go.popleft().popleft()
+
+
+def _is_older(later: Reported, before: Reported) -> bool:
+    """Whether what comes later was said before: the broker had kept it."""
+    return later.retained and not before.retained
 
 
 def _merged(before: Reported, later: Reported) -> Reported:
     """Two reports in one; what the broker kept is older than what came as it was sent."""
-    first, last = (later, before) if later.retained and not before.retained else (before, later)
+    first, last = (later, before) if _is_older(later, before) else (before, later)
     return Reported(
         {**first.values, **last.values},
         last.report_id,
@@ -146,6 +189,7 @@ class Rates:
     held: dict[Who, Held] = field(default_factory=dict)
     _buckets: dict[Who, _Bucket] = field(default_factory=dict)
     _most: int = 0
+    _let_go: deque[deque[Key]] = field(default_factory=deque)
 
     def admit(self, who: Who, message: Received, what: Said, now: float) -> bool:
         """Whether it may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
@@ -153,15 +197,18 @@ class Rates:
         if waiting is None:
             if self._take(who, now):
                 return True
-            waiting = self.held[who] = Held()
+            waiting = self.held[who] = Held(_all_let_go=self._let_go)
         waiting.add(message, what)
         return False
 
+    def came_before(self, who: Who, message: Received) -> bool:
+        """Whether the broker brings again what waits, or what something that waits stands for."""
+        waiting = self.held.get(who)
+        return waiting is not None and waiting.came_before(message)
+
     def due(self, now: float) -> Iterator[tuple[Who, Held]]:
         """Those that have got their token."""
-        for who in [
-            who for who, held in self.held.items() if len(held.messages) > EARLIER or self._take(who, now)
-        ]:
+        for who in [who for who, held in self.held.items() if held.is_too_much or self._take(who, now)]:
             yield who, self.held.pop(who)
 
     def wait_s(self) -> float | None:
@@ -175,7 +222,7 @@ class Rates:
         bucket = self._buckets.get(who)
         if bucket is None:
             if len(self._buckets) >= max(_MOST, self._most):
-                self._let_go(now)
+                self._forget_full(now)
             bucket = self._buckets[who] = _Bucket(burst, now)
         bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
         bucket.at = now
@@ -184,7 +231,7 @@ class Rates:
         bucket.tokens -= 1
         return True
 
-    def _let_go(self, now: float) -> None:
+    def _forget_full(self, now: float) -> None:
         """Forget the buckets that are full again: anybody may make up names."""
         full_after_s = max(BURST_S, 1 / self.per_s)
         self._buckets = {

@@ -62,9 +62,7 @@ def read_report(message: Received) -> Reported:
     Raises:
         ValueError, RecursionError, RequestError: it is none.
     """
-    values = check_payload(read_payload(message.payload), "a report")
-    given = message.user_property(REPORT_ID_PROPERTY)
-    return reported(values, given, message.user_property(JOB_ID_PROPERTY))
+    return _reported_by(message, check_payload(read_payload(message.payload), "a report"))
 
 
 def read_ingested(message: Received, name: str | None, prefix: str) -> Reported:
@@ -78,10 +76,10 @@ def read_ingested(message: Received, name: str | None, prefix: str) -> Reported:
     else:
         try:
             values = {name: read_payload(message.payload)}
-        except ValueError:
+        except msgspec.DecodeError:
             values = {name: message.payload.decode()}  # plain text, such as `on`
         check_payload(values, "a report")
-    return reported({prefix + name: value for name, value in values.items()}, None)
+    return _reported_by(message, {prefix + name: value for name, value in values.items()})
 
 
 def read_shadow(message: Received) -> Reported | None:
@@ -98,6 +96,10 @@ def read_shadow(message: Received) -> Reported | None:
         return None
     if not isinstance(values, dict):
         raise ValueError("state.reported is an object")
+    return _reported_by(message, values)
+
+
+def _reported_by(message: Received, values: dict[str, Any]) -> Reported:
     return reported(values, message.user_property(REPORT_ID_PROPERTY), message.user_property(JOB_ID_PROPERTY))
 
 

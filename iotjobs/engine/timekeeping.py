@@ -33,6 +33,7 @@ LEAP_MS = 1000
 WAIT_MS = 2 * LEAP_MS
 # What a look that took longer found is not known so exactly.
 QUICK_MS = 500
+WHO_LEADS_S = 0.1
 # Below that the way to the server and back is all that is measured.
 NOISE_MS = 50
 
@@ -64,9 +65,15 @@ class Timekeeper:
         self._follow(look.by_ms, look.mark.total_ms if look.exact else None)
         last = await self._store.read(moments.newest)
         behind = 0 if last is None else last - clock.now_ms()
-        if behind >= LEAP_MS and self._standing.leads:
+        if behind >= LEAP_MS and await self._leads_in_the_end():
             log.warning("the clock went back while we were stopped", extra={"behind_s": behind / 1000})
             await self._store.write(partial(self._move, look.mark, -behind, 0))
+
+    async def _leads_in_the_end(self) -> bool:
+        """Whether nobody else leads, who would have seen the clock being set: a dead one's lease lasts on for a while."""
+        while not (self._standing.leads or self._standing.another_leads):
+            await clock.sleep(WHO_LEADS_S)
+        return self._standing.leads
 
     async def look(self) -> None:
         """Follow the clock if it was set; a store that is away or full is tried again at the next look."""

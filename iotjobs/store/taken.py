@@ -5,33 +5,39 @@ names each message by its packet id until then. So the ids of a transaction's me
 effects. One of them that comes again while it stands here was taken; every other one was not.
 
 An id is used again once it is free, so a sum of what the message says stands beside it, and the last use counts.
+
+Each transaction has a row, also of messages without an id, and each row has a mark of its own: so it is known
+whether one whose COMMIT was not answered was made.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import secrets
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select
 
 from iotjobs.store.state_tables import taken_messages
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 T = taken_messages.c
-# Transactions. Messages are acknowledged in their order, and 256 at most are not at once (Receive Maximum): what
-# was taken so many transactions ago has been, for each of these has acknowledged one at least.
-KEPT = 256
+# Messages. Of 256 at most the broker waits for an acknowledgement (Receive Maximum), and as many may have had it before
+# they were taken, for a later one has their value (`rates.LET_GO`): what was taken before these has been acknowledged.
+KEPT = 512
 _DROP_EVERY = 64
 
-Key: TypeAlias = tuple[int, int]  # the packet id, and the sum
+Key: TypeAlias = tuple[int, int]  # the packet id, and the sum; in a row first 0 and its mark
 
 _all = Prepared(select(T.messages).order_by(T.id))
 _newest = Prepared(select(T.messages).order_by(T.id.desc()).limit(1))
-_last_kept = select(T.id).order_by(T.id.desc()).offset(KEPT - 1).limit(1).scalar_subquery()
+# Of two that follow each other one has an id at least.
+_last_kept = select(T.id).order_by(T.id.desc()).offset(2 * KEPT - 1).limit(1).scalar_subquery()
 _drop = Prepared(taken_messages.delete().where(T.id < _last_kept))
+_drop_newest = Prepared(taken_messages.delete().where(T.id == select(func.max(T.id)).scalar_subquery()))
 
 
 class Taken:
@@ -39,10 +45,8 @@ class Taken:
 
     def __init__(self) -> None:
         self._count = 0
-        self._rows: deque[tuple[int, Sequence[Key]]] = deque()
-        self._of: dict[
-            int, tuple[int, int]
-        ] = {}  # by the packet id: the sum, and the number of its transaction
+        self._newest: Sequence[Key] = ()  # of the last transaction
+        self._of: OrderedDict[int, int] = OrderedDict()  # the sum, by the packet id
 
     def load(self, conn: Connection) -> None:
         """Read what is on disk."""
@@ -50,19 +54,18 @@ class Taken:
         for row in _all.all(conn):
             self._note(_keys(row))
 
-    def unheard(self, conn: Connection) -> Sequence[Key]:
-        """What a transaction took whose COMMIT was made, though we were told that it failed; nothing if it did."""
+    def unheard(self, conn: Connection) -> bool:
+        """Whether a transaction is on disk that we do not know of: its COMMIT was made, and not answered."""
         row = _newest.first(conn)
-        if row is None or (self._rows and self._rows[-1][1] == _keys(row)):
-            return ()
+        if row is None or self._newest == _keys(row):
+            return False
         self._note(_keys(row))
-        return _keys(row)
+        return True
 
     def holds(self, key: Key) -> bool:
         """Whether a message that comes again was taken."""
         mid, said = key
-        found = self._of.get(mid)
-        return found is not None and found[0] == said
+        return self._of.get(mid) == said
 
     def free(self, mid: int) -> None:
         """The broker has begun to use a packet id for another message."""
@@ -70,9 +73,9 @@ class Taken:
 
     def add(self, tx: Transaction, keys: Iterable[Key]) -> None:
         """Keep that messages get their effects in this transaction; those without a packet id never come again."""
-        given = [key for key in keys if key[0]]
-        if not given:
-            return
+        given = [(0, secrets.randbits(52)), *(key for key in keys if key[0])]
+        if _have_no_id(given) and _have_no_id(self._newest):
+            _drop_newest.run(tx.conn)
         tx.append(taken_messages, {"messages": given})
         if self._count % _DROP_EVERY == 0:
             _drop.run(tx.conn)
@@ -84,19 +87,22 @@ class Taken:
         tx.after_commit(self._clear)
 
     def _clear(self) -> None:
-        self._rows.clear()
+        self._newest = ()
         self._of.clear()
 
     def _note(self, keys: Sequence[Key]) -> None:
         self._count += 1
-        self._rows.append((self._count, keys))
+        self._newest = keys
         for mid, said in keys:
-            self._of[mid] = said, self._count
-        while len(self._rows) > KEPT:
-            old, gone = self._rows.popleft()
-            for mid, _ in gone:
-                if self._of.get(mid, (0, 0))[1] == old:
-                    del self._of[mid]
+            if mid:
+                self._of[mid] = said
+                self._of.move_to_end(mid)
+        while len(self._of) > KEPT:
+            self._of.popitem(last=False)
+
+
+def _have_no_id(keys: Sequence[Key]) -> bool:
+    return not any(mid for mid, _ in keys)
 
 
 def _keys(row: Any) -> list[Key]:

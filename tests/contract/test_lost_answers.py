@@ -142,6 +142,45 @@ async def test_what_a_device_said_whose_answer_was_lost_has_its_effects_once(
     assert [one.to_state for one in reversed(changes)] == ["working", "down", "working", "down"]
 
 
+@pytest.mark.parametrize("last", [0, 1])
+async def test_what_never_comes_again_has_its_effects_once_too_when_the_answer_was_lost(
+    store: Store, wire: Wire, online: Engine, database: str, last: int
+) -> None:
+    owner_id, acknowledged = await online.thing(thing="press"), list[int]()
+    await online.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    devices = online.devices()
+
+    def say(qos: int, value: int) -> None:
+        ack = acknowledged.append if qos else None
+        raw = b'{"t":%d}' % value
+        devices.receive(
+            Received("iotjobs/press/report", raw, qos, False, False, qos * value, _acknowledge=ack)
+        )
+
+    await devices.start()
+    say(1, 1)
+    await eventually(lambda: acknowledged, 5)
+    wire.lose_answer_to(b"COMMIT;")
+    say(0, 90)
+    say(last, 20)
+    other = open_store(database)
+
+    async def entered() -> list[str]:
+        changes = await other.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id))
+        return [one.to_state for one in reversed(changes)]
+
+    async def is_committed() -> bool:
+        return len(await entered()) == 3
+
+    await eventually(is_committed, 5)
+    say(1, 21)
+    await eventually(lambda: 21 in acknowledged, 10)
+    await devices.stop()
+
+    assert await entered() == ["working", "alarm", "working"]
+    await other.stop()
+
+
 async def test_a_begin_whose_answer_was_lost_can_be_canceled_meanwhile(
     online: Engine, store: Store, wire: Wire, database: str
 ) -> None:

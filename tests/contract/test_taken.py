@@ -72,9 +72,10 @@ async def test_what_is_not_committed_was_not_taken_and_qos_0_never_comes_again(s
 
     with pytest.raises(ValueError, match="no"):
         await store.write(fails)
+    assert await count(store) == 0
     await take(store, taken, (0, 11))
     assert not taken.holds((1, 11))
-    assert await count(store) == 0
+    assert not taken.holds((0, 11))
 
 
 async def count(store: Store) -> int:
@@ -82,24 +83,60 @@ async def count(store: Store) -> int:
     return await store.read(lambda conn: int(conn.execute(query).scalar_one()))
 
 
-async def test_as_many_transactions_are_kept_as_may_be_unacknowledged(store: Store) -> None:
+async def test_as_many_messages_are_kept_as_may_be_unacknowledged(store: Store) -> None:
     first = await loaded(store)
+    await take(store, first, (1, 0))
+    for number in range(KEPT // 64):
+        await take(store, first, *((2 + 64 * number + at, 0) for at in range(64)))
+        assert first.holds((1, 0)) == (number < KEPT // 64 - 1)
+    for taken in (first, await loaded(store)):
+        assert taken.holds((2, 0))
+        assert not taken.holds((1, 0))
 
     def item(tx: Any) -> None:
-        for number in range(1, KEPT + 101):
-            first.add(tx, [(number, 0)])
+        for number in range(2 * KEPT + 200):
+            first.add(tx, [(3000 + number, 0)])
 
     await store.write(item)
-    await take(store, first, (1000, 0))
-    for taken in (first, await loaded(store)):
-        assert taken.holds((102, 0))
-        assert not taken.holds((101, 0))
     for number in range(64):
         await take(store, first, (2000 + number, 0))
-    assert await count(store) < KEPT + 64
+    assert await count(store) < 2 * KEPT + 64
+    for taken in (first, await loaded(store)):
+        assert taken.holds((4000, 0))
     await store.write(first.clear)
-    assert not first.holds((1000, 0))
+    assert not first.holds((2000, 0))
     assert await count(store) == 0
+
+
+@pytest.mark.parametrize("key", [(1, 11), (0, 11)])
+async def test_a_transaction_that_was_made_and_not_answered_is_known_from_all_others(
+    store: Store, key: Key
+) -> None:
+    taken = await loaded(store)
+    for _ in range(2):  # the same again, as another message
+        assert not await store.read(taken.unheard)
+        await take(store, taken, key)
+        assert not await store.read(taken.unheard)
+
+        def silent(tx: Any) -> None:
+            taken.add(tx, [key])
+            tx.callbacks.clear()
+
+        await store.write(silent)
+        assert [await store.read(taken.unheard) for _ in range(2)] == [True, False]
+        assert not await store.read((await loaded(store)).unheard)
+
+
+async def test_transactions_without_packet_ids_take_no_place_of_others(store: Store) -> None:
+    taken = await loaded(store)
+    for number in range(1, 101):
+        await take(store, taken, (0, 11))
+        await take(store, taken, (0, 11))
+        if number % 10 == 0:
+            await take(store, taken, (number, 11))
+            taken = await loaded(store)
+    assert await count(store) == 20
+    assert [number for number in range(1, 101) if taken.holds((number, 11))] == list(range(10, 101, 10))
 
 
 # --- what devices say ------------------------------------------------------------------------------
@@ -120,8 +157,8 @@ class Broker:
             self.unacknowledged[self._last] = line
             to.receive(self._message(self._last, again=False))
 
-    def send_again(self, to: DeviceMessages) -> None:
-        for mid in list(self.unacknowledged):
+    def send_again(self, to: DeviceMessages, *mids: int) -> None:
+        for mid in mids or list(self.unacknowledged):
             to.receive(self._message(mid, again=True))
 
     def _message(self, mid: int, *, again: bool) -> Received:
@@ -258,6 +295,43 @@ async def test_what_came_too_quickly_and_lived_on_in_another_does_not_come_to_li
 
     assert await changes_of(engine, owner_id) == entered
     assert entered[-1] == "down"
+
+
+@pytest.mark.parametrize("first", [HOT, OFFLINE])
+async def test_what_waits_for_its_token_is_no_news_when_it_comes_again_in_two_parts(
+    engine: Engine, first: Line
+) -> None:
+    """The first was acknowledged, for the second has its value or ends it; the broker did not hear that."""
+    owner_id, broker = await watched(engine), Deaf()
+    burst: list[Line] = [("report", {"n": n}) for n in range(5)]
+    async with listening(engine, reports_per_s=1) as devices:
+        broker.send(devices, [*burst, first, COLD])
+        await eventually(lambda: 6 in broker.lost, 5)
+        broker.send_again(devices, 6)
+        await eventually(lambda: broker.lost.count(6) == 2 and 7 in broker.lost, 5)
+        broker.hears = True
+        broker.send_again(devices, 7)
+        await eventually(lambda: 7 not in broker.unacknowledged, 5)
+
+    assert await changes_of(engine, owner_id) == ["working"]
+    found = await engine.store.read(lambda conn: standings.load_object(conn, owner_id))
+    assert found is not None
+    assert found.entity.properties["t"] == 20
+    assert devices.repeated == 2
+
+
+async def test_a_message_with_the_packet_id_of_another_is_no_repeat_of_it(engine: Engine) -> None:
+    """A broker may use an id that is free again at once; what it then sends is lost, and comes only as a repeat."""
+    owner_id, broker = await watched(engine), Broker()
+    async with listening(engine) as devices:
+        broker.send(devices, [("report", {"t": 90, "_id": "r1"}), COLD])
+        await eventually(lambda: not broker.unacknowledged, 5)
+        broker.unacknowledged[1] = ("report", {"t": 90, "_id": "r2"})
+        broker.send_again(devices)
+        await eventually(lambda: not broker.unacknowledged, 5)
+
+    assert await changes_of(engine, owner_id) == ["alarm", "working", "alarm"]
+    assert devices.repeated == 0
 
 
 async def test_a_new_session_uses_packet_ids_anew(engine: Engine) -> None:

@@ -152,6 +152,8 @@ async def test_while_nothing_can_be_written_ours_goes_on_as_before(store: Store,
 class Node(Always):
     """One of several processes, with a clock of its own: `look` is made by that."""
 
+    another_leads = True
+
     def __init__(self) -> None:
         self.leads = False
         self.ahead_ns = clock._ahead_ns
@@ -399,6 +401,29 @@ async def test_a_clock_that_went_back_while_stopped_makes_nothing_wait_longer(
         job = await job_of(store, jobs[name].id)
         remains = [moment - now for moment in to_come(job) if moment is not None]
         assert all(50_000 < left <= 120_000 for left in remains), (name, remains)
+
+
+class Undecided(Always):
+    """Nobody leads yet: who did is dead, and its lease lasts on."""
+
+    leads = False
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_who_leads_in_the_end_moves_what_a_clock_put_back_while_stopped_would_keep_waiting(
+    store: Store, set_clock: SetClock, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    jobs, standing = await waiting_jobs(store), Undecided()
+    set_clock(-DAY)
+
+    async def decided(_seconds: float) -> None:
+        setattr(standing, "leads" if ours else "another_leads", True)
+
+    monkeypatch.setattr(clock, "sleep", decided)
+    await Timekeeper(store, standing).begin()
+
+    remains_s = ((await job_of(store, jobs["life"].id)).expires_at - clock.now_ms()) / 1000
+    assert (remains_s < 120) == ours, remains_s
 
 
 async def test_a_clock_that_went_on_while_stopped_makes_everything_due_and_moves_nothing(

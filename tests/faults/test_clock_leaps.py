@@ -225,6 +225,18 @@ async def test_a_database_clock_that_is_set_buries_nobody_and_hides_no_death(
             assert {job["outcome"] for job in ends} <= {"succeeded", "lost"}
             assert (await rest.run(device, short, wait=30))["outcome"] == "succeeded"
             assert (await rest.job(later["id"]))["status"] == "PENDING"
+
+            soon = await rest.execute(device, short, start_at=in_s(10 - 3600))
+            assert soon["pending_reason"] == "start_at"
+            await second.kill()
+            server_watch.set(-7200)
+            began = time.monotonic()
+            await second.start()  # nobody leads until the lease of the dead was watched for its whole length
+        async with Rest(second) as rest:
+            assert (await rest.ended(soon["id"], 30))["outcome"] == "succeeded"
+            print(f"a start under a clock set back while all were dead: {time.monotonic() - began:.1f} s")  # noqa: T201
+            assert (await rest.job(later["id"]))["status"] == "PENDING"
+        assert "the clock went back while we were stopped" in second.log
     finally:
         for node in (first, second):
             await node.kill()

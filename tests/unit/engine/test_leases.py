@@ -35,6 +35,23 @@ async def test_one_leads_and_the_next_follows_when_it_stops(
     await second.stop()
 
 
+async def test_who_renews_is_seen_to_lead_and_who_holds_no_more_than_a_row_is_not(
+    sqlite_store: Store,
+) -> None:
+    first = Lease(sqlite_store, "leader", lambda: "a")
+    second = Lease(sqlite_store, "leader", lambda: "b")
+    await first.seek()
+    for renewed in (False, False, True):
+        if renewed:
+            await first.seek()
+        await second.seek()
+        assert second.another_leads == renewed
+    await let_it_end(sqlite_store)
+
+    assert await second.seek()
+    assert (second.leads, second.another_leads, first.another_leads) == (True, False, False)
+
+
 async def test_a_late_write_of_an_old_leader_is_refused_and_logged(
     sqlite_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from iotjobs.engine.rates import BURST_S, EARLIER, Rates
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iotjobs.engine.rates import BURST_S, EARLIER, LET_GO, Held, Rates, Said
 from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 
@@ -63,7 +67,7 @@ def test_nothing_is_acknowledged_for_what_is_not_sent_again() -> None:
         assert not rates.admit(ONE, message(acknowledged, mid, qos), what, 0.1)
     assert acknowledged == []
     [(_, held)] = list(rates.due(10.0))
-    assert [one.mid for one in held.messages] == [2, 3, 4, 5]
+    assert [one.mid for one in held.messages] == [2, 4, 5]  # 3 is not sent again, and has no value left
     assert [part for _, part in held.parts] == [Reported({"t": 92}, superseded=3)]
 
 
@@ -93,6 +97,107 @@ def test_what_waits_unacknowledged_is_bounded() -> None:
     [(_, held)] = list(rates.due(0.0))
     assert held.reported is not None
     assert (len(held.messages), len(held.reported.values), acknowledged) == (EARLIER + 1, EARLIER + 1, [])
+
+
+@pytest.mark.parametrize(
+    ("qos", "names"), [((0,), "t"), ((1,), "th"), ((0,), "thx"), ((0, 1), "t"), ((0, 0, 1), "th")]
+)
+def test_a_flood_has_no_more_effects_than_its_rate_however_it_is_said(
+    qos: tuple[int, ...], names: str
+) -> None:
+    rates, effects = Rates(10), 0
+    for n in range(10_000):
+        now = n / 5000
+        if n % 20 == 0:
+            effects += len(list(rates.due(now)))
+        one = message([], n, qos[n % len(qos)])
+        effects += rates.admit(ONE, one, Reported({names[n % len(names)]: n}), now)
+    assert effects <= 10 * BURST_S + 10 * 2
+
+
+def test_of_each_value_the_newest_message_waits_and_of_a_sign_of_life_too() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    acknowledged.clear()
+    for mid, qos, values in ((10, 1, {"a": 0, "b": 0}), (11, 0, {"a": 1}), (12, 1, {}), (13, 1, {"a": 2})):
+        rates.admit(ONE, message(acknowledged, mid, qos), Reported(values), 0.1)
+    held = rates.held[ONE]
+    assert [one.mid for one in held.messages] == [10, 13]
+    assert acknowledged == [12]
+    rates.admit(ONE, message(acknowledged, 14), Reported({"b": 3}), 0.1)
+    assert [one.mid for one in held.messages] == [13, 14]
+    assert acknowledged == [12, 10]
+    assert [part for _, part in held.parts] == [Reported({"a": 2, "b": 3}, superseded=4)]
+
+
+def test_what_waits_and_comes_again_has_its_place_already() -> None:
+    lost, acknowledged = list[int](), list[int]()
+    rates = spent(lost)
+    for mid, values in ((10, {"a": 0}), (11, {"a": 1, "b": 1}), (12, {"b": 2})):
+        assert not rates.admit(ONE, message(lost, mid), Reported(values), 0.1)
+    held = rates.held[ONE]
+    for mid in (10, 11, 12):
+        assert rates.came_before(ONE, message(acknowledged, mid))
+        assert not rates.came_before(OTHER, message(acknowledged, mid))
+    assert not rates.came_before(ONE, message(acknowledged, 13))
+    assert acknowledged == [10]
+    assert [one.mid for one in held.messages] == [11, 12]
+    assert [part for _, part in held.parts] == [Reported({"a": 1, "b": 2}, superseded=2)]
+    rates.admit(ONE, message(acknowledged, 13), Reported({"a": 3}), 0.1)
+    assert acknowledged == [10, 11]
+    assert [one.mid for one in held.messages] == [12, 13]
+
+
+def test_what_comes_again_though_it_was_acknowledged_is_known_as_long_as_it_can() -> None:
+    """The broker waits for so many acknowledgements of all devices together."""
+    rates = Rates(1)
+    devices = [("thing", str(n)) for n in range(4)]
+    for n in range(4 * (BURST_S + 100)):
+        rates.admit(devices[n % 4], message([], n), Reported({"a": n}), 0.0)
+    superseded = [4 * BURST_S + n for n in range(4 * 100 - 4)]
+    known = [mid for mid in superseded if rates.came_before(devices[mid % 4], message([], mid))]
+    assert known == superseded[-LET_GO:]
+    assert sum(len(held.let_go) for _, held in rates.due(1.0)) == LET_GO
+
+
+_reports = st.builds(Reported, st.dictionaries(st.sampled_from("abc"), st.integers(0, 99), max_size=3))
+_words = st.builds(Connection, st.booleans(), retained=st.booleans())
+_lines = st.lists(st.tuples(st.one_of(_reports, _words), st.sampled_from((1, 1, 1, 0))), max_size=30)
+
+
+@given(_lines, st.integers(0, 30))
+def test_what_waits_unacknowledged_is_enough_to_tell_it_all_again(
+    lines: list[tuple[Said, int]], kept: int
+) -> None:
+    """Should we die meanwhile; of QoS 0 what is lost then is its own values. The broker had one report kept."""
+    lines = [
+        (replace(what, retained=True) if at == kept else what, qos) for at, (what, qos) in enumerate(lines)
+    ]
+    acknowledged = list[int]()
+    waiting, again = Held(), Held()
+    for mid, (what, qos) in enumerate(lines):
+        waiting.add(message(acknowledged, mid, qos), what)
+    for mid, (what, qos) in enumerate(lines):
+        if qos and mid not in acknowledged:
+            again.add(message([], mid), what)
+    if all(qos for _, qos in lines):
+        for of in ("values", "retained"):
+            assert getattr(again.reported, of, None) == getattr(waiting.reported, of, None)
+        assert getattr(again.connection, "online", None) == getattr(waiting.connection, "online", None)
+    told = [one.mid for messages, _ in waiting.parts for one in messages]
+    assert sorted(told) == sorted(one.mid for one in waiting.messages) == sorted(set(told))
+    unacknowledged = {mid for mid, (_, qos) in enumerate(lines) if qos} - set(acknowledged)
+    assert unacknowledged == {one.mid for one in waiting.messages if one.qos}
+
+
+def test_a_word_whose_next_one_is_not_sent_again_waits_with_it() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    acknowledged.clear()
+    for mid, qos in ((10, 1), (11, 0), (12, 0)):
+        rates.admit(ONE, message(acknowledged, mid, qos), Connection(bool(mid % 2)), 0.1)
+    [(words, what)] = rates.held[ONE].parts
+    assert (what, {one.mid for one in words}, acknowledged) == (Connection(False, superseded=2), {10, 12}, [])
 
 
 def test_names_that_nobody_bears_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

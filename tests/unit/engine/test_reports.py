@@ -96,10 +96,16 @@ def test_other_makers_send_objects_or_single_values() -> None:
     assert read_ingested(received({"a": 1}), None, "s.") == Reported({"s.a": 1})
     assert read_ingested(received(b"12.5"), "power", "") == Reported({"power": 12.5})
     assert read_ingested(received(b"on"), "relay", "x.") == Reported({"x.relay": "on"})
+    assert read_ingested(received(b"{on"), "relay", "") == Reported({"relay": "{on"})
+    for payload, name in ((b'{"a": 1}', None), (b"1", "a")):
+        with_ids = received(payload, report_id="r1", job_id="j1")
+        assert read_ingested(with_ids, name, "") == Reported({"a": 1}, "r1", ("j1",))
     with pytest.raises(ValueError):
         read_ingested(received(b"\xff"), "relay", "")
     with pytest.raises(RequestError):
         read_ingested(received(b"5"), None, "")
+    with pytest.raises(ValueError, match="twice"):
+        read_ingested(received(b'{"a": 1, "a": 2}'), "relay", "")
 
 
 @pytest.mark.parametrize("raw", [b'{"a":1,"a":2}', b'{"o":{"a":1,"a":2}}'])
