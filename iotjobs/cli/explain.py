@@ -10,7 +10,7 @@ import typer
 
 from iotjobs.cli import exitcodes, printing, running
 from iotjobs.cli.commands import CaFile, Token, Url, app
-from iotjobs.client.errors import ClientError
+from iotjobs.client.errors import ClientError, NotFound
 from iotjobs.client.http import Client
 from iotjobs.client.shapes import Named
 
@@ -30,7 +30,7 @@ def explain(
 ) -> None:
     """Tell why an operation did or did not run by itself.
 
-    Shows the state and its reason, and what each trigger decided at the latest changes.
+    Shows the state and its reason, what each trigger decided at the latest changes, and what came of its jobs.
     """
     try:
         with Client(url, token, ca_file=ca_file) as client:
@@ -50,6 +50,8 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
     yield f"  {state['reports']} reports, the last {heard}" if heard else "  never heard of"
     if state["superseded"]:
         yield f"  {state['superseded']} messages came quicker than allowed: only the last values counted"
+    if client.site()["triggers"] == "paused":
+        yield "  all triggers of the site are paused now: nothing starts by itself"
     triggers = client.triggers(entity)
     yield f"  {len(triggers)} triggers" + (":" if triggers else ": nothing starts by itself")
     for trigger in triggers:
@@ -58,8 +60,20 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
         yield ""
         yield f"{change['at']}  {change['from']} -> {change['to']}: {_because(change['why'])}"
         for trace in reversed(client.traces(change["id"])):
-            job = f", job {trace['job_id']}" if trace["job_id"] else ""
+            job_id = trace["job_id"]
+            job = f", job {job_id}: {_became_of(client, job_id)}" if job_id else ""
             yield f"    {trace['trigger_name']}: {trace['decision']}, {trace['reason']}{job}"
+
+
+def _became_of(client: Client, job_id: str) -> str:
+    """What came of a job that a trigger started: whether it ran, and why not."""
+    try:
+        job = client.job(job_id)
+    except NotFound:
+        return "its record is not there any more"
+    error = job.record.get("error")
+    why = "" if error is None else f", {error['code']}: {error['message']}"
+    return f"{job.outcome or job.status}{why}"
 
 
 def _now(state: str, before: str, now: dict[str, Any]) -> Iterator[str]:

@@ -180,6 +180,10 @@ class Client:
 
     # --- the site -------------------------------------------------------------------------------
 
+    def site(self) -> dict[str, Any]:
+        """Whether the site dispatches, and its triggers may fire: `SiteOut`."""
+        return _record(self._call("GET", "/site"), "triggers")
+
     def dispatch(self, *, is_open: bool) -> str:
         """Open the site, or drain it; the id of the job that stands for it.
 

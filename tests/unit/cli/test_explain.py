@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner, Result
 from iotjobs.cli.exitcodes import ExitCode
 from iotjobs.cli.explain import _because
 from iotjobs.program import app
-from tests.services.api import Reply, Seen, Site
+from tests.services.api import Reply, Seen, Site, job, problem
 
 OBJECT = f"{7:032x}"
 TRIGGER = {
@@ -49,7 +50,14 @@ def explain(site: Site, *arguments: str) -> Result:
     return CliRunner(env=environment).invoke(app, ["explain", *arguments])
 
 
-def knows(site: Site, now: dict[str, Any] | None = None, **state: Any) -> None:
+def knows(
+    site: Site,
+    now: dict[str, Any] | None = None,
+    *,
+    triggers: str = "open",
+    traces: Sequence[dict[str, Any]] = (TRACE,),
+    **state: Any,
+) -> None:
     shown = {
         "now": {"state": "alarm", "why": CHANGE["why"], "waiting": [], "problems": [], **(now or {})},
         "state": "alarm",
@@ -67,7 +75,8 @@ def knows(site: Site, now: dict[str, Any] | None = None, **state: Any) -> None:
             ("/state", shown),
             ("/state-triggers", {"items": [TRIGGER], "next": None}),
             ("/state-changes", {"items": [CHANGE], "next": None}),
-            ("/trigger-traces", {"items": [TRACE], "next": None}),
+            ("/trigger-traces", {"items": [*traces], "next": None}),
+            ("/site", {"dispatch": "open", "triggers": triggers}),
         ):
             if seen.path.endswith(end):
                 return Reply(content)
@@ -109,6 +118,32 @@ def test_what_is_true_now_is_told_where_it_is_not_the_reason_of_the_last_change(
     assert explain(site, "press-057").stdout.splitlines()[1] == (
         "  now it has to be working, and has not been looked at yet: no condition holds"
     )
+
+
+def test_what_came_of_each_job_that_a_trigger_started_is_told(site: Site) -> None:
+    fired = {**TRACE, "decision": "fired", "reason": "entered alarm"}
+    error = {"code": "deviceUnreachable", "message": "no route to 10.0.0.7"}
+    jobs = [
+        Reply(job()),
+        Reply(job("rejected", status="REJECTED", error=error)),
+        Reply(job(None, status="PENDING")),
+        problem(404, "notFound"),
+    ]
+    knows(site, traces=[{**fired, "job_id": str(number)} for number in reversed(range(len(jobs)))])
+    site.jobs = lambda seen: jobs[int(seen.path.rpartition("/")[2])]
+    told = explain(site, "press-057").stdout.splitlines()
+    assert told[-4:] == [
+        "    cool it: fired, entered alarm, job 0: succeeded",
+        "    cool it: fired, entered alarm, job 1: rejected, deviceUnreachable: no route to 10.0.0.7",
+        "    cool it: fired, entered alarm, job 2: PENDING",
+        "    cool it: fired, entered alarm, job 3: its record is not there any more",
+    ]
+
+
+def test_that_all_triggers_are_paused_is_told(site: Site) -> None:
+    knows(site, triggers="paused")
+    told = explain(site, "press-057").stdout.splitlines()
+    assert told[2] == "  all triggers of the site are paused now: nothing starts by itself"
 
 
 def test_a_condition_that_is_true_and_does_not_count_yet_is_told(site: Site) -> None:
