@@ -60,9 +60,11 @@ class LocalTransport:
             async with asyncio.timeout(within_s):
                 answer, _ = await process.communicate()
         except TimeoutError:
-            process.kill()
-            await process.wait()
             return KillProof(Gone.UNCONFIRMED, f"this host did not answer within {within_s:g} s")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         return shell.proof(answer)
 
     async def _start(self, command: str, process: _LocalProcess) -> _LocalProcess:

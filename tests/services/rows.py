@@ -261,8 +261,8 @@ class Engine:
         await self.control.stop()
         await self.worker.drain(5.0)
         await self.switch.stop()
-        await self.leftovers.stop()
         await self.deadlines.stop()
+        await self.leftovers.stop()
         await self.ssh.close()
 
     async def thing(self, **members: Any) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,32 @@ async def test_cancelling_leaves_the_process_and_a_kill_ends_it() -> None:
     assert len(marked(mark)) >= 3
     assert (await local.kill(None, mark, told.group, 0.4)).verdict is Gone.GONE
     assert not marked(mark)
+
+
+async def test_a_kill_that_is_canceled_leaves_no_process_of_its_own() -> None:
+    local, mark, told = LocalTransport(), nonce(), Told()
+    request = CommandRequest(nonce=mark, script='trap "" TERM; while :; do sleep 0.1; done')
+    task = asyncio.create_task(local.run(None, request, told.hooks))
+    await eventually(lambda: told.run)
+    kept = children()
+    kill = asyncio.create_task(local.kill(None, mark, told.group, 60))
+    await eventually(lambda: children() - kept)
+    kill.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await kill
+
+    assert not children() - kept
+    assert (await local.kill(None, mark, told.group, 0.1)).verdict is Gone.GONE
+    await task
+
+
+def children() -> set[int]:
+    """Processes that this one has started and not reaped."""
+    return {
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    }
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user without a password")
