@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # What may wait here: 64 MB at most, of a device that floods us.
 INBOX_MESSAGES = 1000
+STUCK_S = 1.5  # as a rule a commit takes some milliseconds
 BATCH_MESSAGES = 64  # their effects hold the loop for some hundredths of a second
 LINES_A_SECOND = 50
 
@@ -95,6 +96,7 @@ class DeviceMessages:
         self._rates, self._ingest = Rates(reports_per_s), ingest
         self._taken, self._taking = Taken(), asyncio.Lock()
         self._unsure: Sequence[_Heard] = ()  # of a transaction that was not answered, and may be on disk
+        self._writing_since: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._second, self._told = 0.0, 0
         self.dropped = self.repeated = 0
@@ -128,6 +130,11 @@ class DeviceMessages:
         """Whether nothing waits to be taken."""
         return self._inbox.empty()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether what was taken has waited for its commit for long: a row of one job may be locked by a frozen node."""
+        return self._writing_since is not None and clock.monotonic() - self._writing_since > STUCK_S
+
     async def start(self) -> None:
         """Begin; a second call does nothing."""
         if self._task is None:
@@ -139,7 +146,7 @@ class DeviceMessages:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        self._inbox = asyncio.Queue()
+        self._inbox, self._writing_since = asyncio.Queue(), None
         self._rates.held.clear()
 
     async def new_session(self) -> None:
@@ -158,7 +165,9 @@ class DeviceMessages:
     async def _loop(self) -> None:
         await self._until_taken(lambda tx: self._taken.load(tx.conn))
         while True:
+            self._writing_since = None
             batch = await self._next_batch()
+            self._writing_since = clock.monotonic()
             try:
                 while not await self._commit(batch):
                     await clock.sleep(STORE_RETRY_S)

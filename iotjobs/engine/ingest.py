@@ -37,6 +37,10 @@ class Inbox(Service, Protocol):
     def is_empty(self) -> bool:
         """Whether nothing waits in it."""
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has not got on with what it took for a while."""
+
 
 class Link(Service, Protocol):
     """A connection to the broker that comes back by itself."""
@@ -110,9 +114,13 @@ class Ingest(LoopService):
         await self._inbox.stop()
 
     async def _tell(self) -> None:
-        """Write down that we listen, once what had waited at the broker is worked through, or that nobody does."""
+        """Write down that we listen, once what had waited at the broker is worked through, or that nobody does.
+
+        Who cannot write down what it hears does not listen either: answers wait with it as they do at the broker.
+        """
         caught_up = bool(self._told) or self._inbox.is_empty
-        who = self._worker_id() if self._consumer.connected and caught_up else ""
+        listens = self._consumer.connected and caught_up and not self._inbox.is_stuck
+        who = self._worker_id() if listens else ""
         if who == self._told:
             return
 

@@ -9,8 +9,10 @@ from typing import Any
 from paho.mqtt import publish
 
 from iotjobs import clock
+from iotjobs.engine.listening import GRACE_S
 from tests.services.mosquitto import Mosquitto
 from tests.services.nodes import Nodes
+from tests.services.postgres import PostgresServer
 from tests.services.site import Rest, StartServe, eventually
 from tests.services.wire import Wire
 
@@ -22,9 +24,9 @@ async def say(port: int, topic: str, payload: str) -> None:
     await asyncio.to_thread(publish.single, topic, payload, qos=1, port=port)
 
 
-async def asked(rest: Rest, within_s: float, **settings: Any) -> dict[str, Any]:
+async def asked(rest: Rest, within_s: float, thing: str = "valve", **settings: Any) -> dict[str, Any]:
     """A job whose device was asked, and has not answered yet."""
-    owner = await rest.thing(thing="valve")
+    owner = await rest.thing(thing=thing)
     message = {"topic": "x/valve", "message": "open", "answer": {"within_s": within_s}}
     job = await rest.execute(owner, await rest.operation(owner, "mqtt", parameters=message, **settings))
     return await rest.job_that(job["id"], lambda job: job["delivery"] == "acknowledged")
@@ -139,3 +141,26 @@ async def test_an_answer_that_came_while_the_listener_was_dead_counts(nodes: Nod
 
         found = await rest.ended(job["id"], 20)
     assert (found["outcome"], found["error"]) == ("succeeded", None)
+
+
+async def test_an_answer_that_waits_behind_a_locked_row_is_not_late(
+    make_serve: StartServe, start_mosquitto: StartMosquitto, postgres_server: PostgresServer
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve("postgresql", mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+    database = serve.database_url.rpartition("/")[2]
+    async with Rest(serve) as rest:
+        await until(clock.now_ms() + int((GRACE_S + 1) * 1000))  # else they would wait for that
+        locked, job = await asked(rest, 60, "locked"), await asked(rest, 4)
+        lock = f"BEGIN; SELECT 1 FROM job WHERE id = '{locked['id']}' FOR UPDATE; SELECT pg_sleep(8); COMMIT"
+        holding = asyncio.create_task(asyncio.to_thread(postgres_server.execute, lock, database=database))
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        await eventually(lambda: postgres_server.execute(sleeping) == "1")
+        for thing, one in (("locked", locked), ("valve", job)):
+            await say(broker.port, f"iotjobs/{thing}/jobs/{one['id']}/answer", '{"ok": true}')
+        await holding
+
+        for one in (locked, job):
+            found = await rest.ended(one["id"], 20)
+            assert (found["outcome"], found["error"]) == ("succeeded", None)

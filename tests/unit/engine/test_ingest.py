@@ -18,7 +18,8 @@ class Part:
     """Counts whether it runs; start and stop may come again and again."""
 
     def __init__(self) -> None:
-        self.running, self.connected, self.is_empty, self.begun = False, False, True, 0
+        self.running, self.connected, self.begun = False, False, 0
+        self.is_empty, self.is_stuck = True, False
 
     async def start(self) -> None:
         self.begun += not self.running
@@ -163,3 +164,22 @@ def test_who_reaches_no_broker_does_not_seek_the_lease_and_lets_go_of_it(
     assert is_fit()
     now += 1
     assert not is_fit()
+
+
+async def test_who_cannot_write_down_what_it_hears_does_not_listen(sqlite_store: Store) -> None:
+    listener = Listener(sqlite_store)
+    listener.standing.leads = True
+    await listener.service.start()
+    await eventually(lambda: listener.consumer.running)
+    listener.consumer.connected = True
+    await listener.comes_to_say("w1")
+
+    listener.inbox.is_stuck, listener.inbox.is_empty = True, False
+    await listener.comes_to_say("")
+    listener.inbox.is_stuck = False
+    await eventually(lambda: listener.inbox.running)
+    assert await listener.written() == ""  # until what came meanwhile is worked through
+    listener.inbox.is_empty = True
+
+    await listener.comes_to_say("w1")
+    await listener.service.stop()
