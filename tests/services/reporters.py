@@ -12,9 +12,17 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+# paho sends again what was not acknowledged right behind its `on_connect`.
+SENT_AGAIN_S = 0.05
+CONNECTED_WITHIN_S = 30
+
 
 class Reporter:
-    """One client that reports for many things; `with` it. What it publishes waits for its PUBACK."""
+    """One client that reports for many things; `with` it. What it publishes waits for its PUBACK.
+
+    What is published while paho connects again overtakes what it then sends again: a device that says things out of
+    their order. So it publishes while it is connected only.
+    """
 
     def __init__(self, port: int, name: str) -> None:
         self._client = mqtt.Client(
@@ -24,6 +32,9 @@ class Reporter:
         self._client.max_queued_messages_set(0)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_publish = self._acknowledged
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._disconnected
+        self._in_order = threading.Event()
         self._port, self._lock = port, threading.Lock()
         self.sent = self.acknowledged = 0
 
@@ -40,6 +51,14 @@ class Reporter:
         self._client.disconnect()
         self._client.loop_stop()
 
+    def _connected(self, *_: object) -> None:
+        timer = threading.Timer(SENT_AGAIN_S, self._in_order.set)
+        timer.daemon = True
+        timer.start()
+
+    def _disconnected(self, *_: object) -> None:
+        self._in_order.clear()
+
     def _acknowledged(self, *_: object) -> None:
         with self._lock:
             self.acknowledged += 1
@@ -47,7 +66,8 @@ class Reporter:
     def report(
         self, thing: str, values: dict[str, Any], report_id: str | None = None, *, retain: bool = False
     ) -> None:
-        """Publish a report with QoS 1, and do not wait for it."""
+        """Publish a report with QoS 1, and do not wait for it; while the connection is down that is waited for."""
+        assert self._in_order.wait(CONNECTED_WITHIN_S), "no connection to the broker"
         properties = Properties(PacketTypes.PUBLISH)
         if report_id is not None:
             properties.UserProperty = ("report-id", report_id)
