@@ -13,10 +13,20 @@ from iotjobs.engine.listening import GRACE_S
 from tests.services.mosquitto import Mosquitto
 from tests.services.nodes import Nodes
 from tests.services.postgres import PostgresServer
-from tests.services.site import Rest, StartServe, eventually
+from tests.services.site import Rest, Serve, StartServe, eventually
 from tests.services.wire import Wire
 
 StartMosquitto = Callable[..., Mosquitto]
+
+
+async def begun(
+    make_serve: StartServe, start_mosquitto: StartMosquitto, database: str = "sqlite"
+) -> tuple[Mosquitto, Serve]:
+    """A broker, and a site that listens there."""
+    broker = start_mosquitto()
+    serve = make_serve(database, mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    await serve.start()
+    return broker, serve
 
 
 async def say(port: int, topic: str, payload: str) -> None:
@@ -39,9 +49,7 @@ async def until(moment_ms: int) -> None:
 async def test_an_answer_that_came_in_time_while_we_were_away_counts(
     make_serve: StartServe, start_mosquitto: StartMosquitto
 ) -> None:
-    broker = start_mosquitto()
-    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
-    await serve.start()
+    broker, serve = await begun(make_serve, start_mosquitto)
     async with Rest(serve) as rest:
         job = await asked(rest, 3)
         late_at = clock.now_ms() + 3000
@@ -59,9 +67,7 @@ async def test_an_answer_that_came_in_time_while_we_were_away_counts(
 async def test_an_answer_that_never_comes_is_late_soon_after_we_are_back(
     make_serve: StartServe, start_mosquitto: StartMosquitto
 ) -> None:
-    broker = start_mosquitto()
-    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
-    await serve.start()
+    _broker, serve = await begun(make_serve, start_mosquitto)
     async with Rest(serve) as rest:
         job = await asked(rest, 1)
     await serve.restart()
@@ -94,9 +100,7 @@ async def test_an_answer_that_came_while_the_broker_was_cut_off_counts(
 async def test_a_device_that_reported_while_we_were_away_is_not_taken_for_silent(
     make_serve: StartServe, start_mosquitto: StartMosquitto
 ) -> None:
-    broker = start_mosquitto()
-    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
-    await serve.start()
+    broker, serve = await begun(make_serve, start_mosquitto)
     async with Rest(serve) as rest:
         pump = await rest.thing(name="pump", thing="pump", no_data_after_s=3)
         path = f"/objects/{pump['id']}"
@@ -146,9 +150,7 @@ async def test_an_answer_that_came_while_the_listener_was_dead_counts(nodes: Nod
 async def test_an_answer_that_waits_behind_a_locked_row_is_not_late(
     make_serve: StartServe, start_mosquitto: StartMosquitto, postgres_server: PostgresServer
 ) -> None:
-    broker = start_mosquitto()
-    serve = make_serve("postgresql", mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
-    await serve.start()
+    broker, serve = await begun(make_serve, start_mosquitto, "postgresql")
     database = serve.database_url.rpartition("/")[2]
     async with Rest(serve) as rest:
         await until(clock.now_ms() + int((GRACE_S + 1) * 1000))  # else they would wait for that
