@@ -347,6 +347,28 @@ async def test_what_is_deleted_from_a_class_while_it_is_replayed_is_left_out(
         await replays.of_conditions(engine.store, "object", gone, [], span)
 
 
+async def test_a_list_for_a_class_is_not_replayed_for_members_that_have_their_own(engine: Engine) -> None:
+    class_id = await engine.class_()
+    inherits, has_one, has_none = [await engine.thing(class_id=class_id) for _ in range(3)]
+    await engine.conditions(has_one, {"state": "stopped", "when": "t > 50"})
+    await engine.conditions(has_none)
+    began = clock.now_ms() - 1
+    for owner_id in (inherits, has_one, has_none):
+        await engine.report(owner_id, t=65)
+    span = Span(began, clock.now_ms())
+
+    async def entered(kind: str, owner_id: str) -> dict[str, list[str]]:
+        found = await replays.of_conditions(engine.store, kind, owner_id, [_condition("t > 60")], span)
+        return {one.snapshot.entity.id: [change.after for change in one.replayed.changes] for one in found}
+
+    assert await entered("class", class_id) == {
+        inherits: ["alarm"],
+        has_one: ["stopped"],
+        has_none: ["working"],
+    }
+    assert await entered("object", has_one) == {has_one: ["alarm"]}  # asked for itself, it takes the place
+
+
 async def test_a_replay_of_a_trigger_covers_its_class_and_writes_nothing(engine: Engine) -> None:
     class_id = await engine.class_()
     operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
