@@ -308,7 +308,7 @@ class Turn:
         """Keep properties' new values, and judge whatever can see them."""
         if changed:
             by = None if caller is None else caller.user_id
-            standings.add_history(self._tx, snapshot, changed, by, self._now)
+            standings.add_history(self._tx, snapshot.entity.id, changed, by, self._now)
         self._judge(snapshot, depth)
         if changed and snapshot.entity.owner_type is OwnerType.OBJECT:
             for link_id in self._known.links_of(self._tx.conn, snapshot.entity.id):

@@ -567,3 +567,39 @@ async def test_a_state_whose_change_is_not_kept_any_more_is_replayed_as_it_was(
     await engine.report(owner_id, t=21)
     assert await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id)) == []
     await agrees(engine, OwnerType.OBJECT, owner_id, Span(later, day.now))
+
+
+@pytest.mark.parametrize(("given", "said"), [(90, (90, 20)), (20, (20, 90)), (90, (20, 90))])
+async def test_what_an_entity_was_made_with_is_replayed_and_is_no_sign_of_life(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, given: int, said: tuple[int, ...]
+) -> None:
+    day = Day(engine, monkeypatch)
+    target = await engine.thing()
+    owner_id = await engine.thing(properties={"t": given})
+    link_id = await engine.link(owner_id, target, properties={"t": given})
+    owners = (("object", OwnerType.OBJECT, owner_id), ("link", OwnerType.LINK, link_id))
+    for kind, on, entity_id in owners:
+        operation_id = await engine.operation(entity_id, owner_kind=kind, parameters={"text": "true"})
+        await engine.conditions(entity_id, {"state": "alarm", "when": "t > 80"}, owner_kind=kind)
+        trigger = {"states": ["alarm", "working"], "operation_id": operation_id}
+        await engine.triggers(entity_id, trigger, owner_kind=kind)
+        await engine.store.write(
+            lambda tx, entity_id=entity_id: standings.add_history(  # type: ignore[misc]
+                tx, entity_id, {"t": given}, ADMIN.user_id, day.now
+            )
+        )
+        await engine.happens(entity_id, Looked(), on)
+    moments = [day.now]
+    for value in said:
+        await day.pass_until(day.now + 1000)
+        moments.append(day.now)
+        for _, on, entity_id in owners:
+            await engine.happens(entity_id, Reported({"t": value}), on)
+    await day.pass_until(day.now + 1000)
+    for _, on, entity_id in owners:
+        for since in (day.began - 1, *moments, *(moment + 1 for moment in moments)):
+            await agrees(engine, on, entity_id, Span(since, day.now))
+    span = Span(day.began - 1, day.now)
+    [found] = await replays.of_conditions(engine.store, "object", owner_id, [_condition("t > 95")], span)
+    assert [(one.before, one.after) for one in found.replayed.changes] == [("created", "working")]
+    assert found.replayed.changes[0].at in moments[1:]

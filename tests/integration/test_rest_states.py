@@ -240,13 +240,17 @@ async def test_properties_set_with_the_definition_have_their_history_and_what_fo
         found = (await rest.get(f"{path}/properties/{name}/history"))["items"]
         return [(entry["value"], entry["by"] is not None) for entry in found]
 
-    assert (await history("setpoint"), await history("limit")) == ([(7, True)], [(5, True)])
+    assert await history("setpoint") == [(7, True)]
+    assert await history("limit") == [(5, True), (9, True)]
     for properties, field in (({"serial": "b"}, "serial"), ({"_id": "r"}, "_id")):
         for where, body in ((path, {"properties": properties}), (f"{path}/properties", properties)):
             problem = await rest.refused("PATCH", where, body, status=400, code="badRequest")
             assert problem["errors"][0]["field"] == field
     again = await rest.call("PATCH", path, {"properties": {"serial": "a", "setpoint": 7}})
-    assert (again.body["properties"], await history("serial")) == ({"serial": "a", "setpoint": 7}, [])
+    assert (again.body["properties"], await history("serial")) == (
+        {"serial": "a", "setpoint": 7},
+        [("a", True)],
+    )
     assert len((await rest.get(f"{path}/jobs"))["items"]) == 1
     assert (await rest.call("PATCH", path, {"properties": {"serial": None}})).status == 200
 
@@ -640,6 +644,36 @@ async def test_what_an_object_is_made_with_decides_its_state_at_once(rest: Rest)
         return bool((await rest.get(f"/objects/{owner['id']}/state"))["state"] == "alarm")
 
     await eventually(alarm, 10)
+
+
+async def test_what_an_object_or_link_is_made_with_is_in_its_history_and_replayed(rest: Rest) -> None:
+    class_ = await rest.make("/classes", name=new_name("class"))
+    path = f"/classes/{class_['id']}"
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    operation = await rest.operation(class_, "mqtt", owners="classes", topic="a/b", message="x")
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    [trigger] = (await rest.call("PUT", f"{path}/state-triggers", items)).body["items"]
+
+    given = {"class_id": class_["id"], "properties": {"temperature": 90}}
+    ends = {end: (await rest.thing())["id"] for end in ("source", "target")}
+    who, token = await rest.user("admin")
+    async with Rest(rest.serve, token) as maker:
+        made = await maker.thing(**given)
+        link = await maker.make("/links", name=new_name("link"), **ends, **given)
+    paths = [f"/objects/{made['id']}", f"/links/{link['id']}"]
+    for owner in paths:
+
+        async def alarm(owner: str = owner) -> bool:
+            return bool((await rest.get(f"{owner}/state"))["state"] == "alarm")
+
+        await eventually(alarm, 10)
+        await rest.call("POST", f"{owner}/report", {"temperature": 20})
+        history = (await rest.get(f"{owner}/properties/temperature/history"))["items"]
+        assert [(one["value"], one["by"]) for one in history] == [(20, None), (90, who["id"])]
+
+    fired = (await rest.get("/trigger-traces", trigger_id=trigger["id"], decision="fired"))["items"]
+    replayed = (await rest.call("POST", f"/triggers/{trigger['id']}/replay", {"since": "1h"})).body
+    assert replayed["fired"] == len(fired) == 2
 
 
 async def test_a_replay_needs_an_operator(rest: Rest) -> None:
