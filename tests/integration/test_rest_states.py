@@ -421,6 +421,54 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     assert (await rest.call("DELETE", path)).status == 204
 
 
+async def test_a_state_is_changed_as_it_was_seen_or_not_at_all(rest: Rest) -> None:
+    name = new_name("state")
+    made = await rest.make("/states", name=name, priority=55)
+    path, body = f"/states/{made['id']}", {"name": name, "priority": 5}
+    seen = (await rest.call("GET", path)).headers["etag"]
+    assert seen == f'"{made["version"]}"'
+    wrong: dict[str, Any] = {"status": 412, "code": "preconditionFailed"}
+    await rest.refused("PUT", path, body, If_Match='"99"', **wrong)
+    changed = await rest.call("PUT", path, body, If_Match=seen)
+    assert (changed.status, changed.headers["etag"]) == (200, '"2"')
+    await rest.refused("PUT", path, body, If_Match=seen, **wrong)
+    await rest.refused("DELETE", path, If_Match=seen, **wrong)
+    assert (await rest.get(path))["priority"] == 5
+    assert (await rest.call("DELETE", path, If_Match=changed.headers["etag"])).status == 204
+
+
+@pytest.mark.parametrize("what", ["state-conditions", "state-triggers"])
+@pytest.mark.parametrize("folder", ["classes", "objects", "links"])
+async def test_a_list_of_rules_is_put_over_the_one_that_was_seen_or_not_at_all(
+    rest: Rest, folder: str, what: str
+) -> None:
+    ends = {end: (await rest.thing())["id"] for end in ("source", "target")} if folder == "links" else {}
+    owner = await rest.make(f"/{folder}", name=new_name("owner"), **ends)
+    operation = await rest.operation(owner, "mqtt", owners=folder, topic="a/b", message="x")
+    path = f"/{folder}/{owner['id']}/{what}"
+    items: list[dict[str, Any]] = [{"state": "alarm", "when": "t > 80"}]
+    if what == "state-triggers":
+        items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    wrong: dict[str, Any] = {"status": 412, "code": "preconditionFailed"}
+
+    seen = (await rest.call("GET", path)).headers["etag"]
+    await rest.refused("PUT", path, items, If_Match='"99"', **wrong)
+    put = await rest.call("PUT", path, items, If_Match=seen)
+    assert (put.status, len(put.body["items"])) == (200, 1)
+    await rest.refused("PUT", path, [], If_Match=seen, **wrong)
+    read = await rest.call("GET", path)
+    assert (read.body["items"], read.headers["etag"]) == (put.body["items"], put.headers["etag"])
+    if what == "state-conditions":
+        await rest.refused("DELETE", path, If_Match=seen, **wrong)
+        assert (await rest.call("DELETE", path, If_Match=read.headers["etag"])).status == 204
+        # Also where it is there again as it was.
+        assert (await rest.call("PUT", path, items)).status == 200
+        await rest.refused("PUT", path, [], If_Match=read.headers["etag"], **wrong)
+    # The owner's own version is another matter.
+    patched = await rest.call("PATCH", f"/{folder}/{owner['id']}", {"tags": ["x"]}, If_Match='"1"')
+    assert (patched.status, patched.body["version"]) == (200, 2)
+
+
 async def test_the_site_pauses_all_triggers(rest: Rest) -> None:
     owner = await rest.thing()
     await alarming(rest, {**owner, "thing": "x"})

@@ -19,11 +19,13 @@ from iotjobs.inputs.rest.answers import (
     ENTITIES,
     FOLDERS,
     Id,
+    IfMatch,
     created,
     json_response,
     listed,
     no_content,
     only,
+    with_etag,
 )
 from iotjobs.inputs.rest.body import body_of, list_of
 from iotjobs.inputs.rest.services import CallerOf, Engine, Services, admin_for, operator_for
@@ -73,27 +75,30 @@ async def create_state(
 @router.get("/states/{state_id}", responses={200: {"model": StateOut}})
 async def read_state(services: Services, state_id: Id) -> Response:
     """One state of the site's own."""
-    return json_response(_state_json(await services.store.read(lambda conn: states.get(conn, state_id))))
+    return with_etag(_state_json(await services.store.read(lambda conn: states.get(conn, state_id))))
 
 
 @router.put("/states/{state_id}", dependencies=_admin, responses={200: {"model": StateOut}})
 async def change_state(
-    services: Services, state_id: Id, body: Annotated[StateBody, Depends(body_of(StateBody))]
+    services: Services,
+    state_id: Id,
+    expected: IfMatch,
+    body: Annotated[StateBody, Depends(body_of(StateBody))],
 ) -> Response:
     """Give a state another priority; its name stays."""
 
     def item(tx: Transaction) -> dict[str, Any]:
         if states.get(tx.conn, state_id)["name"] != body.name:
             raise BadRequest("a state keeps its name: records have it", field="name")
-        return states.change(tx, state_id, body.priority)
+        return states.change(tx, state_id, body.priority, expected)
 
-    return json_response(_state_json(await services.store.write(item)))
+    return with_etag(_state_json(await services.store.write(item)))
 
 
 @router.delete("/states/{state_id}", status_code=204, dependencies=_admin)
-async def delete_state(services: Services, state_id: Id) -> Response:
+async def delete_state(services: Services, state_id: Id, expected: IfMatch) -> Response:
     """Delete a state that nothing uses."""
-    await services.store.write(lambda tx: states.remove(tx, state_id))
+    await services.store.write(lambda tx: states.remove(tx, state_id, expected))
     return no_content()
 
 
@@ -126,38 +131,44 @@ def conditions_of(kind: Kind) -> APIRouter:
     async def read_conditions(services: Services, owner_id: Id) -> Response:
         """The owner's list, or its class's where it has none of its own."""
 
-        def query(conn: Connection) -> list[dict[str, Any]]:
+        def query(conn: Connection) -> tuple[list[dict[str, Any]], int]:
             owner = definitions.get(conn, kind, owner_id, EVERYTHING)
             items = rules.condition_items(conn, owner_id)
             if items is None and owner.values.get("class_id") is not None:
                 items = rules.condition_items(conn, owner.values["class_id"])
-            return items or []
+            return items or [], rules.list_version(conn, owner_id, rules.CONDITIONS)
 
-        return listed(await services.store.read(query))
+        items, version = await services.store.read(query)
+        return listed(items, version=version)
 
     @router.put("", dependencies=_admin, responses=what)
     async def put_conditions(
-        services: Services, owner_id: Id, body: Annotated[ConditionsBody, Depends(list_of(ConditionsBody))]
+        services: Services,
+        owner_id: Id,
+        expected: IfMatch,
+        body: Annotated[ConditionsBody, Depends(list_of(ConditionsBody))],
     ) -> Response:
         """Put the whole list; it takes the place of the class's, and entities are judged anew."""
         items = with_ids(body.items)
 
-        def item(tx: Transaction) -> None:
-            definitions.owner(tx.conn, kind, owner_id)
+        def item(tx: Transaction) -> int:
+            definitions.lock(tx, kind, owner_id, None)
+            version = rules.next_version(tx, owner_id, rules.CONDITIONS, expected)
             named = ((f"items[{at}].state", one["state"]) for at, one in enumerate(items))
             states.check_names(tx.conn, named)
             rules.put_conditions(tx, kind, owner_id, items)
             states.wake(tx, kind, owner_id, clock.now_ms())
+            return version
 
-        await services.store.write(item)
-        return listed(items)
+        return listed(items, version=await services.store.write(item))
 
     @router.delete("", status_code=204, dependencies=_admin)
-    async def delete_conditions(services: Services, owner_id: Id) -> Response:
+    async def delete_conditions(services: Services, owner_id: Id, expected: IfMatch) -> Response:
         """Take the owner's own list away: its class's decides again."""
 
         def item(tx: Transaction) -> None:
-            definitions.owner(tx.conn, kind, owner_id)
+            definitions.lock(tx, kind, owner_id, None)
+            rules.next_version(tx, owner_id, rules.CONDITIONS, expected)
             rules.put_conditions(tx, kind, owner_id, None)
             states.wake(tx, kind, owner_id, clock.now_ms())
 
