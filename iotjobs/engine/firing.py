@@ -198,7 +198,7 @@ class _Case:
     """One trigger at one change.
 
     Attributes:
-        before: the state that was left.
+        before: the state that was left; None: it is not known any more.
         at: the moment that this counts as, of a wait the one at which it was over; else looks that are a little
             late would make repeats rarer, and a cooldown just as long would swallow some.
         number: counts the repeats.
@@ -206,7 +206,7 @@ class _Case:
 
     snapshot: Snapshot
     trigger: Trigger
-    before: str
+    before: str | None
     at: int
     number: int = 0
 

@@ -103,7 +103,7 @@ class Listening(LoopService):
         return bool(self._who) and self._who == self._worker_id()
 
     @property
-    def anothers(self) -> bool:
+    def another(self) -> bool:
         """Whether another one does, of which a beat was seen a moment ago."""
         seen = max(self._since, self._alive_until)
         return bool(self._who) and not self.ours and clock.monotonic() - seen < GRACE_S

@@ -79,7 +79,7 @@ class Timers(LoopService):
             self._standing = self._ingest
             return True
         self._standing = self._leader
-        return self._leader.leads and not (listening is not None and listening.anothers)
+        return self._leader.leads and not (listening is not None and listening.another)
 
     async def look(self) -> int:
         """Look once; how many were due."""

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from iotjobs.domain.statuses import ENDED
 from iotjobs.store import events, tables
 from iotjobs.store.jobs import J
-from iotjobs.store.state_tables import property_history, state_changes, traces
+from iotjobs.store.state_tables import property_history, standings, state_changes, traces, trigger_timers
 from iotjobs.store.writer import Transaction
 
 L = tables.log_entries.c
@@ -97,12 +97,40 @@ def drop_values_over(tx: Transaction, *, limit: int, most: int) -> int:
 
 
 def drop_traces(tx: Transaction, *, limit: int, before: int) -> int:
-    """Delete traces of triggers and changes of state, with their events, from before a moment; how many."""
-    dropped = _drop(tx, traces.c, limit, before) + _drop(tx, state_changes.c, limit, before)
-    return dropped + events.forget_older(tx, limit=limit, before=before)
+    """Delete traces of triggers, and events of changes of state, from before a moment; how many.
+
+    That of a hold stays while it lasts: what came of it will be written there.
+    """
+    X, M = traces.c, trigger_timers.c
+    # Counted, for PostgreSQL makes a join of NOT EXISTS, and may sort all that is old for it.
+    waits = select(func.count()).where(M.cause_key == X.cause_key).scalar_subquery()
+    return _drop(tx, X, limit, before, waits == 0) + events.forget_older(tx, limit=limit, before=before)
 
 
-def _drop(tx: Transaction, columns: Any, limit: int, before: int) -> int:
+def drop_changes(tx: Transaction, *, behind: str, limit: int, before: int) -> tuple[int, str | None]:
+    """Look at the next changes of state behind an id and delete those from before a moment.
+
+    Of each entity the last of these stays, as long as the entity is there: replays begin with it, and timers
+    name it. So does the last reason that others than the conditions decided, or did no more.
+
+    Returns:
+        As of `drop_log_entries`.
+    """
+    H, N, S = state_changes.c, state_changes.alias().c, standings.c
+    follows = (N.entity_id == H.entity_id, N.id > H.id)
+    is_more = or_(H.from_state == H.to_state, N.from_state != N.to_state)
+    followed_at = select(N.at).where(*follows, is_more).order_by(N.id).limit(1).scalar_subquery()
+    there = select(S.entity_id).where(S.entity_id == H.entity_id).exists()
+    goes = case((H.at >= before, False), (~there, True), else_=followed_at < before)
+    query = select(H.id, H.at, goes.label("goes")).where(H.id > behind).order_by(H.id).limit(limit)
+    page = tx.conn.execute(query).all()
+    if going := [row.id for row in page if row.goes]:
+        tx.conn.execute(delete(state_changes).where(H.id.in_(going)))
+    more = len(page) == limit and any(row.at < before for row in page)
+    return len(going), page[-1].id if more else None
+
+
+def _drop(tx: Transaction, columns: Any, limit: int, before: int, *which: ColumnElement[bool]) -> int:
     table = columns.id.table
-    old = select(columns.id).where(columns.at < before).order_by(columns.at).limit(limit)
+    old = select(columns.id).where(columns.at < before, *which).order_by(columns.at).limit(limit)
     return tx.conn.execute(delete(table).where(columns.id.in_(old))).rowcount

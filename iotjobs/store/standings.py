@@ -409,9 +409,10 @@ _deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
 
 
-def left_by(conn: Connection, change_id: str) -> str:
-    """The state that a change left."""
-    return str(_from.scalar(conn, {"wanted": change_id}))
+def left_by(conn: Connection, change_id: str) -> str | None:
+    """The state that a change left; None: versions before deleted its record."""
+    found: str | None = _from.scalar(conn, {"wanted": change_id})
+    return found
 
 
 def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> None:

@@ -106,7 +106,7 @@ async def test_another_node_is_known_to_listen_as_far_as_it_beats(watch: Watch) 
 
 async def test_who_listens_is_us_or_another_node_as_far_as_it_beats(watch: Watch) -> None:
     def found() -> tuple[bool, bool]:
-        return watch.listening.ours, watch.listening.anothers
+        return watch.listening.ours, watch.listening.another
 
     await watch.store.write(lambda tx: nodes.register(tx, "other", NODE))
     await watch.pass_s(2)
