@@ -111,12 +111,17 @@ class Retention(LoopService):
         for what, drop in (
             ("values", partial(retention.drop_history, before=now - int(keep.history_days * DAY_MS))),
             ("values", partial(retention.drop_values_over, most=keep.history_values)),
-            ("traces", partial(retention.drop_traces, before=traces_before)),
+            ("traces", partial(retention.drop_events, before=traces_before)),
         ):
             async for count in self._rows(drop):
                 pruned[what] += count
-        async for count in self._pages(partial(retention.drop_changes, before=traces_before), ""):
-            pruned["traces"] += count
+        pages: tuple[tuple[Callable[..., tuple[int, Any]], Any], ...] = (
+            (retention.drop_traces, (0, 0)),
+            (retention.drop_changes, ""),
+        )
+        for of_states, begin in pages:
+            async for count in self._pages(partial(of_states, before=traces_before), begin):
+                pruned["traces"] += count
         await self._write(lambda tx: idempotency.forget(tx, before=now - IDEMPOTENCY_KEPT_MS))
         for what, count in pruned.items():
             log.info("pruned", extra={"what": what, "count": count})

@@ -96,15 +96,30 @@ def drop_values_over(tx: Transaction, *, limit: int, most: int) -> int:
     return tx.conn.execute(delete(property_history).where(H.id.in_(old))).rowcount
 
 
-def drop_traces(tx: Transaction, *, limit: int, before: int) -> int:
-    """Delete traces of triggers, and events of changes of state, from before a moment; how many.
+def drop_events(tx: Transaction, *, limit: int, before: int) -> int:
+    """Delete events of changes of state from before a moment; how many."""
+    return events.forget_older(tx, limit=limit, before=before)
+
+
+def drop_traces(
+    tx: Transaction, *, behind: tuple[int, int], limit: int, before: int
+) -> tuple[int, tuple[int, int] | None]:
+    """Look at the next traces of triggers from before a moment, behind a moment and an id, and delete them.
 
     That of a hold stays while it lasts: what came of it will be written there.
+
+    Returns:
+        How many were deleted, and what to go on behind; None at the end.
     """
-    X, M = traces.c, trigger_timers.c
-    # Counted, for PostgreSQL makes a join of NOT EXISTS, and may sort all that is old for it.
-    waits = select(func.count()).where(M.cause_key == X.cause_key).scalar_subquery()
-    return _drop(tx, X, limit, before, waits == 0) + events.forget_older(tx, limit=limit, before=before)
+    X, M, (at, id_) = traces.c, trigger_timers.c, behind
+    old = select(X.id, X.at, X.cause_key).where(X.at >= at, X.at < before, or_(X.at > at, X.id > id_))
+    page = tx.conn.execute(old.order_by(X.at, X.id).limit(limit)).all()
+    lasting = select(M.cause_key).where(M.cause_key.in_([row.cause_key for row in page]))
+    lasts = set(tx.conn.execute(lasting).scalars())
+    going = [row.id for row in page if row.cause_key not in lasts]
+    if going:
+        tx.conn.execute(delete(traces).where(X.id.in_(going)))
+    return len(going), (page[-1].at, page[-1].id) if len(page) == limit else None
 
 
 def drop_changes(tx: Transaction, *, behind: str, limit: int, before: int) -> tuple[int, str | None]:
@@ -120,17 +135,22 @@ def drop_changes(tx: Transaction, *, behind: str, limit: int, before: int) -> tu
     follows = (N.entity_id == H.entity_id, N.id > H.id)
     is_more = or_(H.from_state == H.to_state, N.from_state != N.to_state)
     followed_at = select(N.at).where(*follows, is_more).order_by(N.id).limit(1).scalar_subquery()
-    there = select(S.entity_id).where(S.entity_id == H.entity_id).exists()
-    goes = case((H.at >= before, False), (~there, True), else_=followed_at < before)
-    query = select(H.id, H.at, goes.label("goes")).where(H.id > behind).order_by(H.id).limit(limit)
-    page = tx.conn.execute(query).all()
-    if going := [row.id for row in page if row.goes]:
+    query = select(H.id, H.at, H.entity_id, case((H.at < before, followed_at)).label("followed_at"))
+    page = tx.conn.execute(query.where(H.id > behind).order_by(H.id).limit(limit)).all()
+    old = [row for row in page if row.at < before]
+    there = select(S.entity_id).where(S.entity_id.in_({row.entity_id for row in old}))
+    are_there = set(tx.conn.execute(there).scalars())
+    going = [
+        row.id
+        for row in old
+        if row.entity_id not in are_there or (row.followed_at is not None and row.followed_at < before)
+    ]
+    if going:
         tx.conn.execute(delete(state_changes).where(H.id.in_(going)))
-    more = len(page) == limit and any(row.at < before for row in page)
-    return len(going), page[-1].id if more else None
+    return len(going), page[-1].id if old and len(page) == limit else None
 
 
-def _drop(tx: Transaction, columns: Any, limit: int, before: int, *which: ColumnElement[bool]) -> int:
+def _drop(tx: Transaction, columns: Any, limit: int, before: int) -> int:
     table = columns.id.table
-    old = select(columns.id).where(columns.at < before, *which).order_by(columns.at).limit(limit)
+    old = select(columns.id).where(columns.at < before).order_by(columns.at).limit(limit)
     return tx.conn.execute(delete(table).where(columns.id.in_(old))).rowcount
