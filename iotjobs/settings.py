@@ -115,7 +115,9 @@ class Settings(BaseSettings):
         2_000_000, ge=0, description="values of properties kept at most; the oldest go first"
     )
     keep_traces_days: float = Field(
-        30.0, gt=0, description="days that changes of state and the decisions of triggers are kept"
+        30.0,
+        gt=0,
+        description="days that changes of state (and the last one before) and the decisions of triggers are kept",
     )
     stop_grace_s: float = Field(30.0, ge=0, description="seconds that running jobs may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

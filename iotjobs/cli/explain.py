@@ -59,7 +59,10 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
     for change in client.state_changes(entity, count):
         yield ""
         yield f"{change['at']}  {change['from']} -> {change['to']}: {_because(change['why'])}"
-        for trace in reversed(client.traces(change["id"])):
+        traces = client.traces(change["id"])
+        if triggers and not traces:  # it is older than traces are kept, or they are younger
+            yield "    what triggers decided then is not on record"
+        for trace in reversed(traces):
             job_id = trace["job_id"]
             job = f", job {job_id}: {_became_of(client, job_id)}" if job_id else ""
             yield f"    {trace['trigger_name']}: {trace['decision']}, {trace['reason']}{job}"

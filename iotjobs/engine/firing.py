@@ -24,6 +24,7 @@ from iotjobs.store.writer import Transaction
 
 _NOTHING = History()
 _LATE_MS = 5000  # looks are late by a tenth of a second, and by more under load; behind a stop of the site by all of it
+_IN_TIME, _UNHEARD = "before its time", "while nobody listened: perhaps before its time"
 PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
 
 
@@ -68,8 +69,9 @@ class Firing:
     def changed(self, snapshot: Snapshot, before: str) -> None:
         """The entity has entered the snapshot's state: nothing of the one before waits any more."""
         entity = snapshot.entity
-        said = f"left {before} for {snapshot.standing.state} before its time"
-        for key in rules.drop_timers(self._tx, entity.id) if snapshot.waits else ():
+        left = f"left {before} for {snapshot.standing.state}"
+        for key, due_at in rules.drop_timers(self._tx, entity.id) if snapshot.waits else ():
+            said = f"{left} {_IN_TIME if due_at > self._now else _UNHEARD}"
             rules.settle_trace(self._tx, key, Ruling(Decision.HOLD_CANCELED, said), None, self._now)
         snapshot.waits = False
         for trigger, broken in self._known.triggers_of(self._tx.conn, entity):
@@ -196,7 +198,7 @@ class _Case:
     """One trigger at one change.
 
     Attributes:
-        before: the state that was left.
+        before: the state that was left; None: it is not known any more.
         at: the moment that this counts as, of a wait the one at which it was over; else looks that are a little
             late would make repeats rarer, and a cooldown just as long would swallow some.
         number: counts the repeats.
@@ -204,7 +206,7 @@ class _Case:
 
     snapshot: Snapshot
     trigger: Trigger
-    before: str
+    before: str | None
     at: int
     number: int = 0
 

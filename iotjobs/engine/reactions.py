@@ -344,8 +344,9 @@ class Turn:
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
             forced = None  # its time is over
-        if judged.holding != standing.holding or forced is not standing.forced:
-            snapshot.standing = replace(standing, holding=judged.holding, forced=forced)
+        holding, known_until = judged.holding, judged.known_until
+        if (holding, known_until, forced) != (standing.holding, standing.known_until, standing.forced):
+            snapshot.standing = replace(standing, holding=holding, known_until=known_until, forced=forced)
         if judged.state != standing.state:
             held = 0 if judged.hold_key is None else snapshot.hold_depths.get(judged.hold_key, 0)
             self._change(snapshot, judged, max(depth, held))
@@ -380,6 +381,9 @@ class Turn:
     def _catch_up(self, snapshot: Snapshot) -> bool:
         """What has come due for an entity comes before what happens to it now, for a look at it may be late.
 
+        Not so a wait of which it is not known whether the device left the state in its time: what happens now
+        may tell that it did.
+
         Returns:
             Whether a timer had its effect.
         """
@@ -387,7 +391,7 @@ class Turn:
         if entity_id in self._caught_up:
             return False
         self._caught_up.add(entity_id)
-        timers = rules.timers_due(self._tx.conn, entity_id, now) if snapshot.waits else []
+        timers = rules.timers_due(self._tx.conn, entity_id, self._heard.until) if snapshot.waits else []
         woken_at = now + 1 if snapshot.wake_at is None else snapshot.wake_at
         effects = [self._firing.due(timer, snapshot) for timer in timers if timer.due_at < woken_at]
         if woken_at <= now:

@@ -181,7 +181,9 @@ class WaitingOut(BaseModel):
     when: str
     waits_for: Literal["hold", "period"]
     since: str | None = Field(description="since when it has been true, where it has to hold")
-    counts_at: str | None = Field(description="when it will, if it stays true")
+    counts_at: str | None = Field(
+        description="when it will, if it stays true; a moment that has passed waits for somebody to listen"
+    )
 
 
 class JudgedOut(BaseModel):

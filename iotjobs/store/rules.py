@@ -291,12 +291,12 @@ def timers_due(conn: Connection, entity_id: str, now: int) -> list[Any]:
     return sorted(found, key=lambda row: (row.due_at, row.cause_key))
 
 
-def drop_timers(tx: Transaction, entity_id: str) -> list[str]:
-    """The entity leaves its state: nothing waits any more. Keys of those that held."""
+def drop_timers(tx: Transaction, entity_id: str) -> list[tuple[str, int]]:
+    """The entity leaves its state: nothing waits any more. Keys of those that held, and when they were due."""
     found = _timers_of.all(tx.conn, {"entity": entity_id})
     if found:
         _drop_timers.run(tx.conn, {"entity": entity_id})
-    return [row.cause_key for row in found if row.number == 0]
+    return [(row.cause_key, row.due_at) for row in found if row.number == 0]
 
 
 def cancel_waits(conn: Connection, which: ColumnElement[bool], reason: str) -> None:

@@ -81,7 +81,9 @@ class Snapshot:
     def heard(self, at: int) -> None:
         """Something was heard of it."""
         before = self.standing
-        self.standing = Standing(before.state, before.since, before.holding, at, False, before.forced)
+        self.standing = Standing(
+            before.state, before.since, before.holding, at, False, before.forced, before.known_until
+        )
 
     def is_news(self, online: bool) -> bool:
         """Whether a word of its connection that the broker had kept tells what is not known.
@@ -111,6 +113,7 @@ _STANDING = (
     S.depth,
     S.hold_depths,
     S.holding,
+    S.known_until,
     S.heard_at,
     S.offline,
     S.forced,
@@ -200,6 +203,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
             row.heard_at,
             row.offline,
             None if row.forced is None else Forced(**row.forced),
+            row.known_until,
         )
     source, target = entity.source, entity.target
     return Snapshot(
@@ -267,6 +271,7 @@ _CHANGING = (
     "depth",
     "hold_depths",
     "holding",
+    "known_until",
     "heard_at",
     "offline",
     "forced",
@@ -308,6 +313,7 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "depth": snapshot.depth,
         "hold_depths": dict(snapshot.hold_depths) or None,
         "holding": dict(standing.holding),
+        "known_until": standing.known_until,
         "heard_at": standing.heard_at,
         "offline": standing.offline,
         "forced": None if standing.forced is None else asdict(standing.forced),
@@ -403,9 +409,10 @@ _deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
 
 
-def left_by(conn: Connection, change_id: str) -> str:
-    """The state that a change left."""
-    return str(_from.scalar(conn, {"wanted": change_id}))
+def left_by(conn: Connection, change_id: str) -> str | None:
+    """The state that a change left; None: versions before deleted its record."""
+    found: str | None = _from.scalar(conn, {"wanted": change_id})
+    return found
 
 
 def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> None:

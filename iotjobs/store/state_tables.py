@@ -67,6 +67,7 @@ class StandingRow(SQLModel, table=True):
     depth: int = 0
     hold_depths: dict[str, int] | None = json_column(nullable=True)
     holding: dict[str, int] = json_column()
+    known_until: int | None = ms_column()
     heard_at: int | None = ms_column()
     offline: bool = False
     forced: dict[str, Any] | None = json_column(nullable=True)

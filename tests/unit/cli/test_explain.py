@@ -140,6 +140,11 @@ def test_what_came_of_each_job_that_a_trigger_started_is_told(site: Site) -> Non
     ]
 
 
+def test_a_change_that_is_older_than_traces_are_kept_says_that_there_are_none(site: Site) -> None:
+    knows(site, traces=[])
+    assert "    what triggers decided then is not on record" in explain(site, "press-057").stdout
+
+
 def test_that_all_triggers_are_paused_is_told(site: Site) -> None:
     knows(site, triggers="paused")
     told = explain(site, "press-057").stdout.splitlines()
