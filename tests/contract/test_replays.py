@@ -545,3 +545,23 @@ async def test_a_state_whose_change_is_not_kept_any_more_is_replayed_as_it_was(
     await engine.report(owner_id, t=21)
     assert await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id)) == []
     await agrees(engine, OwnerType.OBJECT, owner_id, Span(later, day.now))
+
+
+async def test_a_replay_says_when_a_value_was_set_longer_ago_than_values_are_kept(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    old, other = await engine.thing(), await engine.thing()
+    await engine.report(old, t=20)
+    await day.pass_until(day.now + 10 * DAY_MS)
+    await engine.report(other, t=20)
+    await engine.store.write(lambda tx: retention.drop_history(tx, limit=9, before=day.now))
+    await day.pass_until(day.now + 1000)
+    since = day.now
+    new = await engine.thing()
+    for owner_id in (old, other, new):
+        await engine.report(owner_id, t=90)
+    for owner_id, is_complete in ((old, False), (other, True), (new, True)):
+        proposed, span = [_condition("t < 50")], Span(since, day.now)
+        [found] = await replays.of_conditions(engine.store, "object", owner_id, proposed, span)
+        assert found.replayed.complete is is_complete
