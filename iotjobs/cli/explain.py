@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -110,7 +109,7 @@ def _because(why: dict[str, Any]) -> str:
             said = f"{why['when']}" + (f" ({values})" if values else "")
             return f"{said}; {why['description']}" if why.get("description") else said
         case "forced":
-            until = f" until {_moment(why['until'])}" if why.get("until") else ""
+            until = f" until {why['until']}" if why.get("until") else ""
             return f"forced{until}: {why['reason']}"
         case "no_data":
             return f"no report for {why['no_data_after_s']:g} s"
@@ -120,10 +119,6 @@ def _because(why: dict[str, Any]) -> str:
             problems = [f"{one['when']}: {one['problem']}" for one in why.get("problems", ())]
             return "; ".join(["no condition holds", *problems])
     return "nothing has happened to it yet"
-
-
-def _moment(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -205,7 +205,7 @@ class EntityStateOut(BaseModel):
     forced: ForcedOut | None
     why: dict[str, Any] = Field(
         description="of the last change: `by` is condition, default, no_data, offline or forced, with what belongs"
-        " to it; `cut` names values that were too long, of which it has the beginnings"
+        " to it, such as `until` in RFC 3339; `cut` names values that were too long, of which it has the beginnings"
     )
     now: JudgedOut
     state_change_id: str | None
@@ -265,6 +265,13 @@ def forced_json(stored: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**stored, "since": rfc3339(stored["since"]), "until": rfc3339(stored["until"])}
 
 
+def why_json(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The reason of a state as it is shown: until when it is forced as every other moment."""
+    if "until" not in stored:
+        return dict(stored)
+    return {**stored, "until": rfc3339(stored["until"])}
+
+
 def change_json(row: Any) -> dict[str, Any]:
     """A row of state changes as `StateChangeOut`."""
     return {
@@ -275,7 +282,7 @@ def change_json(row: Any) -> dict[str, Any]:
         "from": row.from_state,
         "to": row.to_state,
         "at": rfc3339(row.at),
-        "why": row.why,
+        "why": why_json(row.why),
         "depth": row.depth,
     }
 

@@ -331,6 +331,18 @@ async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> Non
         await rest.refused("PUT", f"{path}/forced-state", body, status=400, code="badRequest")
 
 
+async def test_until_when_a_state_is_forced_is_told_as_every_other_moment(rest: Rest) -> None:
+    owner = await rest.thing()
+    path, until = f"/objects/{owner['id']}", "2126-01-02T03:04:05.678Z"
+    given = {"state": "disabled", "reason": "service", "until": until}
+    state = (await rest.call("PUT", f"{path}/forced-state", given)).body
+    changes = await rest.get(f"/state-changes?entity_id={owner['id']}")
+    whys = [state["why"], state["now"]["why"], changes["items"][0]["why"]]
+    assert [why["until"] for why in whys] == [state["forced"]["until"]] * 3 == [until] * 3
+    endless = (await rest.call("PUT", f"{path}/forced-state", {**given, "until": None})).body
+    assert endless["now"]["why"]["until"] is None
+
+
 async def test_conditions_of_a_class_are_inherited_live_and_overridden(rest: Rest) -> None:
     class_ = await rest.make("/classes", name=new_name("class"))
     owner = await rest.thing(class_id=class_["id"], properties={"temperature": 90})

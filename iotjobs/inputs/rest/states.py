@@ -38,6 +38,7 @@ from iotjobs.inputs.state_shapes import (
     StateOut,
     change_json,
     forced_json,
+    why_json,
     with_ids,
 )
 from iotjobs.store import definitions, rules, standings, states
@@ -225,7 +226,7 @@ def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -
         "state": standing.state,
         "since": rfc3339(standing.since or created_at),
         "forced": None if standing.forced is None else forced_json(asdict(standing.forced)),
-        "why": found.why,
+        "why": why_json(found.why),
         "now": _judged(reactions.judged_now(conn, found)),
         "state_change_id": found.change_id,
         "heard_at": rfc3339(standing.heard_at),
@@ -235,7 +236,7 @@ def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -
 
 
 def _judged(now: Judgement) -> dict[str, Any]:
-    why = {name: value for name, value in now.why.items() if name != "problems"}
+    why = {name: value for name, value in why_json(now.why).items() if name != "problems"}
     waiting = [
         {
             "state": one.condition.state,

@@ -192,8 +192,8 @@ def test_what_a_device_said_cannot_paint_the_terminal(site: Site) -> None:
     [
         ({"by": "forced", "reason": "service", "until": None}, "forced: service"),
         (
-            {"by": "forced", "reason": "service", "until": 1_764_388_800_000},
-            "forced until 2025-11-29T04:00:00Z: service",
+            {"by": "forced", "reason": "service", "until": "2025-11-29T04:00:00.000Z"},
+            "forced until 2025-11-29T04:00:00.000Z: service",
         ),
         ({"by": "no_data", "no_data_after_s": 60.0}, "no report for 60 s"),
         ({"by": "offline"}, "the broker told that its connection ended"),
