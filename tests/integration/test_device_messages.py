@@ -168,7 +168,18 @@ async def test_hostile_payloads_are_dropped_and_counted_and_stop_nobody(
 
         job = await rest.job_that(job["id"], lambda job: job["results"])
 
+        async def told() -> Any:
+            state = await rest.get(f"/objects/{owner['id']}/state")
+            return state["refused"] == 2 * len(HOSTILE) + 2 and state
+
+        last = (await eventually(told, 10))["last_refusal"]
+
     assert [entry["payload"] for entry in job["results"]] == [{"still": "here"}]
+    assert last["at"].endswith("Z")
+    assert f"{last['topic']}: {last['why']}" in {
+        f"iotjobs/{owner['thing']}/jobs/{'0' * 32}/results: there is no job {'0' * 32}",
+        f"iotjobs/{owner['thing']}/jobs/..%2f/results: the topic is not one of ours",
+    }
     assert shared_serve.log.count(NO_EFFECT) - before == 2 * len(HOSTILE) + 2
     assert "failed in us" not in shared_serve.log
     assert "Traceback" not in shared_serve.log
