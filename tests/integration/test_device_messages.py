@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 
+from tests.services.fleet import ALONE_S
 from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, Serve, StartServe, eventually, log_has, new_name
 
@@ -26,6 +27,7 @@ async def login(rest: Rest, owner: dict[str, Any], **given: Any) -> PretendDevic
         rest.serve.mqtt_port,
         answer.body["username"],
         answer.body["password"],
+        spread_s=ALONE_S,
         **given,
     )
 
@@ -333,7 +335,7 @@ async def test_what_was_not_committed_when_serve_was_killed_comes_again(
     broker = start_mosquitto()
     serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
     await serve.start()
-    device = PretendDevice("valve", "127.0.0.1", broker.port)
+    device = PretendDevice("valve", "127.0.0.1", broker.port, spread_s=ALONE_S)
     await device.start()
     try:
         async with Rest(serve) as rest:
