@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -105,7 +107,10 @@ class Chorus:
             next(at for at in voice.back_at if at > up) - up for up in self.up_at for voice in self.voices
         )
 
-    def most_connects_in_a_second(self) -> int:
-        """Of all voices together, after the first outage began."""
-        moments = sorted(at for voice in self.voices for at in voice.connects[1:])
-        return max(sum(at <= one < at + 1 for one in moments) for at in moments)
+    def most_connects_in_a_second(self) -> list[int]:
+        """Of all voices together, of each outage, in order: where a machine stands still they come at once after it."""
+        found = []
+        for up, following in pairwise([*self.up_at, math.inf]):
+            moments = [at for voice in self.voices for at in voice.connects if up < at < following]
+            found.append(max(sum(at <= one < at + 1 for one in moments) for at in moments))
+        return sorted(found)
