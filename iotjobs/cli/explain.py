@@ -49,6 +49,7 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
     yield f"  {state['reports']} reports, the last {heard}" if heard else "  never heard of"
     if state["superseded"]:
         yield f"  {state['superseded']} messages came quicker than allowed: only the last values counted"
+    yield from _unheeded(state)
     if client.site()["triggers"] == "paused":
         yield "  all triggers of the site are paused now: nothing starts by itself"
     triggers = client.triggers(entity)
@@ -65,6 +66,17 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
             job_id = trace["job_id"]
             job = f", job {job_id}: {_became_of(client, job_id)}" if job_id else ""
             yield f"    {trace['trigger_name']}: {trace['decision']}, {trace['reason']}{job}"
+
+
+def _unheeded(state: dict[str, Any]) -> Iterator[str]:
+    """What of its messages had no effect of its own."""
+    if state["repeated"]:
+        yield f"  {state['repeated']} messages came again, and had their effect once"
+    if state["refused"]:
+        last = state["last_refusal"]
+        yield (
+            f"  {state['refused']} messages were refused, the last at {last['at']} on {last['topic']}: {last['why']}"
+        )
 
 
 def _became_of(client: Client, job_id: str) -> str:

@@ -7,6 +7,7 @@ written down.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -23,9 +24,10 @@ from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Condition, Forced, Heard, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
-from iotjobs.store import entities, rules, standings
+from iotjobs.store import entities, rules, standings, unheeded
 from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
+from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
 
 PROPERTIES = 1000  # of one entity's own, as its definition may have
@@ -162,6 +164,7 @@ class Turn:
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
+        self._repeated: Counter[str] = Counter()
         self._caught_up: set[str] = set()
         self._known = reactions.known.at(tx.conn)
         self._firing = Firing(reactions.parts, tx, now, self._known)
@@ -222,6 +225,7 @@ class Turn:
     def finish(self) -> None:
         """Write what is to be written of entities and of what fired."""
         self._firing.finish()
+        unheeded.add(self._tx, [(which, Unheeded(repeated=count)) for which, count in self._repeated.items()])
         standings.save_properties(self._tx, [self._snapshots[entity_id] for entity_id in self._written])
         wakes = self._wakes.items()
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
@@ -231,6 +235,7 @@ class Turn:
             for entity_id in self._wakes:
                 for changed in (entity_id, *standings.links_of(self._tx.conn, entity_id)):
                     standings.wake(self._tx, changed, self._now)
+        self._repeated.clear()
         self._written.clear()
         self._wakes.clear()
 
@@ -258,7 +263,10 @@ class Turn:
         new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
         if report.earlier_ids:
             standings.forget_oldest_reports(self._tx, snapshot.entity.id)
-        return report.report_id is None or any(new)
+        if report.report_id is None or any(new):
+            return True
+        self._repeated[snapshot.entity.id] += 1 + report.superseded
+        return False
 
     def _merge(
         self,

@@ -33,6 +33,14 @@ def read_payload(raw: bytes) -> Any:
     return value
 
 
+def in_words(error: Exception) -> str:
+    """Why a message was refused; of what is no JSON it is said."""
+    if isinstance(error, RecursionError):
+        return "no JSON that we read: too deep"
+    no_json = isinstance(error, msgspec.DecodeError | UnicodeDecodeError | json.JSONDecodeError)
+    return f"no JSON: {error}" if no_json else str(error)
+
+
 _NAME_END = re.compile(rb'"[ \t\r\n]*:')  # of each name one, and of some texts
 
 

@@ -197,6 +197,14 @@ class JudgedOut(BaseModel):
     problems: list[ProblemOut] = Field(description="of conditions that have no value; the first 20")
 
 
+class RefusalOut(BaseModel):
+    """A message of a device that was refused."""
+
+    at: str
+    topic: str = Field(description="its first 200 characters")
+    why: str = Field(description="in words, 200 characters at most")
+
+
 class EntityStateOut(BaseModel):
     """The state that an entity is in, and why."""
 
@@ -214,6 +222,14 @@ class EntityStateOut(BaseModel):
     superseded: int = Field(
         description="reports, and words of its status, that came quicker than allowed and lived on in a later one"
     )
+    repeated: int = Field(
+        description="messages that came again, from the broker or with a report id that is known, and had their effect once"
+    )
+    refused: int = Field(
+        description="messages that had no effect: no JSON, too large, of a wrong shape, about another's job; of the last"
+        " second some may be missing"
+    )
+    last_refusal: RefusalOut | None
 
 
 class PropertiesOut(RootModel[dict[str, Any]]):

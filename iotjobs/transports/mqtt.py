@@ -32,7 +32,7 @@ from iotjobs.transports.topics import check_filter
 
 log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 30.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 5.0  # a node has two connections; what devices send waits for one
 _STEADY_S = 5.0  # a connection that lasted so long ends the back-off
 # Two nodes with one client id throw each other out: slow enough for the ingest lease to decide.
 _TAKEN_OVER_DELAY_S = 10.0

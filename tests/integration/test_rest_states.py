@@ -131,6 +131,8 @@ async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest:
     await rest.call("POST", path, {"temperature": 2, "_id": "r-2"})
     repeated = await rest.call("POST", path, {"temperature": 1}, Idempotency_Key="r-1")
     assert repeated.body["temperature"] == 2
+    state = await rest.get(f"/objects/{owner['id']}/state")
+    assert (state["reports"], state["repeated"], state["refused"], state["last_refusal"]) == (2, 1, 0, None)
     await rest.refused("POST", path, [1], status=400, code="badRequest")
     await rest.refused("POST", path, {"x" * 201: 1}, status=400, code="badRequest")
     await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")

@@ -41,8 +41,9 @@ from iotjobs.inputs.state_shapes import (
     why_json,
     with_ids,
 )
-from iotjobs.store import definitions, rules, standings, states
+from iotjobs.store import definitions, rules, standings, states, unheeded
 from iotjobs.store.definitions import Kind
+from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
 
 router = APIRouter(tags=["states"])
@@ -232,7 +233,13 @@ def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -
         "heard_at": rfc3339(standing.heard_at),
         "reports": found.reports,
         "superseded": found.superseded,
+        **_unheeded(unheeded.of(conn, entity_id)),
     }
+
+
+def _unheeded(found: Unheeded) -> dict[str, Any]:
+    last = None if found.last is None else {**asdict(found.last), "at": rfc3339(found.last.at)}
+    return {"repeated": found.repeated, "refused": found.refused, "last_refusal": last}
 
 
 def _judged(now: Judgement) -> dict[str, Any]:

@@ -66,6 +66,9 @@ def knows(
         "heard_at": "2026-11-29T04:00:01.000Z",
         "reports": 3,
         "superseded": 0,
+        "repeated": 0,
+        "refused": 0,
+        "last_refusal": None,
         **state,
     }
 
@@ -118,6 +121,22 @@ def test_what_is_true_now_is_told_where_it_is_not_the_reason_of_the_last_change(
     assert explain(site, "press-057").stdout.splitlines()[1] == (
         "  now it has to be working, and has not been looked at yet: no condition holds"
     )
+
+
+def test_what_of_its_messages_had_no_effect_is_told(site: Site) -> None:
+    last = {
+        "at": "2026-11-29T04:00:02.000Z",
+        "topic": "iotjobs/press/report",
+        "why": "no JSON: \x1b[2Jtruncated",
+    }
+    knows(site, superseded=7, repeated=2, refused=3, last_refusal=last)
+
+    assert explain(site, "press-057").stdout.splitlines()[2:5] == [
+        "  7 messages came quicker than allowed: only the last values counted",
+        "  2 messages came again, and had their effect once",
+        "  3 messages were refused, the last at 2026-11-29T04:00:02.000Z on iotjobs/press/report: "
+        "no JSON: ␛[2Jtruncated",
+    ]
 
 
 def test_what_came_of_each_job_that_a_trigger_started_is_told(site: Site) -> None:

@@ -735,6 +735,32 @@ async def test_packet_ids_in_use_are_passed_over(scripted: ScriptedBroker, publi
     assert (await stuck).reason_code == 0
 
 
+async def test_while_the_broker_is_away_tries_are_few_and_none_is_far_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    turn = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+        await turn(0)
+
+    def away() -> mqtt.Connection:
+        raise ConnectionEnded("away")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    link = mqtt.Link("test", away)
+    await link.start()
+    await until(lambda: len(waits) >= 200)
+    await link.stop()
+
+    assert 0.1 <= waits[0] <= 0.2
+    assert max(waits) <= 5  # and the check for an outage of any length is ten
+    assert min(waits[10:]) >= 2.5
+    assert len({round(wait, 3) for wait in waits[10:]}) > 100  # no two of us keep step
+
+
 async def test_each_connection_has_a_name_of_its_own(
     scripted: ScriptedBroker, publisher: MqttPublisher
 ) -> None:
