@@ -112,7 +112,7 @@ class Firing:
         caller: Caller | None = None,
     ) -> str:
         """Insert a job; it begins with the commit, waits for its turn, or ends as refused. Its id."""
-        entity, parts, tx, now = snapshot.entity, self._parts, self._tx, self._now
+        entity, parts, tx = snapshot.entity, self._parts, self._tx
         request = Execute(entity.owner_type, entity.id, operation_id, caller, cause=cause, origin=origin)
         fired = parts.intake.fire(tx.conn, request, entity, self._known)
         job_id: str = fired.row["id"]
@@ -122,7 +122,7 @@ class Firing:
         if fired.refusal is not None:
             said = fired.refusal.detail
             ending = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
-            parts.settler.finish(tx, job, ending, now)
+            parts.settler.finish(tx, job, ending, job.timestamp)
         elif job.lane is None:
             parts.offers.offer(tx, queue.ticket_of(tx.conn, job))
         else:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 from sqlalchemy import Connection, select, update
 
 from iotjobs import clock
@@ -663,15 +665,20 @@ async def test_a_link_that_is_deleted_meanwhile_takes_no_report_along(engine: En
     assert await changes_of(engine, links[1]) == [("created", "working")]
 
 
-async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine) -> None:
-    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}")
+async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine, mocker: MockerFixture) -> None:
+    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}", name="cool down")
     await engine.conditions(owner_id, HOT)
     await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    mocker.patch.object(clock, "now_ms", side_effect=count(clock.now_ms()))  # each look takes a millisecond
     await engine.report(owner_id, temperature=90)
 
     (job,) = await jobs_of(engine, owner_id)
     assert (job.status, job.outcome) == (Status.FINISHED, Outcome.REJECTED)
     assert "{{properties.nosuch}}" in (job.error_message or "")
+    assert job.ended_at == job.timestamp, "it was refused when it was made"
+    assert (job.operation_id, job.operation_name, job.operation_version) == (operation_id, "cool down", 1)
+    assert (job.label.partition(" on ")[0], job.data["actionName"]) == ("cool down", "cool down")
+    assert job.data["listenerName"] == "trigger 0"
 
 
 async def test_a_forced_state_stands_until_it_is_taken_back_or_its_time_is_over(engine: Engine) -> None:
