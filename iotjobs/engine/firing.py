@@ -16,7 +16,7 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger
 from iotjobs.engine.intake import Execute, Fired, Intake, Origin
 from iotjobs.engine.settle import Settler
-from iotjobs.store import facts, jobs, queue, rules, standings
+from iotjobs.store import jobs, queue, rules, standings, switch
 from iotjobs.store.known import Known
 from iotjobs.store.queue import Offers
 from iotjobs.store.standings import Snapshot
@@ -24,7 +24,6 @@ from iotjobs.store.writer import Transaction
 
 _NOTHING = History()
 _LATE_MS = 5000  # looks are late by a tenth of a second, and by more under load; behind a stop of the site by all of it
-PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
 
 
 class AtOnce(Protocol):
@@ -187,7 +186,7 @@ class Firing:
 
     def _is_paused(self) -> bool:
         if self._paused is None:
-            self._paused = facts.value(self._tx.conn, PAUSED) == "yes"
+            self._paused = switch.paused(self._tx.conn)
         return self._paused
 
 

@@ -15,8 +15,9 @@ from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
 from iotjobs.domain.periods import DAYS
+from iotjobs.domain.states import Forced
 from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape
+from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape, Who
 
 CONDITIONS, TRIGGERS = 200, 200  # of one owner
 _STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,63}\Z")
@@ -161,7 +162,7 @@ class ForcedOut(BaseModel):
     """Who forces a state, and until when."""
 
     state: str
-    by: str
+    user: Who
     reason: str
     since: str
     until: str | None
@@ -203,7 +204,7 @@ class EntityStateOut(BaseModel):
     forced: ForcedOut | None
     why: dict[str, Any] = Field(
         description="of the last change: `by` is condition, default, no_data, offline or forced, with what belongs"
-        " to it; `cut` names values that were too long, of which it has the beginnings"
+        " to it, such as the `user` who forces it; `cut` names values that were too long, of which it has the beginnings"
     )
     now: JudgedOut
     state_change_id: str | None
@@ -256,11 +257,15 @@ class TraceOut(BaseModel):
     at: str
 
 
-def forced_json(stored: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stored forced state as `ForcedOut`."""
-    if stored is None:
-        return None
-    return {**stored, "since": rfc3339(stored["since"]), "until": rfc3339(stored["until"])}
+def forced_json(forced: Forced) -> dict[str, Any]:
+    """A forced state as `ForcedOut`."""
+    return {
+        "state": forced.state,
+        "user": forced.user,
+        "reason": forced.reason,
+        "since": rfc3339(forced.since),
+        "until": rfc3339(forced.until),
+    }
 
 
 def change_json(row: Any) -> dict[str, Any]:
