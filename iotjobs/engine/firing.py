@@ -96,7 +96,7 @@ class Firing:
         if timer.number and trigger.repeat_s is None:
             return False  # it repeats no more, since somebody changed it
         before = standings.left_by(self._tx.conn, timer.state_change_id)
-        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
+        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True, number=timer.number)
         late = 0 <= self._now - timer.due_at <= _LATE_MS
         at = timer.due_at if late else self._now
         self._decide(_Case(snapshot, trigger, before, at, timer.number), around)

@@ -16,7 +16,7 @@ from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
 from iotjobs.domain.periods import DAYS
 from iotjobs.domain.states import Forced
-from iotjobs.domain.triggers import Decision
+from iotjobs.domain.triggers import Decision, repeat_of
 from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape, Who
 
 CONDITIONS, TRIGGERS = 200, 200  # of one owner
@@ -253,6 +253,7 @@ class TraceOut(BaseModel):
     owner_type: Literal[1, 2]
     state_change_id: str
     state: str
+    repeat: int = Field(description="counts the repeats after the change; 0: the change itself, or its hold")
     job_id: str | None
     at: str
 
@@ -285,7 +286,8 @@ def change_json(row: Any) -> dict[str, Any]:
 
 def trace_json(row: Any) -> dict[str, Any]:
     """A row of traces as `TraceOut`."""
-    return {**{name: getattr(row, name) for name in TraceOut.model_fields}, "at": rfc3339(row.at)}
+    shown = {"repeat": repeat_of(row.cause_key), "at": rfc3339(row.at)}
+    return {name: shown[name] if name in shown else getattr(row, name) for name in TraceOut.model_fields}
 
 
 def trigger_json(row: Any) -> dict[str, Any]:

@@ -230,7 +230,7 @@ async def test_a_hold_fires_after_it_and_not_when_the_state_was_left(engine: Eng
     assert await due(engine, 5.5) == 1
     (trace,) = await traces_of(engine, owner_id)
     (job,) = await jobs_of(engine, owner_id)
-    assert (trace.decision, trace.job_id) == ("fired", job.id)
+    assert (trace.decision, trace.reason, trace.job_id) == ("fired", "after 5 s in alarm", job.id)
 
     await engine.report(owner_id, temperature=20)
     await engine.report(owner_id, temperature=90)
@@ -308,6 +308,8 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     keys = [str(job.cause_key) for job in await jobs_of(engine, owner_id)]
     assert [key.rpartition(":")[2] for key in keys] == ["0", "1", "2"]
     assert len({key.rpartition(":")[0] for key in keys}) == 1
+    reasons = [trace.reason for trace in await traces_of(engine, owner_id)]
+    assert reasons[:3] == ["entered alarm", "repeat 1 in alarm", "repeat 2 in alarm"]
 
 
 async def test_a_repeat_that_was_taken_out_of_its_trigger_does_not_fire(engine: Engine) -> None:
