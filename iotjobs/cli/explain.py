@@ -21,6 +21,7 @@ from iotjobs.client.shapes import Job, Named
 _CHANGES = 10
 _TRACES = 500  # of one change, the newest
 _JOBS = 2000  # so far back it is looked for what came of a firing
+_NOT_ITS = "not_in_states"
 _SHORT = 60  # characters of a value
 _PENDING = {
     "lane": "until another job of the device has ended",
@@ -105,7 +106,7 @@ def _site(site: dict[str, Any]) -> Iterator[str]:
     """What holds everything up."""
     if site["triggers"] == "paused":
         yield (
-            f"  all triggers of the site are paused{_by(site.get('paused'))}: nothing starts by itself"
+            f"  all triggers of the site are paused{_by(site.get('paused'))}: none starts anything"
             " until `iotjobs trigger resume`"
         )
     if site["dispatch"] == "drained":
@@ -213,12 +214,15 @@ def _change(change: dict[str, Any], traces: Sequence[dict[str, Any]], jobs: _Job
     yield f"{change['at']}  {change['from']} -> {change['to']}: {_because(change['why'])}"
     if len(traces) == _TRACES:
         yield "  what was decided before is not shown"
-    for group in _folded(traces, jobs):
+    for group in _folded((one for one in traces if one["decision"] != _NOT_ITS), jobs):
         first, last = group[0], group[-1]
         yield f"  {first['at']}  {first['trigger_name']}: {_decided(group)}"
         if first["job_id"]:
             which = f"job {first['job_id']}" if len(group) == 1 else f"the last one's job {last['job_id']}"
             yield f"    {which}: {jobs.became(last['job_id'])}"
+    others = [one["trigger_name"] for one in reversed(traces) if one["decision"] == _NOT_ITS]
+    if others:
+        yield f"  not on {change['to']}: {', '.join(others)}"
 
 
 def _folded(traces: Iterable[dict[str, Any]], jobs: _Jobs) -> list[list[dict[str, Any]]]:
@@ -252,8 +256,8 @@ def _write(job: Job) -> Iterator[str]:
     record = job.record
     who, data = record.get("run_by"), record["data"]
     yield (
-        f"{record['created_at']}  {_who(who) if who else 'somebody'} wrote {data.get('listenerName', 'a property')}:"
-        f" {data.get('actionName', job.label)} runs"
+        f"{record['created_at']}  {_who(who) if who else 'somebody'} wrote {data.get('listenerName', 'a property')},"
+        f" which started {data.get('actionName', job.label)}"
     )
     yield f"    job {job.id}: {_became(job)}"
 
@@ -265,8 +269,9 @@ def _became(job: Job) -> str:
         parts.append(f"exit code {job.exit_code}")
     if not job.ended and record.get("pending_reason"):
         parts.append(f"waits {_PENDING.get(record['pending_reason'], record['pending_reason'])}")
-    if record.get("error"):
-        parts.append(f"{record['error']['code']}: {record['error']['message']}")
+    error = record.get("error")
+    if error and error["code"] != "exitCode":  # that is told already
+        parts.append(f"{error['code']}: {error['message']}")
     return ", ".join(parts)
 
 

@@ -161,7 +161,14 @@ def test_what_is_true_now_is_told_where_it_is_not_the_reason_of_the_last_change(
     ("members", "words"),
     [
         ({}, "succeeded, exit code 0"),
-        ({"outcome": "failed", "description": {"exitCode": 3}}, "failed, exit code 3"),
+        (
+            {
+                "outcome": "failed",
+                "description": {"exitCode": 3},
+                "error": {"code": "exitCode", "message": "exit code 3"},
+            },
+            "failed, exit code 3",
+        ),
         (
             {
                 "outcome": "rejected",
@@ -213,6 +220,8 @@ def test_decisions_stand_in_the_order_of_their_moments_with_holds_and_repeats_as
         trace(2, 0, decision="fired", reason="entered alarm"),
         trace(1, 2, decision="fired", reason="after 2 s in alarm", **second),
     ]
+    others = [trace(9 - number, 0, decision="not_in_states", trigger_name=f"t{number}") for number in (1, 2)]
+    traces += others[::-1]
     later = {**CHANGE, "id": "c2", "at": at(30), "from": "alarm", "to": "working", "why": {"by": "default"}}
     knows(site, traces=traces, changes=[later, CHANGE])
     assert told(site)[5:] == [
@@ -221,6 +230,7 @@ def test_decisions_stand_in_the_order_of_their_moments_with_holds_and_repeats_as
         f"  {at(2)}  call: fired, after 2 s in alarm",
         f"  {at(10)}  cool it: fired, repeat 2 in alarm",
         f"  {at(20)}  cool it: cooling down, repeat 1: fired 10.0 s ago and cools down for 60 s",
+        "  not on alarm: t1, t2",
         "",
         f"{at(30)}  alarm -> working: no condition holds",
     ]
@@ -264,12 +274,12 @@ def test_who_paused_the_triggers_or_drained_the_site_is_told_and_how_to_take_it_
     )
     assert told(site)[2:4] == [
         "  all triggers of the site are paused by anna since 2026-11-29T03:00:00.000Z:"
-        " nothing starts by itself until `iotjobs trigger resume`",
+        " none starts anything until `iotjobs trigger resume`",
         "  the site is drained by anna since 2026-11-29T03:00:00.000Z: no job begins until `iotjobs undrain`",
     ]
     knows(site, site_is={"triggers": "paused", "paused": None})  # by a server that did not keep who
     assert told(site)[2] == (
-        "  all triggers of the site are paused: nothing starts by itself until `iotjobs trigger resume`"
+        "  all triggers of the site are paused: none starts anything until `iotjobs trigger resume`"
     )
 
 
@@ -322,7 +332,7 @@ def test_operations_that_run_on_writes_are_told_and_what_came_of_them(site: Site
         "  no triggers",
         "  when somebody writes a readwrite property it runs push",
         "",
-        f"{at(20)}  anna wrote setpoint: push runs",
+        f"{at(20)}  anna wrote setpoint, which started push",
         f"    job {written['id']}: succeeded, exit code 0",
         "",
         f"{at(30)}  working -> alarm: temperature > 80 (temperature = 90); hot",
