@@ -16,12 +16,13 @@ from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
+from iotjobs.domain.rights import Caller, Role
 from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
+from iotjobs.store import definitions, facts, retention, rules, standings, states, switch, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
@@ -921,10 +922,35 @@ async def test_a_sensor_that_flaps_fires_once_and_the_rest_is_counted(engine: En
 
 async def test_all_triggers_of_the_site_can_be_paused(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine)
-    await engine.store.write(lambda tx: facts.put(tx, "triggers_paused", "yes"))
+    now = clock.now_ms()
+    await engine.switch.pause(paused=True, caller=ADMIN)
+    await engine.switch.pause(paused=True, caller=Caller("b" * 32, "ben", Role.ADMIN))
     await engine.report(owner_id, temperature=90)
     assert await decisions_of(engine, owner_id) == ["paused"]
     assert await jobs_of(engine, owner_id) == []
+    told = await engine.store.read(lambda conn: switch.signature(conn, switch.PAUSED))
+    assert told is not None
+    assert told["by"] == {"id": ADMIN.user_id, "name": ADMIN.login}, "who did it first, and nobody changed it"
+    assert now <= told["since"] <= clock.now_ms()
+
+
+async def test_all_triggers_are_read_in_parts_and_those_whose_breaker_is_open(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    given = {"states": ["alarm"], "operation_id": operation_id}
+    ids = await engine.triggers(class_id, given, given, owner_kind="class")
+    ids = sorted([*ids, *[(await hot_thing(engine))[1] for _ in range(2)]])
+    await engine.store.write(lambda tx: rules.set_breaker(tx, ids[2], clock.now_ms()))
+
+    async def page(**wanted: Any) -> list[str]:
+        found = await engine.store.read(lambda conn: rules.trigger_page(conn, **wanted))
+        return [row.id for row in found]
+
+    assert await page(limit=3) == ids[:3]
+    assert await page(limit=3, after=ids[2]) == ids[3:]
+    assert await page(limit=3, broken=True) == [ids[2]]
+    assert await page(limit=3, broken=False) == [*ids[:2], ids[3]]
+    assert await page(limit=3, after=ids[2], broken=True) == []
 
 
 async def test_a_dry_trigger_leaves_a_trace_and_no_job(engine: Engine) -> None:

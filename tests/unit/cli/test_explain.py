@@ -399,7 +399,11 @@ def test_what_a_device_said_cannot_paint_the_terminal(site: Site) -> None:
             {"by": "forced", "user": ANNA, "reason": "service", "until": 1_764_388_800_000},
             "forced by anna until 2025-11-29T04:00:00Z: service",
         ),
-        ({"by": "forced", "user": {"id": "u1", "name": None}, "reason": "x"}, "forced by u1: x"),
+        (
+            {"by": "forced", "user": {"id": "u1", "name": None}, "reason": "x", "until": at(9)},
+            f"forced by u1 until {at(9)}: x",
+        ),
+        ({"by": "forced", "user": "u1", "reason": "of an older record"}, "forced by u1: of an older record"),
         ({"by": "no_data", "no_data_after_s": 60.0}, "no report for 60 s"),
         ({"by": "offline"}, "the broker told that its connection ended"),
         (
