@@ -16,6 +16,7 @@ of an entity may look at has a bound of its own (`operators.Budget`).
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -108,19 +109,43 @@ class Facts:
     budget: Budget = field(default_factory=Budget, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Reference:
-    """Something that an expression reads: a root, or one member of it by name."""
+    """Something that an expression reads: a root, or what a path of names and numbers leads to from there."""
 
     root: str
-    member: str | None = None
+    path: tuple[str | int, ...] = ()
 
     def __str__(self) -> str:
-        if self.member is None:
-            return self.root
-        if self.root == "properties" and self.member.isidentifier():
-            return self.member
-        return f"{self.root}.{self.member}" if self.member.isidentifier() else f'{self.root}["{self.member}"]'
+        first, rest = self.path[:1], self.path[1:]
+        if self.root == "properties" and first and _is_bare(first[0]):
+            return f"{first[0]}{''.join(map(_step, rest))}"
+        return f"{self.root}{''.join(map(_step, self.path))}"
+
+    def value(self, facts: Facts) -> Any:
+        """What is there; `_NOTHING` where nothing is."""
+        found = getattr(facts, self.root)
+        for step in self.path:
+            there = isinstance(found, Mapping) if isinstance(step, str) else isinstance(found, list | tuple)
+            try:
+                found = found[step] if there else _NOTHING
+            except (KeyError, IndexError):
+                found = _NOTHING
+        return found
+
+
+_NOTHING = object()
+
+
+def _is_bare(name: str | int) -> bool:
+    """Whether a property is read by its name alone."""
+    return isinstance(name, str) and name.isidentifier() and name not in {*ROOTS, *_RESERVED}
+
+
+def _step(step: str | int) -> str:
+    if isinstance(step, str) and step.isidentifier():
+        return f".{step}"
+    return f"[{json.dumps(step, ensure_ascii=False)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +192,10 @@ class Expression:
         """What it read of these facts, by the names it reads them by; what is not there is left out."""
         found = {}
         for reference in sorted(self.references, key=str):
-            root = getattr(facts, reference.root)
-            if reference.member is None:
-                if reference.root in ("name", "tags"):
-                    found[str(reference)] = list(root) if reference.root == "tags" else root
-            elif isinstance(root, Mapping) and reference.member in root:
-                found[str(reference)] = root[reference.member]
+            if reference.path or reference.root in ("name", "tags"):  # all properties together tell nothing
+                value = reference.value(facts)
+                if value is not _NOTHING:
+                    found[str(reference)] = list(value) if isinstance(value, tuple) else value
         return found
 
 
@@ -225,7 +248,7 @@ class _Node:
     """A part: how it is evaluated and where it stands.
 
     Attributes:
-        reference: what a root, or a member of one, refers to.
+        reference: what it refers to, if it is a root or a path from one: noted once the path has ended.
         selected: it was written `a.b`: of this, the member of that name.
     """
 
@@ -337,7 +360,12 @@ class _Parser:
         node = self._primary()
         while self._is(".", "["):
             node = self._index(node) if self._take().text == "[" else self._member(node)
+        self._note(node)
         return node
+
+    def _note(self, node: _Node) -> None:
+        if node.reference is not None:
+            self._references.add(node.reference)
 
     def _index(self, of: _Node) -> _Node:
         self._deeper()
@@ -346,10 +374,10 @@ class _Parser:
         end = self._want("]").end
         self._depth -= 1
         reference = None
-        if key_token.kind == "text" and key_token.end == key.end:
-            reference = self._refer(of, key.run(Facts({})))
-        elif of.reference is not None and of.reference.member is None:
-            self._references.add(of.reference)  # which member is known only then
+        if key_token.end == key.end and (key_token.kind == "text" or key_token.text.isdigit()):
+            reference = _below(of, key.run(Facts({})))
+        else:
+            self._note(of)  # which member is known only then
         run = operators.member((of.run, self._words(of)), (key.run, self._words(key)))
         return _Node(run, of.start, end, reference)
 
@@ -358,20 +386,12 @@ class _Parser:
             raise self._error("a name is missing behind the dot")
         name = self._take()
         if self._is("("):
+            self._note(of)
             return self._method(of, name)
         self._term(name.start)
-        reference = self._refer(of, name.text)
         operand = (of.run, self._words(of))
         run = operators.member(operand, (lambda _: name.text, name.text))
-        return _Node(run, of.start, name.end, reference, (operand, name.text))
-
-    def _refer(self, of: _Node, name: str) -> Reference | None:
-        """Note that one member is read where a whole root seemed to be."""
-        root = of.reference
-        if root is None or root.member is not None or root.root in ("name", "tags"):
-            return None
-        self._references.add(Reference(root.root, name))
-        return Reference(root.root, name)
+        return _Node(run, of.start, name.end, _below(of, name.text), (operand, name.text))
 
     def _method(self, of: _Node, name: _Token) -> _Node:
         if name.text not in operators.METHODS:
@@ -456,12 +476,9 @@ class _Parser:
         if name in _RESERVED:
             raise self._error(f'{name} is a word of the language: write properties["{name}"]', token.start)
         if name not in ROOTS:
-            self._references.add(Reference("properties", name))
-            return _Node(operators.property_of(name), token.start, token.end)
-        reference = Reference(name)
-        if not self._is(".", "["):
-            self._references.add(reference)
-        return _Node(operators.root(name), token.start, token.end, reference)
+            reference = Reference("properties", (name,))
+            return _Node(operators.property_of(name), token.start, token.end, reference)
+        return _Node(operators.root(name), token.start, token.end, Reference(name))
 
     def _function(self, token: _Token) -> _Node:
         if token.text not in ("has", "size"):
@@ -473,3 +490,8 @@ class _Parser:
             hint = 'has() takes a.b, such as has(properties.temperature); else write "battery-level" in properties'
             raise self._error(hint, argument.start)
         return _Node(operators.has(*argument.selected), token.start, end)
+
+
+def _below(of: _Node, step: str | int) -> Reference | None:
+    """What one step further leads to, where it is known from where."""
+    return None if of.reference is None else Reference(of.reference.root, (*of.reference.path, step))

@@ -65,6 +65,7 @@ class Forced:
     """A state that a person set.
 
     Attributes:
+        by: the person's id; `login` is the name that he had then, None where it was not kept.
         until: milliseconds, or None: until somebody takes it back.
     """
 
@@ -73,6 +74,12 @@ class Forced:
     reason: str
     since: int
     until: int | None = None
+    login: str | None = None
+
+    @property
+    def user(self) -> dict[str, str | None]:
+        """Who it was, as records tell it."""
+        return {"id": self.by, "name": self.login}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,7 @@ def judge(
     if standing.offline:
         state, why = DOWN, {"by": "offline"}
     if forced is not None:
-        why = {"by": "forced", "user": forced.by, "reason": forced.reason, "until": forced.until}
+        why = {"by": "forced", "user": forced.user, "reason": forced.reason, "until": forced.until}
         state = forced.state
     moments = [*seen.moments, silent_at, forced.until if forced else None]
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)

@@ -16,7 +16,7 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger
 from iotjobs.engine.intake import Execute, Fired, Intake, Origin
 from iotjobs.engine.settle import Settler
-from iotjobs.store import facts, jobs, queue, rules, standings
+from iotjobs.store import jobs, queue, rules, standings, switch
 from iotjobs.store.known import Known
 from iotjobs.store.queue import Offers
 from iotjobs.store.standings import Snapshot
@@ -25,7 +25,6 @@ from iotjobs.store.writer import Transaction
 _NOTHING = History()
 _LATE_MS = 5000  # looks are late by a tenth of a second, and by more under load; behind a stop of the site by all of it
 _IN_TIME, _UNHEARD = "before its time", "while nobody listened: perhaps before its time"
-PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
 
 
 class AtOnce(Protocol):
@@ -99,7 +98,7 @@ class Firing:
         if timer.number and trigger.repeat_s is None:
             return False  # it repeats no more, since somebody changed it
         before = standings.left_by(self._tx.conn, timer.state_change_id)
-        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
+        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True, number=timer.number)
         late = 0 <= self._now - timer.due_at <= _LATE_MS
         at = timer.due_at if late else self._now
         self._decide(_Case(snapshot, trigger, before, at, timer.number), around)
@@ -114,7 +113,7 @@ class Firing:
         caller: Caller | None = None,
     ) -> str:
         """Insert a job; it begins with the commit, waits for its turn, or ends as refused. Its id."""
-        entity, parts, tx, now = snapshot.entity, self._parts, self._tx, self._now
+        entity, parts, tx = snapshot.entity, self._parts, self._tx
         request = Execute(entity.owner_type, entity.id, operation_id, caller, cause=cause, origin=origin)
         fired = parts.intake.fire(tx.conn, request, entity, self._known)
         job_id: str = fired.row["id"]
@@ -124,7 +123,7 @@ class Firing:
         if fired.refusal is not None:
             said = fired.refusal.detail
             ending = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
-            parts.settler.finish(tx, job, ending, now)
+            parts.settler.finish(tx, job, ending, job.timestamp)
         elif job.lane is None:
             parts.offers.offer(tx, queue.ticket_of(tx.conn, job))
         else:
@@ -189,7 +188,7 @@ class Firing:
 
     def _is_paused(self) -> bool:
         if self._paused is None:
-            self._paused = facts.value(self._tx.conn, PAUSED) == "yes"
+            self._paused = switch.paused(self._tx.conn)
         return self._paused
 
 

@@ -290,6 +290,13 @@ class CredentialOut(Stored):
     username: str | None
 
 
+class Who(BaseModel):
+    """A user, as records keep them."""
+
+    id: str
+    name: str | None = Field(description="the login at that time")
+
+
 class UserOut(Stored):
     """A user as they may be shown."""
 

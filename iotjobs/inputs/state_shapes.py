@@ -15,8 +15,9 @@ from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
 from iotjobs.domain.periods import DAYS
-from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape
+from iotjobs.domain.states import Forced
+from iotjobs.domain.triggers import Decision, repeat_of
+from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape, Who
 
 CONDITIONS, TRIGGERS = 200, 200  # of one owner
 _STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,63}\Z")
@@ -161,7 +162,7 @@ class ForcedOut(BaseModel):
     """Who forces a state, and until when."""
 
     state: str
-    by: str
+    user: Who
     reason: str
     since: str
     until: str | None
@@ -213,7 +214,8 @@ class EntityStateOut(BaseModel):
     forced: ForcedOut | None
     why: dict[str, Any] = Field(
         description="of the last change: `by` is condition, default, no_data, offline or forced, with what belongs"
-        " to it, such as `until` in RFC 3339; `cut` names values that were too long, of which it has the beginnings"
+        " to it, such as the `user` who forces it, and `until` in RFC 3339; `cut` names values that were too long, of"
+        " which it has the beginnings"
     )
     now: JudgedOut
     state_change_id: str | None
@@ -270,15 +272,20 @@ class TraceOut(BaseModel):
     owner_type: Literal[1, 2]
     state_change_id: str
     state: str
+    repeat: int = Field(description="counts the repeats after the change; 0: the change itself, or its hold")
     job_id: str | None
     at: str
 
 
-def forced_json(stored: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stored forced state as `ForcedOut`."""
-    if stored is None:
-        return None
-    return {**stored, "since": rfc3339(stored["since"]), "until": rfc3339(stored["until"])}
+def forced_json(forced: Forced) -> dict[str, Any]:
+    """A forced state as `ForcedOut`."""
+    return {
+        "state": forced.state,
+        "user": forced.user,
+        "reason": forced.reason,
+        "since": rfc3339(forced.since),
+        "until": rfc3339(forced.until),
+    }
 
 
 def why_json(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,7 +312,8 @@ def change_json(row: Any) -> dict[str, Any]:
 
 def trace_json(row: Any) -> dict[str, Any]:
     """A row of traces as `TraceOut`."""
-    return {**{name: getattr(row, name) for name in TraceOut.model_fields}, "at": rfc3339(row.at)}
+    shown = {"repeat": repeat_of(row.cause_key), "at": rfc3339(row.at)}
+    return {name: shown[name] if name in shown else getattr(row, name) for name in TraceOut.model_fields}
 
 
 def trigger_json(row: Any) -> dict[str, Any]:

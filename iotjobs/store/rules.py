@@ -130,6 +130,18 @@ def trigger_row(conn: Connection, trigger_id: str) -> Any:
     return _by_id.first(conn, {"wanted": trigger_id})
 
 
+def trigger_page(
+    conn: Connection, *, limit: int, after: str | None = None, broken: bool | None = None
+) -> Sequence[Any]:
+    """Rows of all triggers by id; `broken`: only those whose breaker is open, or is not."""
+    query = select(triggers).order_by(T.id).limit(limit)
+    if after is not None:
+        query = query.where(T.id > after)
+    if broken is not None:
+        query = query.where(T.broken_at.is_not(None) if broken else T.broken_at.is_(None))
+    return conn.execute(query).all()
+
+
 def triggers_of(conn: Connection, entity: Entity) -> tuple[tuple[Trigger, bool], ...]:
     """An entity's triggers and those of its class, each with whether its breaker is open."""
     owners = [entity.id] if entity.class_id is None else [entity.id, entity.class_id]

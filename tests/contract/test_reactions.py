@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 from sqlalchemy import Connection, select, update
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
+from iotjobs.domain.rights import Caller, Role
 from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
+from iotjobs.store import definitions, facts, retention, rules, standings, states, switch, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
@@ -228,7 +231,7 @@ async def test_a_hold_fires_after_it_and_not_when_the_state_was_left(engine: Eng
     assert await due(engine, 5.5) == 1
     (trace,) = await traces_of(engine, owner_id)
     (job,) = await jobs_of(engine, owner_id)
-    assert (trace.decision, trace.job_id) == ("fired", job.id)
+    assert (trace.decision, trace.reason, trace.job_id) == ("fired", "after 5 s in alarm", job.id)
 
     await engine.report(owner_id, temperature=20)
     await engine.report(owner_id, temperature=90)
@@ -306,6 +309,8 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     keys = [str(job.cause_key) for job in await jobs_of(engine, owner_id)]
     assert [key.rpartition(":")[2] for key in keys] == ["0", "1", "2"]
     assert len({key.rpartition(":")[0] for key in keys}) == 1
+    reasons = [trace.reason for trace in await traces_of(engine, owner_id)]
+    assert reasons[:3] == ["entered alarm", "repeat 1 in alarm", "repeat 2 in alarm"]
 
 
 async def test_a_repeat_that_was_taken_out_of_its_trigger_does_not_fire(engine: Engine) -> None:
@@ -662,15 +667,20 @@ async def test_a_link_that_is_deleted_meanwhile_takes_no_report_along(engine: En
     assert await changes_of(engine, links[1]) == [("created", "working")]
 
 
-async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine) -> None:
-    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}")
+async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine, mocker: MockerFixture) -> None:
+    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}", name="cool down")
     await engine.conditions(owner_id, HOT)
     await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    mocker.patch.object(clock, "now_ms", side_effect=count(clock.now_ms()))  # each look takes a millisecond
     await engine.report(owner_id, temperature=90)
 
     (job,) = await jobs_of(engine, owner_id)
     assert (job.status, job.outcome) == (Status.FINISHED, Outcome.REJECTED)
     assert "{{properties.nosuch}}" in (job.error_message or "")
+    assert job.ended_at == job.timestamp, "it was refused when it was made"
+    assert (job.operation_id, job.operation_name, job.operation_version) == (operation_id, "cool down", 1)
+    assert (job.label.partition(" on ")[0], job.data["actionName"]) == ("cool down", "cool down")
+    assert job.data["listenerName"] == "trigger 0"
 
 
 async def test_a_forced_state_stands_until_it_is_taken_back_or_its_time_is_over(engine: Engine) -> None:
@@ -911,10 +921,35 @@ async def test_a_sensor_that_flaps_fires_once_and_the_rest_is_counted(engine: En
 
 async def test_all_triggers_of_the_site_can_be_paused(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine)
-    await engine.store.write(lambda tx: facts.put(tx, "triggers_paused", "yes"))
+    now = clock.now_ms()
+    await engine.switch.pause(paused=True, caller=ADMIN)
+    await engine.switch.pause(paused=True, caller=Caller("b" * 32, "ben", Role.ADMIN))
     await engine.report(owner_id, temperature=90)
     assert await decisions_of(engine, owner_id) == ["paused"]
     assert await jobs_of(engine, owner_id) == []
+    told = await engine.store.read(lambda conn: switch.signature(conn, switch.PAUSED))
+    assert told is not None
+    assert told["by"] == {"id": ADMIN.user_id, "name": ADMIN.login}, "who did it first, and nobody changed it"
+    assert now <= told["since"] <= clock.now_ms()
+
+
+async def test_all_triggers_are_read_in_parts_and_those_whose_breaker_is_open(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    given = {"states": ["alarm"], "operation_id": operation_id}
+    ids = await engine.triggers(class_id, given, given, owner_kind="class")
+    ids = sorted([*ids, *[(await hot_thing(engine))[1] for _ in range(2)]])
+    await engine.store.write(lambda tx: rules.set_breaker(tx, ids[2], clock.now_ms()))
+
+    async def page(**wanted: Any) -> list[str]:
+        found = await engine.store.read(lambda conn: rules.trigger_page(conn, **wanted))
+        return [row.id for row in found]
+
+    assert await page(limit=3) == ids[:3]
+    assert await page(limit=3, after=ids[2]) == ids[3:]
+    assert await page(limit=3, broken=True) == [ids[2]]
+    assert await page(limit=3, broken=False) == [*ids[:2], ids[3]]
+    assert await page(limit=3, after=ids[2], broken=True) == []
 
 
 async def test_a_dry_trigger_leaves_a_trace_and_no_job(engine: Engine) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -321,6 +321,12 @@ async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> Non
         "disabled",
         "service",
     )
+    user = {"id": answer.body["forced"]["user"]["id"], "name": "admin"}
+    assert len(user["id"]) == 32
+    assert set(answer.body["forced"]) == {"state", "user", "reason", "since", "until"}
+    [change] = (await rest.get("/state-changes", entity_id=owner["id"]))["items"]
+    for told in (answer.body["forced"], answer.body["why"], answer.body["now"]["why"], change["why"]):
+        assert told["user"] == user
     assert answer.body["why"]["by"] == "forced"
     back = await rest.call("DELETE", f"{path}/forced-state")
     assert (back.status, back.body["state"], back.body["forced"]) == (200, "working", None)
@@ -419,15 +425,70 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     assert (await rest.call("DELETE", path)).status == 204
 
 
-async def test_the_site_pauses_all_triggers(rest: Rest) -> None:
+async def test_the_site_pauses_all_triggers_and_tells_who_did_it_and_since_when(rest: Rest) -> None:
     owner = await rest.thing()
     await alarming(rest, {**owner, "thing": "x"})
-    assert (await rest.call("PUT", "/site", {"triggers": "paused"})).body["triggers"] == "paused"
+    before = datetime.now(UTC)
+    paused = (await rest.call("PUT", "/site", {"triggers": "paused"})).body
     try:
-        await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 90})
-        assert [trace["decision"] for trace in await traces(rest, owner)] == ["paused"]
+        assert (paused["triggers"], paused["paused"]["by"]["name"]) == ("paused", "admin")
+        since = datetime.fromisoformat(paused["paused"]["since"])
+        assert abs(since - before) < timedelta(minutes=1)
+        user, token = await rest.user("admin")
+        async with Rest(rest.serve, token) as other:  # who pauses what is paused already changes nothing
+            again = (await other.call("PUT", "/site", {"triggers": "paused"})).body
+            assert again["paused"] == paused["paused"]
+            await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 90})
+            assert [trace["decision"] for trace in await traces(rest, owner)] == ["paused"]
+            opened = (await other.call("PUT", "/site", {"triggers": "open"})).body
+            assert (opened["triggers"], opened["paused"]) == ("open", None)
+            by = (await other.call("PUT", "/site", {"triggers": "paused"})).body["paused"]["by"]
+            assert by == {"id": user["id"], "name": user["login"]}
     finally:
         assert (await rest.call("PUT", "/site", {"triggers": "open"})).body["triggers"] == "open"
+
+
+async def test_all_triggers_are_listed_and_those_that_the_loop_guard_stopped(rest: Rest) -> None:
+    owner = await rest.thing()
+    made = [await alarming(rest, await rest.thing()) for _ in range(3)]
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="{{jobId}}")
+    path = f"/objects/{owner['id']}"
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    items = [{"name": "loops", "states": ["alarm"], "operation_id": operation["id"]}]
+    [trigger] = (await rest.call("PUT", f"{path}/state-triggers", items)).body["items"]
+
+    async def listed(**query: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"next": None}
+        while not found or page["next"]:
+            more = {"cursor": page["next"]} if page["next"] else {}
+            page = await rest.get("/triggers", limit=2, **query, **more)
+            assert len(page["items"]) <= 2
+            found += page["items"]
+            if not page["items"]:
+                break
+        return found
+
+    everything = await listed()
+    assert [one["id"] for one in everything] == sorted({one["id"] for one in everything})
+    assert {one["id"] for one in everything} >= {trigger["id"], *(one["id"] for one in made)}
+    assert trigger in everything
+    assert trigger["id"] not in [one["id"] for one in await listed(broken="true")]
+
+    job_id = None
+    for _ in range(6):
+        for temperature in (20, 90):
+            report = {"temperature": temperature, **({"_job_id": job_id} if job_id else {})}
+            assert (await rest.call("POST", f"{path}/report", report)).status == 200
+        job_id = (await traces(rest, owner, decision="fired"))[0]["job_id"]
+    broken = next(one for one in await listed(broken="true") if one["id"] == trigger["id"])
+    assert broken["broken_at"]
+    assert trigger["id"] not in [one["id"] for one in await listed(broken="false")]
+    reset = await rest.call("POST", f"/triggers/{trigger['id']}/reset")
+    assert (reset.status, reset.body) == (200, trigger)
+    assert trigger["id"] not in [one["id"] for one in await listed(broken="true")]
+    await rest.refused("GET", "/triggers", query={"owner": "x"}, status=400, code="badRequest")
+    await rest.refused("GET", "/triggers", query={"broken": "perhaps"}, status=400, code="badRequest")
 
 
 async def test_a_link_has_states_and_triggers_of_its_own(rest: Rest) -> None:

@@ -195,7 +195,7 @@ def state_of(kind: Kind) -> APIRouter:
         now = clock.now_ms()
         if until is not None and until <= now:
             raise BadRequest("until is over already", field="until")
-        forced = Forced(body.state, caller.user_id, body.reason, now, until)
+        forced = Forced(body.state, caller.user_id, body.reason, now, until, caller.login)
 
         def item(tx: Transaction) -> dict[str, Any]:
             states.check_names(tx.conn, [("state", body.state)])
@@ -226,7 +226,7 @@ def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -
     return {
         "state": standing.state,
         "since": rfc3339(standing.since or created_at),
-        "forced": None if standing.forced is None else forced_json(asdict(standing.forced)),
+        "forced": None if standing.forced is None else forced_json(standing.forced),
         "why": why_json(found.why),
         "now": _judged(reactions.judged_now(conn, found)),
         "state_change_id": found.change_id,

@@ -81,6 +81,28 @@ def _check(conn: Connection, owner: Definition, items: list[dict[str, Any]]) -> 
         raise BadRequest(f"{first.field}: {first.message}", errors=tuple(problems))
 
 
+@router.get(
+    "/triggers",
+    responses={200: {"model": Listed[TriggerOut]}},
+    dependencies=[only("broken", "limit", "cursor")],
+)
+async def list_triggers(
+    services: Services,
+    *,
+    broken: Annotated[
+        bool | None, Query(description="true: only those whose breaker is open, that the loop guard stopped")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """All triggers of objects, links and classes, by id."""
+    found = await services.store.read(
+        lambda conn: rules.trigger_page(conn, limit=limit + 1, after=cursor, broken=broken)
+    )
+    following = found[limit - 1].id if len(found) > limit else None
+    return listed(map(trigger_json, found[:limit]), following)
+
+
 @router.post("/triggers/{trigger_id}/reset", dependencies=_admin, responses={200: {"model": TriggerOut}})
 async def reset_trigger(services: Services, trigger_id: Id) -> Response:
     """Close the breaker of a trigger that was part of a loop: it may fire again."""

@@ -97,6 +97,24 @@ def test_what_has_no_value_does_not_hold_and_names_the_culprit(text: str, why: s
     assert (found.holds, found.problem) == (False, why)
 
 
+def test_the_value_that_was_read_is_told_and_not_the_whole_that_it_is_a_part_of() -> None:
+    readings = {"TotalStartTime": "2026-01-01T00:00:00", "Power": 7, "phases": [{"u": 230}, {"u": 231}]}
+    facts = Facts({"sensor.ENERGY": readings, "b": 1}, name="plug", tags=("a",))
+    for text, values in (
+        ('properties["sensor.ENERGY"].Power > 5', {'properties["sensor.ENERGY"].Power': 7}),
+        (
+            'properties["sensor.ENERGY"].phases[1].u > 230 && tags[0] == "a"',
+            {'properties["sensor.ENERGY"].phases[1].u': 231, "tags[0]": "a"},
+        ),
+        ('name.startsWith("pl") && size(tags) == 1', {"name": "plug", "tags": ["a"]}),
+        ("!has(properties.a) && has(properties.b)", {"b": 1}),
+        ('properties["sensor.ENERGY"].nosuch > 5 || b.c == 1 || tags[3] == "x" || b == 1', {"b": 1}),
+        ('"b" in properties', {}),
+    ):
+        expression = compile_expression(text)
+        assert (expression.evaluate(facts).holds, expression.values(facts)) == (True, values), text
+
+
 def test_a_link_reads_the_properties_of_its_ends() -> None:
     text = 'source.temperature + target.temperature == 12 && source["a-b"] == 1 && load == 4'
     expression = compile_expression(text)
@@ -116,7 +134,13 @@ def test_a_link_reads_the_properties_of_its_ends() -> None:
         ('properties["battery-level"] < 20', {'properties["battery-level"]'}),
         ("properties[door] == 1", {"properties", "door"}),
         ('"x" in properties && "a" in tags', {"properties", "tags"}),
-        ("source.x.y == pump.speed", {"source.x", "pump"}),
+        ("source.x.y == pump.speed", {"source.x.y", "pump.speed"}),
+        ('properties["sensor.ENERGY"].Power > 5', {'properties["sensor.ENERGY"].Power'}),
+        ('a.b["c d"][0] == 1 && a.b == 2', {'a.b["c d"][0]', "a.b"}),
+        ("l[i] == l[0] && m[-1] == 1", {"l", "i", "l[0]", "m"}),
+        ('name.startsWith("press") && a.b.contains("x")', {"name", "a.b"}),
+        ('tags[0] == "x" && size(source) > 1', {"tags[0]", "source"}),
+        ('properties.name == "x" && properties["in"] == 1', {"properties.name", "properties.in"}),
         ("has(target.x)", {"target.x"}),
         ("1 == 2", set()),
     ],
@@ -126,7 +150,7 @@ def test_what_an_expression_reads_is_known(text: str, references: set[str]) -> N
 
 
 def test_a_bare_name_and_a_member_of_properties_are_one_reference() -> None:
-    assert compile_expression("a == properties.a").references == {Reference("properties", "a")}
+    assert compile_expression("a == properties.a").references == {Reference("properties", ("a",))}
 
 
 @pytest.mark.parametrize(

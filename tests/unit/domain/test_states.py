@@ -199,10 +199,15 @@ def test_the_end_of_the_connection_stands_above_silence_and_a_person_above_all()
     down = judged(replace(HEARD, offline=True), 99_000, no_data=10)
     assert (down.state, down.why) == ("down", {"by": "offline"})
 
-    forced = Forced("disabled", "anna", "service", since=0, until=100_000)
+    forced = Forced("disabled", "u1", "service", since=0, until=100_000, login="anna")
     found = judged(replace(HEARD, offline=True, forced=forced), 99_000, no_data=10)
     assert (found.state, found.wake_at) == ("disabled", 100_000)
-    assert found.why == {"by": "forced", "user": "anna", "reason": "service", "until": 100_000}
+    assert found.why == {
+        "by": "forced",
+        "user": {"id": "u1", "name": "anna"},
+        "reason": "service",
+        "until": 100_000,
+    }
     over = judged(replace(HEARD, offline=True, forced=forced), 100_000, no_data=10)
     assert over.state == "down"
     assert judged(replace(HEARD, forced=replace(forced, until=None)), 1 << 50).state == "disabled"
