@@ -385,6 +385,17 @@ async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None
         await rest.refused("PUT", path, [{**item, **wrong}], status=400, code="badRequest")
 
 
+async def test_a_report_cannot_lock_its_object_s_definition(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    for name in ("a\nb", " ", "a\u2028"):
+        await rest.refused("POST", f"{path}/report", {name: 1, "t": 1}, status=400, code="badRequest")
+        await rest.refused("PATCH", f"{path}/properties", {name: 1}, status=400, code="badRequest")
+
+    assert (await rest.call("PATCH", path, {"tags": ["x"]})).status == 200
+    assert await rest.get(f"{path}/properties") == {}
+
+
 async def test_states_of_the_site_s_own(rest: Rest) -> None:
     name = new_name("state")
     made = await rest.make("/states", name=name, priority=55)
