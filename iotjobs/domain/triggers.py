@@ -37,7 +37,7 @@ class Trigger:
         repeat_s: it fires again each time so much has passed in the state; None: once.
         cooldown_s: it does not fire within so much of the last time, of the same entity.
         max_per_hour: firings within an hour, of the same entity; None: any number.
-        dry: decide and trace, and start nothing.
+        dry: decide and trace, and start nothing; what it would have started counts for its cooldown and rate.
     """
 
     id: str
@@ -123,15 +123,14 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _by_history(trigger: Trigger, history: History, now: int) -> Ruling | None:
+    fired = "would have fired" if trigger.dry else "fired"
     if trigger.cooldown_s and history.last_at is not None:
         ago_s = (now - history.last_at) / 1000
         if ago_s < trigger.cooldown_s:
-            said = f"fired {ago_s:.1f} s ago and cools down for {trigger.cooldown_s:g} s"
+            said = f"{fired} {ago_s:.1f} s ago and cools down for {trigger.cooldown_s:g} s"
             return Ruling(Decision.COOLING_DOWN, said)
     if trigger.max_per_hour is not None and history.in_hour >= trigger.max_per_hour:
-        said = (
-            f"fired {history.in_hour} times within the last hour, {trigger.max_per_hour} at most are allowed"
-        )
+        said = f"{fired} {history.in_hour} times within the last hour, {trigger.max_per_hour} at most are allowed"
         return Ruling(Decision.RATE_LIMITED, said)
     return None
 

@@ -144,6 +144,8 @@ class Firing:
                 origin = Origin(case.key, case.process_meta, state, trigger.name)
                 job_id = self.start(snapshot, trigger.operation_id, Cause.TRIGGER, origin)
                 self._remember(case, around.history)
+            case Decision.DRY:
+                self._remember(case, around.history)
             case Decision.HELD:
                 self._wait(case, trigger.hold_s)
             case Decision.LOOP_GUARD if not around.broken:

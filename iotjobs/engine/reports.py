@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from iotjobs.domain.entities import NAME_CHARACTERS, unfit_name
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.payloads import check_payload
 from iotjobs.engine.reactions import Connection, Reported
@@ -17,7 +18,6 @@ from iotjobs.transports.topics import JOB_ID_PROPERTY
 REPORT_ID_PROPERTY = "report-id"
 REPORT_ID_MEMBER, JOB_ID_MEMBER = "_id", "_job_id"  # of those that can set no property of a message
 ID_CHARACTERS = 128
-PROPERTY_NAME_CHARACTERS = 200
 _STATUSES = {b"online": True, b"offline": False}
 
 
@@ -130,14 +130,16 @@ def _checked_id(whose: str, given: Any) -> str | None:
 
 
 def check_names(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, whose names are those of properties.
+    """The values, whose names are those of properties: what a definition could not name is none.
 
     Raises:
-        BadRequest: one is too long, or empty.
+        BadRequest: one is too long, or no name. One that is to be taken away may be any.
     """
-    for name in values:
-        if not 0 < len(name) <= PROPERTY_NAME_CHARACTERS:
-            raise BadRequest(f"a property's name has 1 to {PROPERTY_NAME_CHARACTERS} characters")
+    for name, value in values.items():
+        if not 0 < len(name) <= NAME_CHARACTERS:
+            raise BadRequest(f"a property's name has 1 to {NAME_CHARACTERS} characters")
+        if value is not None and (why := unfit_name(name)) is not None:
+            raise BadRequest(f"a property's name: {why}")
     return values
 
 

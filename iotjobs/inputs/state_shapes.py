@@ -136,10 +136,20 @@ class TriggerBody(Shape):
     dry: bool = False
 
 
+class TriggerItem(TriggerBody):
+    """A trigger of a list, perhaps as it was read."""
+
+    owner_kind: str | None = Field(None, description="of no effect")
+    owner_id: str | None = Field(
+        None, description="of no effect; a trigger whose owner is the class of this one stays the class's"
+    )
+    broken_at: str | None = Field(None, description="of no effect")
+
+
 class TriggersBody(Shape):
     """Triggers, all of the owner's own."""
 
-    items: Annotated[list[TriggerBody], Field(max_length=TRIGGERS)]
+    items: Annotated[list[TriggerItem], Field(max_length=TRIGGERS)]
 
 
 class TriggerOut(TriggerBody):

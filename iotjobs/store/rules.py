@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    and_,
     bindparam,
     case,
     delete,
@@ -178,10 +179,8 @@ def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequenc
     ]
     if rows:
         tx.conn.execute(insert(triggers), rows)
-    asking = [item["id"] for item in items if _remembers(item)]
-    asked = {row.id for row in before.values() if _remembers(row.settings)}
-    if recalling := sorted(set(asking) - asked):
-        _recall(tx, recalling, clock.now_ms())
+    settings = {trigger_id: row.settings for trigger_id, row in before.items()}
+    _recall(tx, settings, {item["id"]: item for item in items if item["id"] in before}, clock.now_ms())
 
 
 def _remembers(settings: Mapping[str, Any]) -> bool:
@@ -231,16 +230,41 @@ def add_firings(tx: Transaction, fired: Sequence[tuple[Trigger, str, int]]) -> N
     _insert_firing.insert_all(tx.conn, rows)
 
 
-def _recall(tx: Transaction, trigger_ids: Sequence[str], now: int) -> None:
-    """Triggers that ask for it from now on know when they fired last, as far as there are traces of it."""
-    last = func.max(X.at)
-    known = select(F.id).where(F.trigger_id == X.trigger_id, F.entity_id == X.owner_id, F.at >= X.at)
-    found = (
-        select(X.trigger_id, X.owner_id, case((last > now, now), else_=last))
-        .where(X.trigger_id.in_(trigger_ids), X.decision == Decision.FIRED, ~known.exists())
-        .group_by(X.trigger_id, X.owner_id)
+def _recall(
+    tx: Transaction, before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]], now: int
+) -> None:
+    """Triggers that ask for it from now on know when they fired, as far as there are traces of it.
+
+    What one only tried is forgotten when it is dry no more.
+    """
+    live = sorted(own for own in after if before[own]["dry"] and not after[own]["dry"])
+    asking = sorted(own for own in after if _remembers(after[own]) and not _remembers(before[own]))
+    rated = sorted(
+        own
+        for own in after
+        if after[own]["max_per_hour"] is not None and (before[own]["max_per_hour"] is None or own in live)
     )
-    tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
+    dry = sorted(own for own in after if after[own]["dry"])
+    of_it = and_(X.trigger_id == F.trigger_id, X.owner_id == F.entity_id)
+    if live:
+        tried = select(X.id).where(of_it, X.decision == Decision.DRY, X.at == F.at)
+        tx.conn.execute(delete(firings).where(F.trigger_id.in_(live), tried.exists()))
+    fired = or_(X.decision == Decision.FIRED, and_(X.decision == Decision.DRY, X.trigger_id.in_(dry)))
+    if rated:
+        known = select(F.id).where(of_it, F.at == X.at)
+        found = select(X.trigger_id, X.owner_id, case((X.at > now, now), else_=X.at)).where(
+            X.trigger_id.in_(rated), fired, X.at > now - HOUR_MS, ~known.exists()
+        )
+        tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
+    if again := sorted({*asking, *live}):
+        last = func.max(X.at)
+        known = select(F.id).where(of_it, F.at >= X.at)
+        found = (
+            select(X.trigger_id, X.owner_id, case((last > now, now), else_=last))
+            .where(X.trigger_id.in_(again), fired, ~known.exists())
+            .group_by(X.trigger_id, X.owner_id)
+        )
+        tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
 
 
 _TRACE = (

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from iotjobs.domain.errors import ConfigurationError
-from iotjobs.transports.topics import check_filter
+from iotjobs.transports.topics import check_own_filter
 
 WHO = ("thing", "external_id")
 _CAPTURE = re.compile(r"\{([a-z_]+)\}\Z")
@@ -37,7 +37,8 @@ class IngestRule:
     """A pattern of topics, and what is put before the names of properties.
 
     Raises:
-        ConfigurationError: the pattern names nobody, or cannot be subscribed to.
+        ConfigurationError: the pattern names nobody.
+        BadRequest: it cannot be subscribed to, or is not of other makers' topics alone.
     """
 
     topic: str
@@ -47,7 +48,7 @@ class IngestRule:
         levels = self.topic.split("/")
         captures = [found[1] for level in levels if (found := _CAPTURE.match(level))]
         unknown = sorted(set(captures) - {*WHO, "property"})
-        if unknown or "{" in re.sub(r"\{[a-z_]+\}", "", self.topic):
+        if unknown or any("{" in level and not _CAPTURE.match(level) for level in levels):
             what = ", ".join(unknown) or self.topic
             raise ConfigurationError(f"ingest: {what}: a level is {{thing}}, {{external_id}} or {{property}}")
         if len([name for name in captures if name in WHO]) != 1 or captures.count("property") > 1:
@@ -56,7 +57,7 @@ class IngestRule:
             raise ConfigurationError(
                 f"ingest: {self.topic}: the first level is a plain name, not one of ours"
             )
-        check_filter(self.filter, field="ingest")
+        check_own_filter(self.filter, field="ingest")
 
     @property
     def filter(self) -> str:

@@ -26,7 +26,7 @@ from iotjobs.store import definitions, facts, retention, rules, standings, state
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import firings, property_history, report_ids, trigger_timers
+from iotjobs.store.state_tables import firings, property_history, report_ids, traces, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
 from tests.services.rows import ADMIN, Engine, standing_of
 from tests.services.rows import job_of as job_now
@@ -428,6 +428,56 @@ async def test_a_trigger_that_is_given_a_cooldown_knows_when_it_fired(engine: En
         expected = {"max_per_hour": "rate_limited", "cooldown_s": "cooling_down"}
         [wanted] = [said for name, said in expected.items() if item[name]] or ["fired"]
         assert await flap(engine, owner_id) == wanted
+
+
+async def put_trigger(engine: Engine, owner_id: str, **changes: Any) -> None:
+    """Change the object's one trigger."""
+    [row] = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    item = {**row.settings, "id": row.id, "operation_id": row.operation_id, "name": row.name, **changes}
+    await engine.store.write(lambda tx: rules.put_triggers(tx, "object", owner_id, [item]))
+
+
+@pytest.mark.parametrize("limit", [{}, {"cooldown_s": 0.001}, {"max_per_hour": 100}], ids=str)
+async def test_a_trigger_that_is_given_a_rate_knows_how_often_it_fired(
+    engine: Engine, limit: dict[str, Any]
+) -> None:
+    owner_id, _ = await hot_thing(engine, **limit)
+    other_id, _ = await hot_thing(engine)
+    for _ in range(4):
+        assert await flap(engine, owner_id) == await flap(engine, other_id) == "fired"
+
+    await put_trigger(engine, owner_id, max_per_hour=None)
+    await put_trigger(engine, owner_id, max_per_hour=5)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", "rate_limited"]
+    assert (await traces_of(engine, owner_id))[-2].reason == (
+        "fired 5 times within the last hour, 5 at most are allowed"
+    )
+    assert await flap(engine, other_id) == "fired"
+
+    hour_ago = clock.now_ms() - 3_600_001
+    await engine.store.write(lambda tx: tx.conn.execute(update(traces).values(at=hour_ago)))
+    await engine.store.write(lambda tx: tx.conn.execute(update(firings).values(at=hour_ago)))
+    await put_trigger(engine, owner_id, max_per_hour=None)
+    await put_trigger(engine, owner_id, max_per_hour=1)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", "rate_limited"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "decision"), [({"cooldown_s": 60}, "cooling_down"), ({"max_per_hour": 1}, "rate_limited")]
+)
+async def test_a_dry_trigger_keeps_its_cooldown_and_its_rate_and_a_live_one_forgets_that(
+    engine: Engine, limit: dict[str, Any], decision: str
+) -> None:
+    owner_id, _ = await hot_thing(engine, dry=True, **limit)
+    assert [await flap(engine, owner_id) for _ in range(3)] == ["dry", decision, decision]
+    assert (await traces_of(engine, owner_id))[-2].reason.startswith("would have fired ")
+
+    await put_trigger(engine, owner_id, dry=False)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", decision]
+    await put_trigger(engine, owner_id, dry=True)
+    assert await flap(engine, owner_id) == decision
+    await put_trigger(engine, owner_id, dry=False)
+    assert await flap(engine, owner_id) == decision
 
 
 async def test_a_cooldown_that_was_away_for_a_while_knows_what_fired_meanwhile(engine: Engine) -> None:

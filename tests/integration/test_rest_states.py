@@ -405,6 +405,36 @@ async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None
         await rest.refused("PUT", path, [{**item, **wrong}], status=400, code="badRequest")
 
 
+async def test_a_report_cannot_lock_its_object_s_definition(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    for name in ("a\nb", " ", "a\u2028"):
+        await rest.refused("POST", f"{path}/report", {name: 1, "t": 1}, status=400, code="badRequest")
+        await rest.refused("PATCH", f"{path}/properties", {name: 1}, status=400, code="badRequest")
+
+    assert (await rest.call("PATCH", path, {"tags": ["x"]})).status == 200
+    assert await rest.get(f"{path}/properties") == {}
+
+
+async def test_triggers_are_put_back_as_they_were_read(rest: Rest) -> None:
+    kind = await rest.make("/classes", name=new_name("class"))
+    owner = await rest.thing(class_id=kind["id"])
+    of_class = await rest.operation(kind, "mqtt", owners="classes", topic="a", message="b")
+    own = await rest.operation(owner, "mqtt", topic="a", message="b")
+    for path, operation in ((f"/classes/{kind['id']}", of_class), (f"/objects/{owner['id']}", own)):
+        item = {"name": "t", "states": ["alarm"], "operation_id": operation["id"]}
+        assert (await rest.call("PUT", f"{path}/state-triggers", [item])).status == 200
+
+    path = f"/objects/{owner['id']}/state-triggers"
+    read = (await rest.get(path))["items"]
+    assert [trigger["owner_kind"] for trigger in read] == ["object", "class"]
+    assert (await rest.call("PUT", path, read)).body["items"] == read[:1]
+    assert (await rest.get(path))["items"] == read
+
+    other = await rest.thing()
+    await rest.refused("PUT", f"/objects/{other['id']}/state-triggers", read, status=400, code="badRequest")
+
+
 async def test_states_of_the_site_s_own(rest: Rest) -> None:
     name = new_name("state")
     made = await rest.make("/states", name=name, priority=55)

@@ -48,10 +48,12 @@ def triggers_of(kind: Kind) -> APIRouter:
         services: Services, owner_id: Id, body: Annotated[TriggersBody, Depends(list_of(TriggersBody))]
     ) -> Response:
         """Put all triggers of the owner's own; one that keeps its id keeps its history and its breaker."""
-        items = [{**item.model_dump(), "id": item.id or clock.new_id()} for item in body.items]
+        given = [{**item.model_dump(), "id": item.id or clock.new_id()} for item in body.items]
 
         def item(tx: Transaction) -> list[Any]:
             owner = definitions.owner(tx.conn, kind, owner_id)
+            class_id = owner.values.get("class_id")
+            items = [one for one in given if class_id is None or one["owner_id"] != class_id]
             _check(tx.conn, owner, items)
             rules.put_triggers(tx, kind, owner_id, items)
             return list(rules.trigger_rows(tx.conn, owner_id))

@@ -11,12 +11,21 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from iotjobs.domain.errors import RequestError
+from iotjobs.domain.errors import BadRequest, RequestError
 from iotjobs.domain.expressions import Facts, compile_expression
 from iotjobs.domain.states import Condition, Heard, Standing, judge
 from iotjobs.engine.reactions import Connection, Reported
-from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
+from iotjobs.engine.reports import (
+    check_names,
+    read_ingested,
+    read_payload,
+    read_report,
+    read_shadow,
+    read_status,
+)
+from iotjobs.inputs.shapes import Properties
 from iotjobs.transports.mqtt_messages import Received
 from iotjobs.transports.topics import TopicKind, parse_topic
 
@@ -67,11 +76,31 @@ def test_a_word_of_a_connection_may_have_an_id() -> None:
         {"_job_id": "x" * 129},
         {"x" * 201: 1},
         {"": 1},
+        {" ": 1},
+        {"a\nb": 1},
+        {"a\u2028b": 1},
+        {"a\x7f": 1},
     ],
 )
 def test_what_cannot_be_kept_is_refused(payload: Any) -> None:
     with pytest.raises((ValueError, RecursionError, RequestError)):
         read_report(received(payload))
+
+
+def test_what_an_older_version_took_for_a_name_can_be_taken_away() -> None:
+    assert read_report(received({"a\nb": None, " ": None})) == Reported({"a\nb": None, " ": None})
+
+
+@given(st.text(max_size=5))
+def test_a_report_can_give_a_property_no_name_that_a_definition_could_not(name: str) -> None:
+    definition = TypeAdapter(Properties)
+    try:
+        check_names({name: 1})
+    except BadRequest:
+        with pytest.raises(ValidationError):
+            definition.validate_python({name: 1})
+    else:
+        assert definition.validate_python({name: 1}) == {name: 1}
 
 
 @pytest.mark.check(19)

@@ -37,6 +37,8 @@ def test_a_pattern_is_subscribed_to_with_wildcards() -> None:
         "a/{name}",
         "a/{thing}/{external_id}",
         "a/x{thing}",
+        "a/{thing}/x{property}",
+        "a/{thing}/{property}x",
         "a/{thing}/{property}/{property}",
     ],
 )
@@ -45,6 +47,7 @@ def test_a_pattern_that_names_nobody_or_meddles_with_ours_is_refused(pattern: st
         IngestRule(pattern)
 
 
-def test_a_pattern_that_cannot_be_subscribed_to_is_refused() -> None:
+@pytest.mark.parametrize("pattern", ["a/{thing}/#/b", "+/+/{thing}", "$share/g/a/{thing}", "$SYS/{thing}"])
+def test_a_pattern_that_cannot_be_subscribed_to_or_reaches_into_ours_is_refused(pattern: str) -> None:
     with pytest.raises(BadRequest):
-        IngestRule("a/{thing}/#/b")
+        IngestRule(pattern)

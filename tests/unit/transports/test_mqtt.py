@@ -378,6 +378,26 @@ async def test_a_window_lets_so_many_in_and_the_next_in_order() -> None:
     await tasks[3]
 
 
+async def test_one_who_stands_for_many_waits_behind_one_of_the_others_only() -> None:
+    window, entered = Window(1), []
+    await window.enter()
+
+    async def enter(name: str, *, soon: bool = False) -> None:
+        await window.enter(soon=soon)
+        entered.append(name)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(enter(name))
+        await asyncio.sleep(0)
+        group.create_task(enter("many", soon=True))
+        await asyncio.sleep(0)
+        for _ in range(4):
+            window.leave()
+
+    assert entered == ["a", "many", "b", "c"]
+
+
 async def test_a_cancelled_wait_takes_no_place() -> None:
     window = Window(1)
     await window.enter()
