@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -133,14 +134,14 @@ def check_names(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def read_status(message: Received) -> Connection:
-    """What a device, or its last will, says of its connection.
+def read_status(message: Received, words: Mapping[bytes, bool] = _STATUSES) -> Connection:
+    """What a device, or its last will, says of its connection; `words`: whether each says that it is online.
 
     Raises:
-        ValueError: neither `online` nor `offline`.
+        ValueError: none of these words.
         BadRequest: its id is too long.
     """
-    online = _STATUSES.get(message.payload)
+    online = words.get(message.payload)
     if online is None:
-        raise ValueError("a status is online or offline")
+        raise ValueError(f"a status is {' or '.join(word.decode() for word in words)}")
     return Connection(online, report_id=_checked_id("report", message.user_property(REPORT_ID_PROPERTY)))
