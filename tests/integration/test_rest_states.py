@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -160,6 +161,16 @@ async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -
     decisions = [one["decision"] for one in await traces(rest, owner)]
     assert (decisions.count("fired"), decisions.count("loop_guard")) == (5, 3)
     await rest.refused("POST", f"{path}/report", {"_job_id": 7}, status=400, code="badRequest")
+    writes = (("POST", f"{path}/report"), ("PATCH", f"{path}/properties"), ("PATCH", path))
+    for (method, where), none in product(writes, ("nope", "9" * 18, "f" * 32)):
+        body = {"properties": {"temperature": 1}} if where == path else {"temperature": 1}
+        problem = await rest.refused(method, where, body, status=400, code="badRequest", Job_Id=none)
+        assert (problem["errors"][0]["field"], none in problem["detail"]) == ("Job-Id", True)
+    seq = (await rest.get(f"/jobs/{job_id}"))["seq"]
+    for temperature in (20, 90):
+        report = {"temperature": temperature}
+        assert (await rest.call("POST", f"{path}/report", report, Job_Id=str(seq))).status == 200
+    assert (await traces(rest, owner))[0]["decision"] == "loop_guard"
     await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
 
 

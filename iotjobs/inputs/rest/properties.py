@@ -13,7 +13,7 @@ from iotjobs.domain.entities import PropertyType
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
-from iotjobs.engine.reactions import Happening, What, Written
+from iotjobs.engine.reactions import Happening, Reported, Written
 from iotjobs.engine.reports import JOB_ID_MEMBER, REPORT_ID_MEMBER, check_names, reported
 from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, JobId, JobsBehind, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
@@ -27,7 +27,7 @@ from iotjobs.inputs.rest.services import (
 )
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import PropertiesOut, PropertyOut
-from iotjobs.store import definitions, standings
+from iotjobs.store import chains, definitions, standings
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -121,11 +121,12 @@ def history_of(kind: Kind) -> APIRouter:
 
 
 async def _happen(
-    services: ApiServices, engine: EngineServices, kind: Kind, entity_id: str, what: What
+    services: ApiServices, engine: EngineServices, kind: Kind, entity_id: str, what: Reported | Written
 ) -> Response:
     def item(tx: Transaction) -> dict[str, Any]:
         if isinstance(what, Written):
             refuse_unwritable(tx.conn, definitions.get(tx.conn, kind, entity_id, EVERYTHING), what.values)
+        chains.refuse_unknown(tx.conn, what.job_ids, "Job-Id")
         engine.reactions.react(tx, Happening(ENTITIES[kind], entity_id, what))
         return _properties(tx.conn, kind, entity_id)
 
