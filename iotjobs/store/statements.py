@@ -23,7 +23,6 @@ from sqlalchemy import (
     Dialect,
     Float,
     Insert,
-    String,
     Table,
     bindparam,
     func,
