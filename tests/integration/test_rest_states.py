@@ -133,6 +133,18 @@ async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest:
     repeated = await rest.call("POST", path, {"temperature": 1}, Idempotency_Key="r-1")
     assert repeated.body["temperature"] == 2
     await rest.refused("POST", path, [1], status=400, code="badRequest")
+    target = (await rest.thing())["id"]
+    other = await rest.make("/links", name=new_name("link"), source=owner["id"], target=target)
+    for method, where in (
+        ("POST", path),
+        ("PATCH", f"/objects/{owner['id']}/properties"),
+        ("POST", f"/links/{other['id']}/report"),
+        ("PATCH", f"/links/{other['id']}/properties"),
+    ):
+        twice = b'{"door": 1, "o": {"a": 1, "a": 2}}'
+        problem = await rest.refused(method, where, content=twice, status=400, code="badRequest")
+        assert "the name a stands twice" in problem["detail"]
+    assert (await rest.get(f"/objects/{owner['id']}/properties"))["temperature"] == 2
     await rest.refused("POST", path, {"x" * 201: 1}, status=400, code="badRequest")
     await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")
 
