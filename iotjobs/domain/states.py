@@ -13,7 +13,6 @@ from hashlib import blake2s
 from typing import Any
 
 from iotjobs.domain.expressions import Expression, Facts
-from iotjobs.domain.operators import LOOKS
 from iotjobs.domain.payloads import beginning
 from iotjobs.domain.periods import Period
 
@@ -173,7 +172,7 @@ def judge(
         no_data_after_s: how long reports may stay away.
         heard: how far that is known; None: to this moment.
     """
-    facts.budget.left = LOOKS
+    facts.budget.renew()
     seen = _Seen(conditions, facts, standing, now)
     forced = standing.forced if standing.forced and not _past(standing.forced.until, now) else None
     silent_at, known_until = _silent_at(standing, heard or Heard.all_until(now), no_data_after_s, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -13,8 +13,9 @@ from pydantic import AfterValidator, BaseModel, Field, RootModel, StringConstrai
 from iotjobs import clock
 from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, FieldError
-from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
+from iotjobs.domain.expressions import MAX_CHARACTERS, compile_expression
 from iotjobs.domain.periods import DAYS
+from iotjobs.domain.tokens import ExpressionError
 from iotjobs.domain.triggers import Decision
 from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape
 
@@ -31,9 +32,11 @@ def _state_name(text: str) -> str:
 
 def _expression(text: str) -> str:
     try:
-        compile_expression(text)
+        senseless = compile_expression(text).senseless
     except ExpressionError as error:
         raise ValueError(str(error)) from error
+    if senseless is not None:
+        raise ValueError(str(senseless))
     return text
 
 
@@ -118,6 +121,18 @@ def with_ids(conditions: Sequence[ConditionBody]) -> list[dict[str, Any]]:
     if problems:
         raise BadRequest(f"{problems[0].field}: {problems[0].message}", errors=problems)
     return items
+
+
+def refuse_ends(items: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse conditions of an object that read what only links have.
+
+    Raises:
+        BadRequest: names each, and the place in its text.
+    """
+    found = ((at, compile_expression(item["when"]).of_links) for at, item in enumerate(items))
+    problems = tuple(FieldError(f"items[{at}].when", str(why)) for at, why in found if why is not None)
+    if problems:
+        raise BadRequest(f"{problems[0].field}: {problems[0].message}", errors=problems)
 
 
 class TriggerBody(Shape):

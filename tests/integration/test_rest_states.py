@@ -380,6 +380,12 @@ async def test_conditions_of_a_class_are_inherited_live_and_overridden(rest: Res
     ("conditions", "field", "said"),
     [
         ([{"state": "alarm", "when": "temperature >"}], "items[0].when", "line 1, column 14"),
+        ([{"state": "alarm", "when": "a > 1 && size(tags)"}], "items[0].when", "line 1, column 10"),
+        (
+            [{"state": "alarm", "when": "source.a > 1"}],
+            "items[0].when",
+            "only links have one (line 1, column 1)",
+        ),
         ([{"state": "nosuch", "when": "a == 1"}], "items[0].state", "POST /states"),
         ([{"state": "alarm", "when": "a", "hold_s": -1}], "items[0].hold_s", "0"),
         ([{"state": "alarm", "when": "a", "period": {"zone": "Mars"}}], "items[0].period.zone", "IANA"),
@@ -395,6 +401,18 @@ async def test_a_condition_that_cannot_be_is_refused_with_its_place(
     problem = await rest.refused("PUT", path, conditions, status=400, code="badRequest")
     assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
     assert (await rest.get(path))["items"] == []
+    proposed = {"owner_kind": "object", "owner_id": owner["id"], "items": conditions}
+    problem = await rest.refused("POST", "/state-conditions/replay", proposed, status=400, code="badRequest")
+    assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
+
+
+async def test_links_and_classes_may_read_their_ends(rest: Rest) -> None:
+    one, other = await rest.thing(), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=one["id"], target=other["id"])
+    class_ = await rest.make("/classes", name=new_name("class"))
+    for path in (f"/links/{link['id']}", f"/classes/{class_['id']}"):
+        items = [{"state": "alarm", "when": "source.a > target.a"}]
+        assert (await rest.call("PUT", f"{path}/state-conditions", items)).status == 200
 
 
 async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None:

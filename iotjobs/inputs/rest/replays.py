@@ -25,7 +25,7 @@ from iotjobs.inputs.rest.answers import Id, json_response
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import Services, operator_for
 from iotjobs.inputs.shapes import Reference, Shape
-from iotjobs.inputs.state_shapes import CONDITIONS, ConditionBody, with_ids
+from iotjobs.inputs.state_shapes import CONDITIONS, ConditionBody, refuse_ends, with_ids
 from iotjobs.store import definitions, rules, states
 from iotjobs.store.definitions import Kind
 
@@ -112,6 +112,8 @@ async def replay_conditions(
     """What proposed conditions would have led to, with the triggers that are there."""
     span, kind = _span(body.since), Kind(body.owner_kind)
     items = with_ids(body.items)
+    if kind is Kind.OBJECT:
+        refuse_ends(items)
 
     def check(conn: Connection) -> None:
         definitions.get(conn, kind, body.owner_id, EVERYTHING)

@@ -38,6 +38,7 @@ from iotjobs.inputs.state_shapes import (
     StateOut,
     change_json,
     forced_json,
+    refuse_ends,
     with_ids,
 )
 from iotjobs.store import definitions, rules, standings, states
@@ -140,6 +141,8 @@ def conditions_of(kind: Kind) -> APIRouter:
     ) -> Response:
         """Put the whole list; it takes the place of the class's, and entities are judged anew."""
         items = with_ids(body.items)
+        if kind is Kind.OBJECT:
+            refuse_ends(items)
 
         def item(tx: Transaction) -> None:
             definitions.owner(tx.conn, kind, owner_id)
