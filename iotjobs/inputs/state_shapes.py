@@ -17,6 +17,7 @@ from iotjobs.domain.expressions import MAX_CHARACTERS, compile_expression
 from iotjobs.domain.periods import DAYS
 from iotjobs.domain.tokens import ExpressionError
 from iotjobs.domain.triggers import Decision
+from iotjobs.inputs.moments import SPAN
 from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape
 
 CONDITIONS, TRIGGERS = 200, 200  # of one owner
@@ -66,6 +67,12 @@ class StateBody(Shape):
 
     name: StateName
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 10
+
+
+class WholeStateBody(StateBody):
+    """A state that takes the place of what is there: nothing of it may be left out."""
+
+    priority: Annotated[int, Field(ge=-1000, le=1000)]
 
 
 class StateOut(BaseModel):
@@ -169,7 +176,9 @@ class ForcedBody(Shape):
 
     state: StateName
     reason: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-    until: str | None = Field(None, description="RFC 3339 with its zone; null: until it is taken back")
+    until: str | None = Field(
+        None, description=f"{SPAN}: for how long, or until when; null: until it is taken back"
+    )
 
 
 class ForcedOut(BaseModel):

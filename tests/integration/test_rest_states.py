@@ -437,6 +437,15 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     path = f"/states/{made['id']}"
     assert (await rest.call("PUT", path, {"name": name, "priority": 5})).body["priority"] == 5
     await rest.refused("PUT", path, {"name": "other", "priority": 5}, status=400, code="badRequest")
+    await rest.refused("PUT", path, {"name": name}, status=400, code="badRequest")  # it would be 10 again
+    assert (await rest.call("PATCH", path, {"name": name})).body["priority"] == 5
+    assert (await rest.call("PATCH", path, {"priority": 7})).body["priority"] == 7
+    await rest.refused("PATCH", path, {"name": "other"}, status=400, code="badRequest")
+    await rest.refused("PATCH", path, {"priority": "high"}, status=400, code="badRequest")
+    assert (await rest.get(path))["priority"] == 7
+    for method, body in (("GET", None), ("PATCH", {"priority": 1}), ("DELETE", None)):
+        problem = await rest.refused(method, "/states/alarm", body, status=404, code="notFound")
+        assert "built in" in problem["detail"]
 
     owner = await rest.thing()
     conditions = f"/objects/{owner['id']}/state-conditions"
@@ -509,10 +518,26 @@ async def test_a_trigger_and_proposed_conditions_are_replayed_against_what_was_r
     await rest.call("PUT", f"{path}/state-conditions", proposed["items"])
     some = (await rest.call("POST", f"/triggers/{trigger['id']}/replay")).body
     assert some["fired"] == 2
+    assert {one["trigger_name"] for one in some["firings"]} == {"t"}
     for since in ("soon", "2100-01-01T00:00:00Z"):
         body = {"since": since}
         await rest.refused("POST", f"/triggers/{trigger['id']}/replay", body, status=400, code="badRequest")
     await rest.refused("POST", "/triggers/nosuch/replay", {}, status=404, code="notFound")
+
+
+async def test_records_are_asked_for_by_their_owner_under_either_name(rest: Rest) -> None:
+    owner, other = await rest.thing(), await rest.thing()
+    for one in (owner, other):
+        await alarming(rest, {**one, "thing": "x"})
+        await rest.call("POST", f"/objects/{one['id']}/report", {"temperature": 90})
+    for where, column in (("/state-changes", "entity_id"), ("/trigger-traces", "owner_id")):
+        for name in ("entity_id", "owner_id"):
+            found = (await rest.get(where, **{name: owner["id"]}))["items"]
+            assert {one[column] for one in found} == {owner["id"]}
+        query = {"entity_id": owner["id"], "owner_id": other["id"]}
+        await rest.refused("GET", where, status=400, code="badRequest", query=query)
+        problem = await rest.refused("GET", where, status=400, code="badRequest", query={"object_id": "x"})
+        assert "known here: owner_id, entity_id" in problem["detail"]
 
 
 async def test_what_a_trigger_starts_stays_and_what_is_deleted_takes_its_rules_along(rest: Rest) -> None:

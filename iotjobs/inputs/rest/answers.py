@@ -98,9 +98,21 @@ def only(*names: str) -> Any:
     async def check(request: Request) -> None:
         unknown = sorted(set(request.query_params) - set(names))
         if unknown:
-            raise BadRequest(f"unknown parameter {', '.join(unknown)}", field=unknown[0])
+            known = ", ".join(names) or "none"
+            raise BadRequest(f"unknown parameter {', '.join(unknown)}; known here: {known}", field=unknown[0])
 
     return Depends(check)
+
+
+def entity_of(entity_id: str | None, owner_id: str | None) -> str | None:
+    """Whose records are wanted: an entity is the owner of what was decided and done for it.
+
+    Raises:
+        BadRequest: two are given.
+    """
+    if None not in (entity_id, owner_id) and entity_id != owner_id:
+        raise BadRequest("entity_id and owner_id name one entity: give one of them", field="entity_id")
+    return entity_id or owner_id
 
 
 Listing = Annotated[ListQuery, Query()]
