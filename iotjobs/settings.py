@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     report_rate: float = Field(
         10.0,
         ge=0,
-        description="reports a second of one device, its `online` and `offline` among them, "
+        description="reports a second of one device over MQTT, its `online` and `offline` among them, "
         "five times as many in a burst; 0: any number",
     )
     ingest: tuple[IngestSetting, ...] = Field(
