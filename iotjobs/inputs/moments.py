@@ -30,13 +30,10 @@ def read_ago(name: str, text: str, now: int) -> int:
     """A moment as of `read_moment`, or how long before `now` it is: `90m`, `24h`, `7d`.
 
     Raises:
-        BadRequest: neither, or still to come; names the parameter.
+        BadRequest: neither; names the parameter.
     """
     span = _read_span(text)
-    moment_ms = _read_either(name, text) if span is None else max(0, now - span)
-    if moment_ms > now:
-        raise BadRequest(f"{name} is still to come", field=name)
-    return moment_ms
+    return _read_either(name, text) if span is None else max(0, now - span)
 
 
 def read_ahead(name: str, text: str, now: int) -> int:

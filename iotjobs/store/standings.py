@@ -16,6 +16,7 @@ from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Forced, Standing
 from iotjobs.store import entities, references, tables
+from iotjobs.store.spans import ALWAYS, Between, newest
 from iotjobs.store.state_tables import (
     WAKES,
     property_history,
@@ -382,15 +383,19 @@ H = state_changes.c
 
 
 def changes(
-    conn: Connection, *, limit: int, entity_id: str | None = None, before: str | None = None
+    conn: Connection,
+    *,
+    limit: int,
+    entity_id: str | None = None,
+    before: str | None = None,
+    span: Between = ALWAYS,
 ) -> Sequence[Any]:
     """Changes of state, the newest first, before the one of an id; the columns of `state_change`."""
-    query = select(state_changes).where(H.from_state != H.to_state).order_by(H.id.desc()).limit(limit)
+    query = select(state_changes).where(H.from_state != H.to_state)
     if entity_id is not None:
         query = query.where(H.entity_id == entity_id)
-    if before is not None:
-        query = query.where(H.id < before)
-    return conn.execute(query).all()
+    narrow = entity_id is not None
+    return conn.execute(newest(query, H, span, limit=limit, before=before, narrow=narrow)).all()
 
 
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
@@ -440,13 +445,17 @@ V = property_history.c
 
 
 def history(
-    conn: Connection, entity_id: str, name: str, *, limit: int, before: int | None = None
+    conn: Connection,
+    entity_id: str,
+    name: str,
+    *,
+    limit: int,
+    before: int | None = None,
+    span: Between = ALWAYS,
 ) -> Sequence[Any]:
     """The values that a property got, the newest first, before the one of an id."""
     query = select(V.id, V.value, V.at, V.by).where(V.entity_id == entity_id, V.name == name)
-    if before is not None:
-        query = query.where(V.id < before)
-    return conn.execute(query.order_by(V.id.desc()).limit(limit)).all()
+    return conn.execute(newest(query, V, span, limit=limit, before=before, narrow=True)).all()
 
 
 _lock = {

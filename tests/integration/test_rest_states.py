@@ -540,6 +540,31 @@ async def test_records_are_asked_for_by_their_owner_under_either_name(rest: Rest
         assert "known here: owner_id, entity_id" in problem["detail"]
 
 
+async def test_records_are_asked_for_by_when_they_were(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    await alarming(rest, {**owner, "thing": "x"})
+    for temperature in (20, 90, 20):
+        await rest.call("POST", f"{path}/report", {"temperature": temperature})
+    lists = (
+        ("/state-changes", {"owner_id": owner["id"]}),
+        ("/trigger-traces", {"owner_id": owner["id"]}),
+        (f"{path}/properties/temperature/history", {}),
+    )
+    for where, query in lists:
+        everything = (await rest.get(where, **query))["items"]
+        assert len(everything) == 3
+        assert (await rest.get(where, **query, since="1h"))["items"] == everything
+        assert (await rest.get(where, **query, until="1h"))["items"] == []
+        middle = everything[1]["at"]
+        later = (await rest.get(where, **query, since=middle))["items"]
+        assert later == [one for one in everything if one["at"] >= middle]
+        earlier = (await rest.get(where, **query, until=middle, limit=1))["items"]
+        assert earlier == [one for one in everything if one["at"] <= middle][:1]
+        for wrong in ({"since": "soon"}, {"until": "1 hour"}, {"since": "1h", "until": "2h"}):
+            await rest.refused("GET", where, status=400, code="badRequest", query={**query, **wrong})
+
+
 async def test_what_a_trigger_starts_stays_and_what_is_deleted_takes_its_rules_along(rest: Rest) -> None:
     owner = await rest.thing()
     path = f"/objects/{owner['id']}"

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.clock import rfc3339
+from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.replay import Change, Firing
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
@@ -127,7 +128,10 @@ async def replay_conditions(
 
 def _span(since: str) -> Span:
     now = clock.now_ms()
-    return Span(read_ago("since", since, now), now)
+    begin = read_ago("since", since, now)
+    if begin > now:
+        raise BadRequest("since is still to come", field="since")
+    return Span(begin, now)
 
 
 async def _answer(services: ApiServices, found: list[EntityReplay], span: Span) -> Response:

@@ -21,6 +21,7 @@ from iotjobs.inputs.rest.answers import (
     ENTITIES,
     FOLDERS,
     Id,
+    When,
     created,
     entity_of,
     json_response,
@@ -121,20 +122,21 @@ async def delete_state(services: Services, state_id: Id) -> Response:
 @router.get(
     "/state-changes",
     responses={200: {"model": Listed[StateChangeOut]}},
-    dependencies=[only("owner_id", "entity_id", "limit", "cursor")],
+    dependencies=[only("owner_id", "entity_id", "since", "until", "limit", "cursor")],
 )
 async def list_state_changes(
     services: Services,
     *,
     owner_id: Annotated[str | None, Query(max_length=64)] = None,
     entity_id: Annotated[str | None, Query(max_length=64, description="the same as owner_id")] = None,
+    span: When,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None,
 ) -> Response:
     """Changes of state, the newest first, each with why."""
     whose = entity_of(entity_id, owner_id)
     found = await services.store.read(
-        lambda conn: standings.changes(conn, limit=limit + 1, entity_id=whose, before=cursor)
+        lambda conn: standings.changes(conn, limit=limit + 1, entity_id=whose, before=cursor, span=span)
     )
     following = found[limit - 1].id if len(found) > limit else None
     return listed(map(change_json, found[:limit]), following)
