@@ -54,7 +54,7 @@ from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
 from iotjobs.transports.broker import BrokerProcess
 from iotjobs.transports.broker_child import find_mosquitto
-from iotjobs.transports.ingest_rules import IngestRule
+from iotjobs.transports.ingest_rules import IngestRule, subscriptions
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
@@ -278,7 +278,7 @@ class Site:
     ) -> None:
         store, settings = self._store, self.settings
         assert store is not None
-        ingest = [IngestRule(rule.topic, rule.prefix) for rule in settings.ingest]
+        ingest = [IngestRule(**rule.model_dump()) for rule in settings.ingest]
         devices = DeviceMessages(
             store,
             settler,
@@ -288,7 +288,7 @@ class Site:
             ingest=ingest,
         )
         client_id = await store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
-        filters = (*DEVICE_FILTERS, *(rule.filter for rule in ingest))
+        filters = (*DEVICE_FILTERS, *subscriptions(ingest))
         consumer = MqttConsumer(
             address,
             client_id=client_id,

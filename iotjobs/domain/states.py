@@ -13,7 +13,6 @@ from hashlib import blake2s
 from typing import Any
 
 from iotjobs.domain.expressions import Expression, Facts
-from iotjobs.domain.operators import LOOKS
 from iotjobs.domain.payloads import beginning
 from iotjobs.domain.periods import Period
 
@@ -184,7 +183,7 @@ def judge(
         no_data_after_s: how long reports may stay away.
         heard: how far it is known what devices said; None: to this moment.
     """
-    facts.budget.left = LOOKS
+    facts.budget.renew()
     heard = heard or Heard.all_until(now)
     # What was over once is over, though it may not be known now what was said since.
     known_until = max(heard.until, standing.known_until or 0)

@@ -291,6 +291,10 @@ class DeviceMessages:
         for rule in self._ingest:
             match = rule.match(message.topic)
             if match is not None:
+                if rule.ignore:
+                    return match.who, None
+                if rule.words:
+                    return match.who, read_status(message, rule.words)
                 return match.who, read_ingested(message, match.name, rule.prefix)
         raise ValueError("the topic is not one of ours")
 

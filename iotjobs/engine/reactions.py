@@ -24,7 +24,7 @@ from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Condition, Forced, Heard, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
-from iotjobs.store import entities, rules, standings, unheeded
+from iotjobs.store import chains, entities, rules, standings, unheeded
 from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.unheeded import Unheeded
@@ -255,7 +255,7 @@ class Turn:
         return found
 
     def _depth_behind(self, job_ids: Sequence[str]) -> int:
-        return standings.depth_behind(self._tx.conn, job_ids) if job_ids else 0
+        return chains.depth_behind(self._tx.conn, job_ids) if job_ids else 0
 
     def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
@@ -337,7 +337,7 @@ class Turn:
         if not readwrite:
             return
         for operation_id in entities.operations_on_write(self._tx.conn, snapshot.entity):
-            meta = {standings.TRIGGERS_BEFORE: depth} if depth else None
+            meta = {chains.TRIGGERS_BEFORE: depth} if depth else None
             origin = Origin(meta=meta, listener=", ".join(sorted(readwrite)))
             self._firing.start(snapshot, operation_id, Cause.PROPERTY, origin, caller)
 

@@ -13,10 +13,12 @@ from pydantic import AfterValidator, BaseModel, Field, RootModel, StringConstrai
 from iotjobs import clock
 from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, FieldError
-from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
+from iotjobs.domain.expressions import MAX_CHARACTERS, compile_expression
 from iotjobs.domain.periods import DAYS
 from iotjobs.domain.states import Forced
+from iotjobs.domain.tokens import ExpressionError
 from iotjobs.domain.triggers import Decision, repeat_of
+from iotjobs.inputs.moments import SPAN
 from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape, Who
 
 CONDITIONS, TRIGGERS = 200, 200  # of one owner
@@ -32,9 +34,11 @@ def _state_name(text: str) -> str:
 
 def _expression(text: str) -> str:
     try:
-        compile_expression(text)
+        senseless = compile_expression(text).senseless
     except ExpressionError as error:
         raise ValueError(str(error)) from error
+    if senseless is not None:
+        raise ValueError(str(senseless))
     return text
 
 
@@ -64,6 +68,12 @@ class StateBody(Shape):
 
     name: StateName
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 10
+
+
+class WholeStateBody(StateBody):
+    """A state that takes the place of what is there: nothing of it may be left out."""
+
+    priority: Annotated[int, Field(ge=-1000, le=1000)]
 
 
 class StateOut(BaseModel):
@@ -121,6 +131,18 @@ def with_ids(conditions: Sequence[ConditionBody]) -> list[dict[str, Any]]:
     return items
 
 
+def refuse_ends(items: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse conditions of an object that read what only links have.
+
+    Raises:
+        BadRequest: names each, and the place in its text.
+    """
+    found = ((at, compile_expression(item["when"]).of_links) for at, item in enumerate(items))
+    problems = tuple(FieldError(f"items[{at}].when", str(why)) for at, why in found if why is not None)
+    if problems:
+        raise BadRequest(f"{problems[0].field}: {problems[0].message}", errors=problems)
+
+
 class TriggerBody(Shape):
     """States, the operation that they start, and when."""
 
@@ -165,7 +187,9 @@ class ForcedBody(Shape):
 
     state: StateName
     reason: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-    until: str | None = Field(None, description="RFC 3339 with its zone; null: until it is taken back")
+    until: str | None = Field(
+        None, description=f"{SPAN}: for how long, or until when; null: until it is taken back"
+    )
 
 
 class ForcedOut(BaseModel):

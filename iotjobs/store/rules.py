@@ -30,6 +30,7 @@ from iotjobs.domain.periods import DAYS, Period
 from iotjobs.domain.states import Condition
 from iotjobs.domain.triggers import HOUR_MS, Decision, History, Ruling, Trigger
 from iotjobs.store import facts
+from iotjobs.store.spans import ALWAYS, Between, newest
 from iotjobs.store.state_tables import condition_lists, firings, traces, trigger_timers, triggers
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
@@ -372,13 +373,10 @@ def trace_rows(
     *,
     limit: int,
     before: int | None = None,
+    span: Between = ALWAYS,
     **wanted: str | None,
 ) -> Sequence[Any]:
     """Traces, the newest first; `wanted`: values of columns, None wants nothing."""
-    query = select(traces).order_by(X.id.desc()).limit(limit)
-    for name, value in wanted.items():
-        if value is not None:
-            query = query.where(X[name] == value)
-    if before is not None:
-        query = query.where(X.id < before)
-    return conn.execute(query).all()
+    given = {name: value for name, value in wanted.items() if value is not None}
+    query = select(traces).where(*(X[name] == value for name, value in given.items()))
+    return conn.execute(newest(query, X, span, limit=limit, before=before, narrow=bool(given))).all()

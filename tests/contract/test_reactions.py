@@ -22,7 +22,7 @@ from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
-from iotjobs.store import definitions, facts, retention, rules, standings, states, switch, tables
+from iotjobs.store import chains, definitions, facts, retention, rules, standings, states, switch, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
@@ -944,7 +944,13 @@ async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) 
     ids = [job.id for job in await jobs_of(engine, owner_id)]
     await engine.report(owner_id, temperature=20)
 
-    for given, depth in ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up"], 0), ([], 0)):
+    seqs = [str(job.seq) for job in await jobs_of(engine, owner_id)]
+    cases = ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up", "9" * 18, "9" * 19], 0), ([], 0))
+    await engine.store.read(lambda conn: chains.refuse_unknown(conn, [ids[0], seqs[1]], "Job-Id"))
+    for none in ("made up", "9" * 18, "9" * 19, ""):
+        with pytest.raises(BadRequest, match="there is no job"):
+            await engine.store.read(lambda conn, none=none: chains.refuse_unknown(conn, [none], "Job-Id"))
+    for given, depth in (*cases, (seqs[:1], 1), ([ids[0], seqs[2], seqs[0]], 3)):
         await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=tuple(given)))
         query = partial(standings.changes, limit=1, entity_id=owner_id)
         assert [change.depth for change in await engine.store.read(query)] == [depth], given

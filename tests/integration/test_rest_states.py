@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -134,6 +135,18 @@ async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest:
     state = await rest.get(f"/objects/{owner['id']}/state")
     assert (state["reports"], state["repeated"], state["refused"], state["last_refusal"]) == (2, 1, 0, None)
     await rest.refused("POST", path, [1], status=400, code="badRequest")
+    target = (await rest.thing())["id"]
+    other = await rest.make("/links", name=new_name("link"), source=owner["id"], target=target)
+    for method, where in (
+        ("POST", path),
+        ("PATCH", f"/objects/{owner['id']}/properties"),
+        ("POST", f"/links/{other['id']}/report"),
+        ("PATCH", f"/links/{other['id']}/properties"),
+    ):
+        twice = b'{"door": 1, "o": {"a": 1, "a": 2}}'
+        problem = await rest.refused(method, where, content=twice, status=400, code="badRequest")
+        assert "the name a stands twice" in problem["detail"]
+    assert (await rest.get(f"/objects/{owner['id']}/properties"))["temperature"] == 2
     await rest.refused("POST", path, {"x" * 201: 1}, status=400, code="badRequest")
     await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")
 
@@ -162,6 +175,16 @@ async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -
     decisions = [one["decision"] for one in await traces(rest, owner)]
     assert (decisions.count("fired"), decisions.count("loop_guard")) == (5, 3)
     await rest.refused("POST", f"{path}/report", {"_job_id": 7}, status=400, code="badRequest")
+    writes = (("POST", f"{path}/report"), ("PATCH", f"{path}/properties"), ("PATCH", path))
+    for (method, where), none in product(writes, ("nope", "9" * 18, "f" * 32)):
+        body = {"properties": {"temperature": 1}} if where == path else {"temperature": 1}
+        problem = await rest.refused(method, where, body, status=400, code="badRequest", Job_Id=none)
+        assert (problem["errors"][0]["field"], none in problem["detail"]) == ("Job-Id", True)
+    seq = (await rest.get(f"/jobs/{job_id}"))["seq"]
+    for temperature in (20, 90):
+        report = {"temperature": temperature}
+        assert (await rest.call("POST", f"{path}/report", report, Job_Id=str(seq))).status == 200
+    assert (await traces(rest, owner))[0]["decision"] == "loop_guard"
     await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
 
 
@@ -377,6 +400,12 @@ async def test_conditions_of_a_class_are_inherited_live_and_overridden(rest: Res
     ("conditions", "field", "said"),
     [
         ([{"state": "alarm", "when": "temperature >"}], "items[0].when", "line 1, column 14"),
+        ([{"state": "alarm", "when": "a > 1 && size(tags)"}], "items[0].when", "line 1, column 10"),
+        (
+            [{"state": "alarm", "when": "source.a > 1"}],
+            "items[0].when",
+            "only links have one (line 1, column 1)",
+        ),
         ([{"state": "nosuch", "when": "a == 1"}], "items[0].state", "POST /states"),
         ([{"state": "alarm", "when": "a", "hold_s": -1}], "items[0].hold_s", "0"),
         ([{"state": "alarm", "when": "a", "period": {"zone": "Mars"}}], "items[0].period.zone", "IANA"),
@@ -392,6 +421,18 @@ async def test_a_condition_that_cannot_be_is_refused_with_its_place(
     problem = await rest.refused("PUT", path, conditions, status=400, code="badRequest")
     assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
     assert (await rest.get(path))["items"] == []
+    proposed = {"owner_kind": "object", "owner_id": owner["id"], "items": conditions}
+    problem = await rest.refused("POST", "/state-conditions/replay", proposed, status=400, code="badRequest")
+    assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
+
+
+async def test_links_and_classes_may_read_their_ends(rest: Rest) -> None:
+    one, other = await rest.thing(), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=one["id"], target=other["id"])
+    class_ = await rest.make("/classes", name=new_name("class"))
+    for path in (f"/links/{link['id']}", f"/classes/{class_['id']}"):
+        items = [{"state": "alarm", "when": "source.a > target.a"}]
+        assert (await rest.call("PUT", f"{path}/state-conditions", items)).status == 200
 
 
 async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None:
@@ -446,6 +487,15 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     path = f"/states/{made['id']}"
     assert (await rest.call("PUT", path, {"name": name, "priority": 5})).body["priority"] == 5
     await rest.refused("PUT", path, {"name": "other", "priority": 5}, status=400, code="badRequest")
+    await rest.refused("PUT", path, {"name": name}, status=400, code="badRequest")  # it would be 10 again
+    assert (await rest.call("PATCH", path, {"name": name})).body["priority"] == 5
+    assert (await rest.call("PATCH", path, {"priority": 7})).body["priority"] == 7
+    await rest.refused("PATCH", path, {"name": "other"}, status=400, code="badRequest")
+    await rest.refused("PATCH", path, {"priority": "high"}, status=400, code="badRequest")
+    assert (await rest.get(path))["priority"] == 7
+    for method, body in (("GET", None), ("PATCH", {"priority": 1}), ("DELETE", None)):
+        problem = await rest.refused(method, "/states/alarm", body, status=404, code="notFound")
+        assert "built in" in problem["detail"]
 
     owner = await rest.thing()
     conditions = f"/objects/{owner['id']}/state-conditions"
@@ -573,10 +623,51 @@ async def test_a_trigger_and_proposed_conditions_are_replayed_against_what_was_r
     await rest.call("PUT", f"{path}/state-conditions", proposed["items"])
     some = (await rest.call("POST", f"/triggers/{trigger['id']}/replay")).body
     assert some["fired"] == 2
+    assert {one["trigger_name"] for one in some["firings"]} == {"t"}
     for since in ("soon", "2100-01-01T00:00:00Z"):
         body = {"since": since}
         await rest.refused("POST", f"/triggers/{trigger['id']}/replay", body, status=400, code="badRequest")
     await rest.refused("POST", "/triggers/nosuch/replay", {}, status=404, code="notFound")
+
+
+async def test_records_are_asked_for_by_their_owner_under_either_name(rest: Rest) -> None:
+    owner, other = await rest.thing(), await rest.thing()
+    for one in (owner, other):
+        await alarming(rest, {**one, "thing": "x"})
+        await rest.call("POST", f"/objects/{one['id']}/report", {"temperature": 90})
+    for where, column in (("/state-changes", "entity_id"), ("/trigger-traces", "owner_id")):
+        for name in ("entity_id", "owner_id"):
+            found = (await rest.get(where, **{name: owner["id"]}))["items"]
+            assert {one[column] for one in found} == {owner["id"]}
+        query = {"entity_id": owner["id"], "owner_id": other["id"]}
+        await rest.refused("GET", where, status=400, code="badRequest", query=query)
+        problem = await rest.refused("GET", where, status=400, code="badRequest", query={"object_id": "x"})
+        assert "known here: owner_id, entity_id" in problem["detail"]
+
+
+async def test_records_are_asked_for_by_when_they_were(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    await alarming(rest, {**owner, "thing": "x"})
+    for temperature in (20, 90, 20):
+        await rest.call("POST", f"{path}/report", {"temperature": temperature})
+    lists = (
+        ("/state-changes", {"owner_id": owner["id"]}),
+        ("/trigger-traces", {"owner_id": owner["id"]}),
+        (f"{path}/properties/temperature/history", {}),
+    )
+    for where, query in lists:
+        everything = (await rest.get(where, **query))["items"]
+        assert len(everything) == 3
+        assert (await rest.get(where, **query, since="1h"))["items"] == everything
+        assert (await rest.get(where, **query, until="1h"))["items"] == []
+        middle = everything[1]["at"]
+        later = (await rest.get(where, **query, since=middle))["items"]
+        assert later == [one for one in everything if one["at"] >= middle]
+        earlier = (await rest.get(where, **query, until=middle, limit=1))["items"]
+        assert earlier == [one for one in everything if one["at"] <= middle][:1]
+        for wrong in ({"since": "soon"}, {"until": "1 hour"}, {"since": "1h", "until": "2h"}):
+            await rest.refused("GET", where, status=400, code="badRequest", query={**query, **wrong})
 
 
 async def test_what_a_trigger_starts_stays_and_what_is_deleted_takes_its_rules_along(rest: Rest) -> None:

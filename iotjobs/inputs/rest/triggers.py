@@ -11,7 +11,7 @@ from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, FieldError, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.rest.answers import FOLDERS, Id, json_response, listed, only
+from iotjobs.inputs.rest.answers import FOLDERS, Id, When, entity_of, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, list_of
 from iotjobs.inputs.rest.services import Services, admin_for
 from iotjobs.inputs.shapes import Listed
@@ -121,12 +121,19 @@ async def reset_trigger(services: Services, trigger_id: Id) -> Response:
 @router.get(
     "/trigger-traces",
     responses={200: {"model": Listed[TraceOut]}},
-    dependencies=[only("owner_id", "trigger_id", "state_change_id", "job_id", "decision", "limit", "cursor")],
+    dependencies=[
+        only(
+            *("owner_id", "entity_id", "trigger_id", "state_change_id", "job_id", "decision"),
+            *("since", "until", "limit", "cursor"),
+        )
+    ],
 )
 async def list_traces(
     services: Services,
     *,
     owner_id: _Wanted = None,
+    entity_id: Annotated[str | None, Query(max_length=64, description="the same as owner_id")] = None,
+    span: When,
     trigger_id: _Wanted = None,
     state_change_id: _Wanted = None,
     job_id: _Wanted = None,
@@ -135,15 +142,15 @@ async def list_traces(
     cursor: Annotated[int | None, Query(ge=1, le=MOST)] = None,
 ) -> Response:
     """What triggers decided and why, the newest first."""
-    wanted = {
-        "owner_id": owner_id,
+    wanted: dict[str, Any] = {
+        "owner_id": entity_of(entity_id, owner_id),
         "trigger_id": trigger_id,
         "state_change_id": state_change_id,
         "job_id": job_id,
         "decision": decision,
     }
     found = await services.store.read(
-        lambda conn: rules.trace_rows(conn, limit=limit + 1, before=cursor, **wanted)
+        lambda conn: rules.trace_rows(conn, limit=limit + 1, before=cursor, span=span, **wanted)
     )
     following = str(found[limit - 1].id) if len(found) > limit else None
     return listed(map(trace_json, found[:limit]), following)

@@ -127,6 +127,11 @@ def test_a_status_is_one_of_two_words() -> None:
     assert read_status(received(b"offline")) == Connection(False)
     with pytest.raises(ValueError):
         read_status(received(b"away"))
+    spelt = {b"Online": True, b"Offline": False}
+    assert read_status(received(b"Offline"), spelt) == Connection(False)
+    for wrong in (b"offline", b"", b"Offline ", b"\xff"):
+        with pytest.raises(ValueError, match="Online or Offline"):
+            read_status(received(wrong), spelt)
 
 
 def test_other_makers_send_objects_or_single_values() -> None:
