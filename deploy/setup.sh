@@ -128,6 +128,11 @@ install_project() {
 was_made_here() { ! grep -q '^command = ' "$venv/pyvenv.cfg" || grep -q "^command = .* $venv\$" "$venv/pyvenv.cfg"; }
 
 make_venv() {
+  # Behind a link is another checkout's: to clear it, or to install this project there, would break that one.
+  if [ -L "$venv" ]; then
+    fail ".venv is a link to $(readlink "$venv"), which belongs to another checkout; nothing was changed." \
+      "Use its programs as they are (.venv/bin/python -m pytest), or remove the link and run: make setup"
+  fi
   is_fit "$venv/bin/python" && was_made_here && return 0
   python=$(find_python) || fail \
     "Python 3.11 or newer is needed and was not found (tried: ${PYTHON:-python3, python3.11 … python3.14})." \

@@ -236,7 +236,9 @@ class Replay:
         self.steps_left -= 1
         fired, state = self._fired[trigger.id], self._standing.state
         recent = len(fired) - bisect_right(fired, now - HOUR_MS)
-        around = Circumstances(waited=waited, history=History(fired[-1] if fired else None, recent))
+        around = Circumstances(
+            waited=waited, number=number, history=History(fired[-1] if fired else None, recent)
+        )
         ruling = triggers.rule(trigger, state, around, now)
         self.result.firings.append(Firing(now, trigger.id, state, ruling, number))
         if ruling.decision is Decision.FIRED:

@@ -7,6 +7,7 @@ written down.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -23,9 +24,10 @@ from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Condition, Forced, Heard, Judgement
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
-from iotjobs.store import entities, rules, standings
+from iotjobs.store import chains, entities, rules, standings, unheeded
 from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
+from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
 
 PROPERTIES = 1000  # of one entity's own, as its definition may have
@@ -162,6 +164,7 @@ class Turn:
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
+        self._repeated: Counter[str] = Counter()
         self._caught_up: set[str] = set()
         self._known = reactions.known.at(tx.conn)
         self._firing = Firing(reactions.parts, tx, now, self._known)
@@ -222,6 +225,7 @@ class Turn:
     def finish(self) -> None:
         """Write what is to be written of entities and of what fired."""
         self._firing.finish()
+        unheeded.add(self._tx, [(which, Unheeded(repeated=count)) for which, count in self._repeated.items()])
         standings.save_properties(self._tx, [self._snapshots[entity_id] for entity_id in self._written])
         wakes = self._wakes.items()
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
@@ -231,6 +235,7 @@ class Turn:
             for entity_id in self._wakes:
                 for changed in (entity_id, *standings.links_of(self._tx.conn, entity_id)):
                     standings.wake(self._tx, changed, self._now)
+        self._repeated.clear()
         self._written.clear()
         self._wakes.clear()
 
@@ -250,7 +255,7 @@ class Turn:
         return found
 
     def _depth_behind(self, job_ids: Sequence[str]) -> int:
-        return standings.depth_behind(self._tx.conn, job_ids) if job_ids else 0
+        return chains.depth_behind(self._tx.conn, job_ids) if job_ids else 0
 
     def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
@@ -258,7 +263,10 @@ class Turn:
         new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
         if report.earlier_ids:
             standings.forget_oldest_reports(self._tx, snapshot.entity.id)
-        return report.report_id is None or any(new)
+        if report.report_id is None or any(new):
+            return True
+        self._repeated[snapshot.entity.id] += 1 + report.superseded
+        return False
 
     def _merge(
         self,
@@ -329,7 +337,7 @@ class Turn:
         if not readwrite:
             return
         for operation_id in entities.operations_on_write(self._tx.conn, snapshot.entity):
-            meta = {standings.TRIGGERS_BEFORE: depth} if depth else None
+            meta = {chains.TRIGGERS_BEFORE: depth} if depth else None
             origin = Origin(meta=meta, listener=", ".join(sorted(readwrite)))
             self._firing.start(snapshot, operation_id, Cause.PROPERTY, origin, caller)
 
@@ -344,8 +352,9 @@ class Turn:
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
             forced = None  # its time is over
-        if judged.holding != standing.holding or forced is not standing.forced:
-            snapshot.standing = replace(standing, holding=judged.holding, forced=forced)
+        holding, known_until = judged.holding, judged.known_until
+        if (holding, known_until, forced) != (standing.holding, standing.known_until, standing.forced):
+            snapshot.standing = replace(standing, holding=holding, known_until=known_until, forced=forced)
         if judged.state != standing.state:
             held = 0 if judged.hold_key is None else snapshot.hold_depths.get(judged.hold_key, 0)
             self._change(snapshot, judged, max(depth, held))
@@ -380,6 +389,9 @@ class Turn:
     def _catch_up(self, snapshot: Snapshot) -> bool:
         """What has come due for an entity comes before what happens to it now, for a look at it may be late.
 
+        Not so a wait of which it is not known whether the device left the state in its time: what happens now
+        may tell that it did.
+
         Returns:
             Whether a timer had its effect.
         """
@@ -387,7 +399,7 @@ class Turn:
         if entity_id in self._caught_up:
             return False
         self._caught_up.add(entity_id)
-        timers = rules.timers_due(self._tx.conn, entity_id, now) if snapshot.waits else []
+        timers = rules.timers_due(self._tx.conn, entity_id, self._heard.until) if snapshot.waits else []
         woken_at = now + 1 if snapshot.wake_at is None else snapshot.wake_at
         effects = [self._firing.due(timer, snapshot) for timer in timers if timer.due_at < woken_at]
         if woken_at <= now:

@@ -169,7 +169,7 @@ async def _one(store: Store, which: _Which, question: Question, budget: _Budget)
     budget.steps = run.steps_left
     found = run.result
     reaches = await store.read(lambda conn: past.reaches_back(conn, since))
-    found.complete = found.complete and until == span.until and reaches
+    found.complete = found.complete and start.begin.complete and until == span.until and reaches
     return EntityReplay(start.snapshot, found)
 
 

@@ -40,6 +40,7 @@ class Beginning:
         last: the change of state before it, or None; `reason` likewise, or a later row that has the reason only.
         fired: see `Past`; of the moment when what is replayed begins.
         now: the entity now.
+        complete: False when values of then are not kept any more.
     """
 
     since: int
@@ -50,6 +51,7 @@ class Beginning:
     reason: Any
     fired: Mapping[str, Sequence[int]]
     now: Snapshot
+    complete: bool
 
     @property
     def events_since(self) -> int:
@@ -70,20 +72,19 @@ def beginning(
     since = max(since, made_at)
     warm_ms = min(warm_ms, since - made_at)
     moment = since - warm_ms
-    facts = replace(snapshot.facts, properties=_before(conn, entity.id, entity.properties, moment))
+    properties, complete = _before(conn, entity, moment)
+    facts = replace(snapshot.facts, properties=properties)
     if entity.source is not None and entity.target is not None:
-        source, target = entity.source, entity.target
-        facts = replace(
-            facts,
-            source=_before(conn, source.id, source.properties, moment),
-            target=_before(conn, target.id, target.properties, moment),
-        )
+        source, source_complete = _before(conn, entity.source, moment)
+        target, target_complete = _before(conn, entity.target, moment)
+        facts = replace(facts, source=source, target=target)
+        complete = complete and source_complete and target_complete
     earlier = select(state_changes).where(H.entity_id == entity.id, H.at < moment)
     earlier = earlier.order_by(H.id.desc()).limit(1)
     reason = conn.execute(earlier).first()
     last = conn.execute(earlier.where(H.from_state != H.to_state)).first()
     fired = _fired(conn, rules, entity.id, since)
-    return Beginning(since, warm_ms, made_at, facts, last, reason, fired, snapshot)
+    return Beginning(since, warm_ms, made_at, facts, last, reason, fired, snapshot, complete)
 
 
 def past_of(
@@ -111,22 +112,18 @@ def _made_at(conn: Connection, entity: Entity) -> int:
     return int(conn.execute(select(E.created_at).where(E.id == entity.id)).scalar_one())
 
 
-def _before(conn: Connection, entity_id: str, now: Any, since: int) -> dict[str, Any]:
-    """Properties as they were at a moment."""
-    changed = set(
-        conn.execute(select(V.name).where(V.entity_id == entity_id, V.at >= since).group_by(V.name)).scalars()
-    )
-    found = {name: value for name, value in now.items() if name not in changed}
-    if changed:
-        newest = (
-            select(func.max(V.id))
-            .where(V.entity_id == entity_id, V.at < since, V.name.in_(sorted(changed)))
-            .group_by(V.name)
-        )
-        for row in conn.execute(select(V.name, V.value, V.gone).where(V.id.in_(newest))):
-            if not row.gone:
-                found[row.name] = row.value
-    return found
+def _before(conn: Connection, entity: Entity, since: int) -> tuple[dict[str, Any], bool]:
+    """Properties as they were at a moment, and whether all of them are known."""
+    its = V.entity_id == entity.id
+    changed = set(conn.execute(select(V.name).where(its, V.at >= since).group_by(V.name)).scalars())
+    found = {name: value for name, value in entity.properties.items() if name not in changed}
+    if not changed:
+        return found, True
+    newest = select(func.max(V.id)).where(its, V.at < since, V.name.in_(sorted(changed))).group_by(V.name)
+    rows = conn.execute(select(V.name, V.value, V.gone).where(V.id.in_(newest))).all()
+    found.update({row.name: row.value for row in rows if not row.gone})
+    # One that has none was not there, unless it was set so long ago that this is deleted.
+    return found, len(rows) == len(changed) or reaches_back(conn, _made_at(conn, entity))
 
 
 def values(conn: Connection, entity_id: str, since: int, until: int, after: Any) -> Sequence[Any]:

@@ -46,6 +46,8 @@ def get(conn: Connection, state_id: str) -> dict[str, Any]:
 
 def _found(conn: Connection, query: Select[Any], state_id: str) -> dict[str, Any]:
     row = conn.execute(query).first()
+    if row is None and state_id in BUILT_IN:
+        raise NotFound(f"the state {state_id} is built in: it has no id, and stays as it is")
     if row is None:
         raise NotFound(f"there is no state {state_id}")
     return {**row._mapping, "built_in": False}

@@ -20,7 +20,7 @@ from iotjobs.store.writer import Transaction
 from tests.services.days import Day, agrees
 from tests.services.rows import ADMIN, Engine
 
-SEEDS = 6
+SEEDS = (*range(6), 296, 732)  # the last two had retained reports that others came with
 HOLDS_S = (0, 1, 2.5, 7, 20)
 
 
@@ -86,7 +86,7 @@ def _moments(chance: random.Random, day: Day, changes: Sequence[Any]) -> list[in
     return [day.began - 1, *anywhere, *chance.sample(near, min(8, len(near)))]
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_a_span_that_begins_at_any_moment_is_replayed_as_it_was(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -455,8 +455,7 @@ async def test_a_replay_knows_of_a_cooldown_that_began_before_the_oldest_trace(
     await engine.report(owner_id, t=9)
     await engine.report(owner_id, t=1)
     later = day.now + 1000
-    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=9, before=later)):
-        pass
+    await engine.store.write(lambda tx: retention.drop_traces(tx, behind=(0, 0), limit=500, before=later))
     await day.pass_until(later)
     await engine.report(owner_id, t=9)
 
@@ -603,3 +602,23 @@ async def test_what_an_entity_was_made_with_is_replayed_and_is_no_sign_of_life(
     [found] = await replays.of_conditions(engine.store, "object", owner_id, [_condition("t > 95")], span)
     assert [(one.before, one.after) for one in found.replayed.changes] == [("created", "working")]
     assert found.replayed.changes[0].at in moments[1:]
+
+
+async def test_a_replay_says_when_a_value_was_set_longer_ago_than_values_are_kept(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    old, other = await engine.thing(), await engine.thing()
+    await engine.report(old, t=20)
+    await day.pass_until(day.now + 10 * DAY_MS)
+    await engine.report(other, t=20)
+    await engine.store.write(lambda tx: retention.drop_history(tx, limit=9, before=day.now))
+    await day.pass_until(day.now + 1000)
+    since = day.now
+    new = await engine.thing()
+    for owner_id in (old, other, new):
+        await engine.report(owner_id, t=90)
+    for owner_id, is_complete in ((old, False), (other, True), (new, True)):
+        proposed, span = [_condition("t < 50")], Span(since, day.now)
+        [found] = await replays.of_conditions(engine.store, "object", owner_id, proposed, span)
+        assert found.replayed.complete is is_complete

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -323,3 +324,23 @@ async def test_a_report_that_the_broker_had_kept_is_no_sign_of_life(
 
     standing = await sqlite_store.read(lambda conn: standing_of(conn, owner_id))
     assert (standing.state, standing.offline, standing.heard_at) == ("down", True, None)
+
+
+async def test_while_much_is_read_others_have_their_turns(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices_module, "SLICE_S", 0.0)  # the first message uses it up
+    engine, acknowledged, turns = make_engine(), list[int](), list[int]()
+    devices = engine.devices()
+    await devices.start()
+    for n in range(300):
+        message = received("iotjobs/press/report", b"{", acknowledged)
+        message.mid = n + 1
+        devices.receive(message)
+    try:
+        while len(acknowledged) < 300:
+            turns.append(len(acknowledged))
+            await asyncio.sleep(0)
+    finally:
+        await devices.stop()
+    assert len(set(turns)) >= 250
