@@ -8,7 +8,7 @@ written down.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection as DatabaseConnection
@@ -43,6 +43,8 @@ class Reported:
         superseded: how much of what the device said it stands for beside itself, that came too quickly.
         earlier_ids: those of reports among that, which have come as well.
         retained: the broker had kept it, nobody knows how long: values, and no sign of life.
+        parts: those that it was merged from, as far as no later one has their values; each has its own effect, when
+            one of them came before, or is refused.
     """
 
     values: Mapping[str, Any]
@@ -51,6 +53,12 @@ class Reported:
     superseded: int = 0
     earlier_ids: tuple[str, ...] = ()
     retained: bool = False
+    parts: tuple[Reported, ...] = field(default=(), compare=False)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """That of the report, behind those that it stands for."""
+        return self.earlier_ids if self.report_id is None else (*self.earlier_ids, self.report_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,8 @@ class Turn:
         snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
         self._catch_up(snapshot)
         standing = snapshot.standing
+        if isinstance(happening.what, Reported) and not self._is_whole(snapshot, happening.what):
+            return self._take_parts(snapshot, happening, happening.what)
         if isinstance(happening.what, Reported | Written):
             _refuse_too_many(snapshot, happening.what.values)
         match happening.what:
@@ -252,10 +262,40 @@ class Turn:
     def _depth_behind(self, job_ids: Sequence[str]) -> int:
         return standings.depth_behind(self._tx.conn, job_ids) if job_ids else 0
 
+    def _is_whole(self, snapshot: Snapshot, report: Reported) -> bool:
+        """Whether a report has its effect as one; else one that it was merged from would take others along."""
+        if not report.parts:
+            return True
+        try:
+            _refuse_too_many(snapshot, report.values)
+        except BadRequest:
+            return False
+        return not report.ids or not standings.known_reports(self._tx.conn, [snapshot.entity.id], report.ids)
+
+    def _take_parts(self, snapshot: Snapshot, happening: Happening, report: Reported) -> bool:
+        """Give each that a report was merged from its own effect; whether one had one.
+
+        Raises:
+            BadRequest: the last that was refused; the others had theirs.
+        """
+        own = {part.report_id for part in report.parts}
+        for report_id in report.ids:
+            if report_id not in own:
+                standings.is_new_report(self._tx, snapshot.entity.id, report_id, snapshot.reports + 1)
+        snapshot.superseded += report.superseded + 1 - len(report.parts)
+        refused, had_effect = None, False
+        for part in report.parts:
+            try:
+                had_effect |= self.take(replace(happening, what=part))
+            except BadRequest as error:
+                refused = error
+        if refused is not None:
+            raise refused
+        return had_effect
+
     def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
-        ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
-        new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
+        new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in report.ids]
         if report.earlier_ids:
             standings.forget_oldest_reports(self._tx, snapshot.entity.id)
         return report.report_id is None or any(new)
