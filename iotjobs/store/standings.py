@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import Connection, bindparam, exists, func, literal_column, or_, select, update
+from sqlalchemy import Connection, bindparam, exists, literal_column, or_, select, update
 
 from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
-from iotjobs.domain.jobs import Cause
 from iotjobs.domain.states import Forced, Standing
 from iotjobs.store import entities, references, tables
 from iotjobs.store.state_tables import (
@@ -29,7 +28,6 @@ from iotjobs.store.statements import Among, Prepared, insert_if_new
 from iotjobs.store.writer import Transaction
 
 C, O, L, S = tables.classes.c, tables.objects.c, tables.links.c, standings.c  # noqa: E741 - as in the queries
-J = tables.jobs.c
 REPORT_IDS_KEPT = 256
 
 
@@ -406,11 +404,6 @@ def changes(
     return conn.execute(query).all()
 
 
-TRIGGERS_BEFORE = "triggers_before"  # in the `process_meta` of what a write of a property ran
-_started_for = Prepared(select(J.cause, J.process_meta).where(Among(J.id, "wanted")))
-_deepest = Prepared(select(func.max(H.depth)).where(Among(H.id, "wanted")))
-
-
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
 
 
@@ -465,16 +458,6 @@ def history(
     if before is not None:
         query = query.where(V.id < before)
     return conn.execute(query.order_by(V.id.desc()).limit(limit)).all()
-
-
-def depth_behind(conn: Connection, job_ids: Iterable[str]) -> int:
-    """How many triggers stand before what these jobs led to, in the longest of their chains; ids may be made up."""
-    rows = [row for row in _started_for.all(conn, {"wanted": list(job_ids)}) if row.process_meta is not None]
-    of_writes = [int(row.process_meta[TRIGGERS_BEFORE]) for row in rows if row.cause == Cause.PROPERTY]
-    changes = [row.process_meta["state_change_id"] for row in rows if row.cause == Cause.TRIGGER]
-    depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
-    of_firings = [] if depth is None else [int(depth) + 1]
-    return max([*of_firings, *of_writes], default=0)
 
 
 _lock = {

@@ -19,6 +19,7 @@ from iotjobs.inputs.rest.answers import (
     ENTITIES,
     FOLDERS,
     Id,
+    JobsBehind,
     created,
     json_response,
     listed,
@@ -187,8 +188,13 @@ def state_of(kind: Kind) -> APIRouter:
         caller: CallerOf,
         entity_id: Id,
         body: Annotated[ForcedBody, Depends(body_of(ForcedBody))],
+        *,
+        job_ids: JobsBehind,
     ) -> Response:
-        """Be in this state whatever the conditions say, until it is taken back or its time is over."""
+        """Be in this state whatever the conditions say, until it is taken back or its time is over.
+
+        What a job does says so (Job-Id), so that a loop of triggers is seen.
+        """
         until = None if body.until is None else read_moment("until", body.until)
         now = clock.now_ms()
         if until is not None and until <= now:
@@ -197,17 +203,19 @@ def state_of(kind: Kind) -> APIRouter:
 
         def item(tx: Transaction) -> dict[str, Any]:
             states.check_names(tx.conn, [("state", body.state)])
-            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced)))
+            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced, job_ids)))
             return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
 
     @router.delete("/forced-state", dependencies=operator, responses=what)
-    async def release_state(services: Services, engine: Engine, entity_id: Id) -> Response:
+    async def release_state(
+        services: Services, engine: Engine, entity_id: Id, job_ids: JobsBehind
+    ) -> Response:
         """Let the conditions decide again."""
 
         def item(tx: Transaction) -> dict[str, Any]:
-            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None)))
+            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None, job_ids)))
             return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
