@@ -2,8 +2,9 @@
 
 Two hundred connected devices report in turn, each hot and cold again, so that each hot report is a change that
 sends it a command; measured is the time from such a report to its command. In every second phase one more
-device sends 5,000 reports a second. The phases alternate, so that both see the same machine. With the default
-`IOTJOBS_REPORT_RATE`; what the flood said last must be known in the end.
+device sends 5,000 reports a second, and in every third as many messages that are no JSON. The phases alternate, so
+that all see the same machine. With the default `IOTJOBS_REPORT_RATE`; what the flood said last must be known in the
+end, and everything that it sent be counted.
 """
 
 from __future__ import annotations
@@ -74,23 +75,24 @@ class Others:
 
 
 class Flood:
-    """The device that does not; `sent` counts its reports."""
+    """The device that does not; `sent` counts its reports, and `wrong` what is none."""
 
     def __init__(self) -> None:
-        self.sent = 0
+        self.sent = self.wrong = 0
         self.load = Load(lambda _topic: None, f"device-{DEVICES}")
 
-    def _burst(self) -> Iterator[bytes]:
+    def _burst(self, *, wrong: bool) -> Iterator[bytes]:
         for _ in range(int(FLOOD_PER_S * TICK_S)):
-            yield self.load.report(f"iotjobs/thing-{DEVICES}/report", b'{"n":%d}' % self.sent)
-            self.sent += 1
+            payload = b'{"n":' if wrong else b'{"n":%d}' % self.sent
+            yield self.load.report(f"iotjobs/thing-{DEVICES}/report", payload)
+            self.sent, self.wrong = self.sent + (not wrong), self.wrong + wrong
 
-    async def run(self) -> None:
+    async def run(self, *, wrong: bool = False) -> None:
         """Send until canceled."""
-        began, first = time.monotonic(), self.sent
+        began, first = time.monotonic(), self.sent + self.wrong
         while True:
-            if self.sent - first < FLOOD_PER_S * (time.monotonic() - began):
-                self.load.send(b"".join(self._burst()))
+            if self.sent + self.wrong - first < FLOOD_PER_S * (time.monotonic() - began):
+                self.load.send(b"".join(self._burst(wrong=wrong)))
             else:
                 await asyncio.sleep(TICK_S)
             await asyncio.sleep(0)
@@ -105,8 +107,7 @@ async def watched(pid: int, most: list[float]) -> None:
 
 async def measure(folder: Path) -> dict[str, Any]:
     """Run it, print the table; the figures."""
-    quiet: list[list[float]] = []
-    flooded: list[list[float]] = []
+    phases: tuple[list[list[float]], ...] = ([], [], [])  # alone, beside the flood, beside what is no JSON
     with (
         mosquitto(folder) as port,
         Server(folder, settings={"IOTJOBS_MQTT_URL": f"mqtt://127.0.0.1:{port}"}) as server,
@@ -122,52 +123,60 @@ async def measure(folder: Path) -> dict[str, Any]:
             before = rss_mb(server.pid)
             watching = asyncio.create_task(watched(server.pid, memory))
             for _ in range(TURNS):
-                quiet.append(await others.phase())
-                flooding = asyncio.create_task(flood.run())
-                flooded.append(await others.phase())
-                flooding.cancel()
+                phases[0].append(await others.phase())
+                for wrong in (False, True):
+                    flooding = asyncio.create_task(flood.run(wrong=wrong))
+                    phases[1 + wrong].append(await others.phase())
+                    flooding.cancel()
             watching.cancel()
-            told = await settled(client, flood.sent)
+            told = await settled(client, flood)
         finally:
             others.close()
             flood.load.close()
             client.close()
-    return shown(quiet, flooded, max(memory) - before, told, flood.sent)
+    return shown(phases, max(memory) - before, told, flood)
 
 
-async def settled(client: Any, sent: int) -> dict[str, Any]:
-    """The state of the flooding device, once its last value is known."""
+async def settled(client: Any, flood: Flood) -> dict[str, Any]:
+    """The state of the flooding device, once its last value is known, and all that was refused is counted."""
     name = f"thing-{DEVICES}"
     page = await client.call("GET", f"{API}/objects?limit=500")
     path = next(f"{API}/objects/{one['id']}" for one in page["items"] if one["name"] == name)
     async with asyncio.timeout(WITHIN_S):
-        while (await client.call("GET", f"{path}/properties")).get("n") != sent - 1:  # noqa: ASYNC110
+        while (await client.call("GET", f"{path}/properties")).get("n") != flood.sent - 1:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    state: dict[str, Any] = await client.call("GET", f"{path}/state")
-    return state
+        while True:
+            state: dict[str, Any] = await client.call("GET", f"{path}/state")
+            if state["refused"] >= flood.wrong:
+                return state
+            await asyncio.sleep(0.1)
 
 
 def shown(
-    quiet: list[list[float]], flooded: list[list[float]], grown_mb: float, told: dict[str, Any], sent: int
+    kinds: tuple[list[list[float]], ...], grown_mb: float, told: dict[str, Any], flood: Flood
 ) -> dict[str, Any]:
     """Print the table; the figures."""
-    p50 = [median([percentile(phase, 0.5) for phase in phases]) for phases in (quiet, flooded)]
-    p95 = [median([percentile(phase, 0.95) for phase in phases]) for phases in (quiet, flooded)]
+    p50 = [median([percentile(phase, 0.5) for phase in phases]) for phases in kinds]
+    p95 = [median([percentile(phase, 0.95) for phase in phases]) for phases in kinds]
     rows: list[list[Any]] = [
-        ["report to command, p50, ms", *p50, ratio(p50[1], p50[0])],
-        ["report to command, p95, ms", *p95, ratio(p95[1], p95[0])],
+        ["report to command, p50, ms", *p50, ratio(p50[1], p50[0]), ratio(p50[2], p50[0])],
+        ["report to command, p95, ms", *p95, ratio(p95[1], p95[0]), ratio(p95[2], p95[0])],
     ]
+    sent = flood.sent
     print(f"{DEVICES} devices, {REPORTS_PER_S} reports a second; one more sends {FLOOD_PER_S} a second\n")
-    table(["of the others", "alone", "beside the flood", "ratio"], rows)
+    table(["of the others", "alone", "beside the flood", "beside what is no JSON", "ratio", "ratio"], rows)
     print(f"the flood sent {sent}; {told['reports']} counted, {told['superseded']} superseded")
+    print(f"it sent {flood.wrong} that are no JSON; {told['refused']} refused")
     print(f"resident memory grew by {grown_mb:.1f} MB\n")
-    if told["reports"] + told["superseded"] != sent:
-        raise RuntimeError(f"{sent} reports sent, and {told} is told")
+    if told["reports"] + told["superseded"] != sent or told["refused"] != flood.wrong:
+        raise RuntimeError(f"{sent} reports and {flood.wrong} others sent, and {told} is told")
     return {
         "p95_ms": [round(one, 1) for one in p95],
         "p95_ratio": ratio(p95[1], p95[0]),
+        "p95_ratio_wrong": ratio(p95[2], p95[0]),
         "sent": sent,
         "superseded": told["superseded"],
+        "refused": told["refused"],
         "grown_mb": round(grown_mb, 1),
     }
 

@@ -10,14 +10,12 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 
 from iotjobs import __version__, clock
 from iotjobs.domain.errors import ConfigurationError
-from iotjobs.domain.states import Heard
 from iotjobs.engine.control import Control
 from iotjobs.engine.deadlines import Deadlines
 from iotjobs.engine.devices import DeviceMessages
@@ -56,7 +54,7 @@ from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store, open_store
 from iotjobs.transports.broker import BrokerProcess
 from iotjobs.transports.broker_child import find_mosquitto
-from iotjobs.transports.ingest_rules import IngestRule
+from iotjobs.transports.ingest_rules import IngestRule, subscriptions
 from iotjobs.transports.local import LocalTransport
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
 from iotjobs.transports.mqtt_address import BrokerAddress
@@ -175,10 +173,8 @@ class Site:
     ) -> None:
         settings = self.settings
         publisher = None if address is None else MqttPublisher(address)
-
-        dispatcher, feed = place.dispatcher, Feed(store)
-        self._feed = feed
-        limits = Limits()
+        dispatcher, limits = place.dispatcher, Limits()
+        feed = self._feed = Feed(store)
         settler = Settler(store, dispatcher, feed, limits)
         self._ssh = _ssh_of(settings)
         reach = Reach(store, vault, self._ssh, LocalTransport())
@@ -190,7 +186,8 @@ class Site:
         )
         place.tell_running(lambda: worker.running)
         leftovers = Leftovers(store, settler, reach)
-        leader, heard = place.leader, await self._watch_listener(store, place, publisher)
+        leader, listening = place.leader, await self._watch_listener(store, place, publisher)
+        heard = listening.heard
         deadlines = Deadlines(store, dispatcher, settler, worker, leftovers, standing=leader, heard=heard)
         await deadlines.timekeeper.begin()
         control = Control(store, settler, dispatcher, leftovers=leftovers, worker=worker)
@@ -206,7 +203,8 @@ class Site:
         if publisher is not None and address is not None:
             await self._start_mqtt(settler, reactions, publisher, address, place=place)
         self.readiness.degraded("dispatch", limits.drained)
-        retention, timers = Retention(store, _keep(settings), leader), Timers(store, reactions, leader)
+        retention = Retention(store, _keep(settings), leader)
+        timers = Timers(store, reactions, leader, ingest=place.ingest, listening=listening)
         for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention, timers):
             if service is not None:
                 await self._run(service)
@@ -261,15 +259,13 @@ class Site:
         self.mqtt_url = f"mqtt://{settings.mqtt_bind}:{settings.mqtt_port}"
         return broker, broker.address
 
-    async def _watch_listener(
-        self, store: Store, place: Place, publisher: MqttPublisher | None
-    ) -> Callable[[int], Heard]:
-        """Watch whether somebody listens to devices; what tells how far it is known what they have said."""
+    async def _watch_listener(self, store: Store, place: Place, publisher: MqttPublisher | None) -> Listening:
+        """Watch whether somebody listens to devices, and so how far it is known what they have said."""
         listening = Listening(store, lambda: place.presence.worker_id)
         await self._run(listening)
         if publisher is not None:
             self.readiness.degraded("ingest", lambda: listening.trouble() if publisher.connected else None)
-        return listening.heard
+        return listening
 
     async def _start_mqtt(
         self,
@@ -282,7 +278,7 @@ class Site:
     ) -> None:
         store, settings = self._store, self.settings
         assert store is not None
-        ingest = [IngestRule(rule.topic, rule.prefix) for rule in settings.ingest]
+        ingest = [IngestRule(**rule.model_dump()) for rule in settings.ingest]
         devices = DeviceMessages(
             store,
             settler,
@@ -292,7 +288,7 @@ class Site:
             ingest=ingest,
         )
         client_id = await store.write(lambda tx: facts.remembered(tx, facts.MQTT_CLIENT_ID, _new_client_id))
-        filters = (*DEVICE_FILTERS, *(rule.filter for rule in ingest))
+        filters = (*DEVICE_FILTERS, *subscriptions(ingest))
         consumer = MqttConsumer(
             address,
             client_id=client_id,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iotjobs.cli import control, explain, printing, site
+from iotjobs.cli import control, explain, printing, site, trigger
 from iotjobs.cli.commands import app
 from iotjobs.cli.exitcodes import ExitCode
 from iotjobs.domain.errors import IotJobsError
@@ -19,7 +19,7 @@ from iotjobs.domain.errors import IotJobsError
 if TYPE_CHECKING:
     from iotjobs.settings import Settings
 
-__all__ = ["app", "control", "explain", "site"]  # their commands join the app by being imported
+__all__ = ["app", "control", "explain", "site", "trigger"]  # their commands join the app by being imported
 
 Data = Annotated[
     Path | None,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,13 +22,23 @@ from iotjobs.domain.errors import ConfigurationError
 from iotjobs.domain.operations import DEFAULT_TIMEOUT_S
 
 
+def _texts(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else given
+
+
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+
+
 class IngestSetting(BaseModel):
-    """A topic with `{thing}` or `{external_id}`, perhaps `{property}`; a prefix for properties' names."""
+    """A topic with `{thing}` or `{external_id}`, perhaps `{property}` or `{path}`, and what its messages are."""
 
     model_config = ConfigDict(extra="forbid")
 
     topic: str
     prefix: str = ""
+    online: _Texts = ()
+    offline: _Texts = ()
+    ignore: bool = False
 
 
 class Settings(BaseSettings):
@@ -62,12 +72,13 @@ class Settings(BaseSettings):
     report_rate: float = Field(
         10.0,
         ge=0,
-        description="reports a second of one device, its `online` and `offline` among them, "
+        description="reports a second of one device over MQTT, its `online` and `offline` among them, "
         "five times as many in a burst; 0: any number",
     )
     ingest: tuple[IngestSetting, ...] = Field(
         (),
-        description='topics of other makers that are reports: a list of `{"topic": "zigbee2mqtt/{thing}"}`',
+        description="topics of other makers that are reports or words of a connection: a list of "
+        '`{"topic": "zigbee2mqtt/{external_id}"}`, see [MQTT](mqtt.md#topics-of-other-makers)',
     )
     allow_local: bool = Field(False, description="let operations run on this host (`via: local`)")
     known_hosts_file: Path | None = Field(
@@ -115,7 +126,9 @@ class Settings(BaseSettings):
         2_000_000, ge=0, description="values of properties kept at most; the oldest go first"
     )
     keep_traces_days: float = Field(
-        30.0, gt=0, description="days that changes of state and the decisions of triggers are kept"
+        30.0,
+        gt=0,
+        description="days that changes of state (and the last one before) and the decisions of triggers are kept",
     )
     stop_grace_s: float = Field(30.0, ge=0, description="seconds that running jobs may go on after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from iotjobs.client.shapes import Job, Named
 PREFIX = "/api/v1"
 WAIT_LIMIT_S = 60.0  # the longest `?wait=` that the server takes
 _PAGE = 500  # the largest `limit` that the server takes
+_JOBS_PAGE = 100  # their records are long
 _TIMEOUT_S = 30.0
 _TRIES = 3
 _CONNECTIONS = 100
@@ -114,6 +115,20 @@ class Client:
         query = {"state_change_id": state_change_id, "limit": str(_PAGE)}
         return _records(self._call("GET", "/trigger-traces", params=query))
 
+    def all_triggers(self, *, broken: bool | None = None) -> Iterator[dict[str, Any]]:
+        """All triggers of the site, `TriggerOut`; `broken`: those that the loop guard stopped, or did not."""
+        query = {} if broken is None else {"broken": "true" if broken else "false"}
+        for page in self._pages("/triggers", query, _PAGE):
+            yield from page
+
+    def reset_trigger(self, trigger_id: str) -> dict[str, Any]:
+        """Let a trigger fire again that the loop guard stopped: `TriggerOut`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return _record(self._call("POST", f"/triggers/{_segment(trigger_id)}/reset"), "broken_at")
+
     # --- jobs -----------------------------------------------------------------------------------
 
     def execute(
@@ -158,6 +173,12 @@ class Client:
         """
         return _job(self._call("GET", f"/jobs/{_segment(job_id)}"))
 
+    def jobs_by_themselves(self, entity: Named) -> Iterator[list[Job]]:
+        """What triggers and writes of properties started on an object or a link, the newest first, in pages."""
+        query = {"owner_id": entity.id, "type": "EXECUTE_LISTENER"}
+        for page in self._pages("/jobs", query, _JOBS_PAGE):
+            yield [_job(record) for record in page]
+
     def ask(
         self, job_id: str, what: str, body: Mapping[str, Any], *, key: str | None = None, repeat: bool = True
     ) -> Job:
@@ -195,7 +216,21 @@ class Client:
         except (KeyError, TypeError) as error:
             raise BadAnswer("the server's answer has no job_id") from error
 
+    def pause_triggers(self, *, paused: bool) -> dict[str, Any]:
+        """Pause all triggers of the site, or let them fire again: `SiteOut`."""
+        body = {"triggers": "paused" if paused else "open"}
+        return _record(self._call("PUT", "/site", json=body), "triggers")
+
     # --- the exchange ---------------------------------------------------------------------------
+
+    def _pages(self, path: str, query: Mapping[str, str], limit: int) -> Iterator[list[dict[str, Any]]]:
+        cursor: dict[str, str] = {}
+        while True:
+            answer = self._call("GET", path, params={**query, "limit": str(limit), **cursor})
+            yield _records(answer)
+            if not answer.get("next"):
+                return
+            cursor = {"cursor": str(answer["next"])}
 
     def _call(self, method: str, path: str, *, repeat: bool = True, **options: Any) -> Any:
         """One call; `repeat` says that asking again changes nothing."""

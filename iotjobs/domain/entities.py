@@ -11,6 +11,17 @@ from typing import Any, Literal
 # design: a thing's name is its user name and its topic level on the broker.
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
 
+NAME_CHARACTERS = 200
+# Line and paragraph separators break lines in logs and terminals as control characters do.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def unfit_name(text: str) -> str | None:
+    """Why this cannot be a name, of a property or anything else; None: it can. How long it is, is not looked at."""
+    if _CONTROLS.search(text):
+        return "control characters and line breaks are not allowed here"
+    return None if text.strip() else "blanks alone are not enough"
+
 
 class OwnerType(IntEnum):
     """The documented numbers of the job record (seed 002)."""

@@ -16,17 +16,17 @@ of an entity may look at has a bound of its own (`operators.Budget`).
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import Any
 
 from iotjobs.domain import operators
 from iotjobs.domain.operators import Budget, NoValue
-from iotjobs.domain.positions import line_and_column
+from iotjobs.domain.tokens import ExpressionError, Token, strange_word, tokens
 
 MAX_CHARACTERS = 1000
 MAX_DEPTH = 30
@@ -60,34 +60,11 @@ _RESERVED = frozenset(
 )
 _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}
 
-_TOKEN = re.compile(
-    r"""(?P<blank>[ \t\r\n\f]+|//[^\n]*)
-      | (?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-      | (?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)
-      | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<sign>&&|\|\||[=!<>]=|[-+*/<>!?:.,()\[\]])
-      | (?P<end>\Z)""",
-    re.VERBOSE | re.ASCII,
-)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-3][0-7]{2})|(.))")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"} | {
     sign: sign for sign in "\\\"'`?"
 }
 _RELATIONS = ("==", "!=", "<", "<=", ">", ">=", "in")
-
-
-class ExpressionError(ValueError):
-    """A text that is no expression of this language.
-
-    Attributes:
-        message: what is wrong and what to do, without the place.
-        position: where in the text, 0-based; `line` and `column` are the same, 1-based.
-    """
-
-    def __init__(self, message: str, text: str, position: int) -> None:
-        self.message, self.position = message, position
-        self.line, self.column = line_and_column(text, position)
-        super().__init__(f"{message} (line {self.line}, column {self.column})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +85,43 @@ class Facts:
     budget: Budget = field(default_factory=Budget, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Reference:
-    """Something that an expression reads: a root, or one member of it by name."""
+    """Something that an expression reads: a root, or what a path of names and numbers leads to from there."""
 
     root: str
-    member: str | None = None
+    path: tuple[str | int, ...] = ()
 
     def __str__(self) -> str:
-        if self.member is None:
-            return self.root
-        if self.root == "properties" and self.member.isidentifier():
-            return self.member
-        return f"{self.root}.{self.member}" if self.member.isidentifier() else f'{self.root}["{self.member}"]'
+        first, rest = self.path[:1], self.path[1:]
+        if self.root == "properties" and first and _is_bare(first[0]):
+            return f"{first[0]}{''.join(map(_step, rest))}"
+        return f"{self.root}{''.join(map(_step, self.path))}"
+
+    def value(self, facts: Facts) -> Any:
+        """What is there; `_NOTHING` where nothing is."""
+        found = getattr(facts, self.root)
+        for step in self.path:
+            there = isinstance(found, Mapping) if isinstance(step, str) else isinstance(found, list | tuple)
+            try:
+                found = found[step] if there else _NOTHING
+            except (KeyError, IndexError):
+                found = _NOTHING
+        return found
+
+
+_NOTHING = object()
+
+
+def _is_bare(name: str | int) -> bool:
+    """Whether a property is read by its name alone."""
+    return isinstance(name, str) and name.isidentifier() and name not in {*ROOTS, *_RESERVED}
+
+
+def _step(step: str | int) -> str:
+    if isinstance(step, str) and step.isidentifier():
+        return f".{step}"
+    return f"[{json.dumps(step, ensure_ascii=False)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +148,14 @@ class Expression:
     Attributes:
         text: as it was written.
         references: what it reads.
+        senseless: why it can never be true, such as a number that is not compared; None: it may be.
+        of_links: where it reads what only links have, and so has no value for an object; None: it does not.
     """
 
     text: str
     references: frozenset[Reference]
+    senseless: ExpressionError | None = field(compare=False)
+    of_links: ExpressionError | None = field(compare=False)
     _run: _Run = field(repr=False, compare=False)
 
     def evaluate(self, facts: Facts) -> Verdict:
@@ -167,12 +172,10 @@ class Expression:
         """What it read of these facts, by the names it reads them by; what is not there is left out."""
         found = {}
         for reference in sorted(self.references, key=str):
-            root = getattr(facts, reference.root)
-            if reference.member is None:
-                if reference.root in ("name", "tags"):
-                    found[str(reference)] = list(root) if reference.root == "tags" else root
-            elif isinstance(root, Mapping) and reference.member in root:
-                found[str(reference)] = root[reference.member]
+            if reference.path or reference.root in ("name", "tags"):  # all properties together tell nothing
+                value = reference.value(facts)
+                if value is not _NOTHING:
+                    found[str(reference)] = list(value) if isinstance(value, tuple) else value
         return found
 
 
@@ -189,44 +192,13 @@ def compile_expression(text: str) -> Expression:
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-    start: int
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.text)
-
-
-def _tokens(text: str) -> list[_Token]:
-    found: list[_Token] = []
-    at = 0
-    while not found or found[-1].kind != "end":
-        match = _TOKEN.match(text, at)
-        if match is None:
-            sign = text[at]
-            hint = "the text is not closed" if sign in "\"'" else f"{sign!r} cannot stand here"
-            raise ExpressionError(hint, text, at)
-        if match.lastgroup != "blank":
-            found.append(_Token(str(match.lastgroup), match[0], at))
-        at = match.end()
-    words = ("text", "number", "name")
-    for left, right in pairwise(found):
-        # CEL would read these as a prefixed literal, or as one text.
-        touch = left.kind in words and right.kind in words and left.end == right.start
-        if touch or left.kind == right.kind == "text":
-            raise ExpressionError(f"{right.text} cannot follow {left.text} directly", text, right.start)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
 class _Node:
     """A part: how it is evaluated and where it stands.
 
     Attributes:
-        reference: what a root, or a member of one, refers to.
+        reference: what it refers to, if it is a root or a path from one: noted once the path has ended.
         selected: it was written `a.b`: of this, the member of that name.
+        no_truth: whatever it reads, it is neither true nor false.
     """
 
     run: _Run
@@ -234,43 +206,59 @@ class _Node:
     end: int
     reference: Reference | None = None
     selected: tuple[operators.Operand, str] | None = None
+    no_truth: bool = False
 
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self._text, self._tokens, self._at = text, _tokens(text), 0
+        self._text, self._tokens, self._at = text, tokens(text), 0
         self._references: set[Reference] = set()
         self._depth = self._terms = 0
+        self._senseless: ExpressionError | None = None
+        self._of_links: ExpressionError | None = None
 
     def parse(self) -> Expression:
         if self._next.kind == "end":
             raise self._error("there is no expression")
-        node = self._ternary()
+        node = self._truth(self._ternary())
         if self._next.kind != "end":
-            raise self._error(f"{self._next.text} cannot stand here")
-        return Expression(self._text, frozenset(self._references), node.run)
+            raise self._unexpected(f"{self._next.text} cannot stand here")
+        read = frozenset(self._references)
+        return Expression(self._text, read, self._senseless, self._of_links, node.run)
 
     # --- tokens ---------------------------------------------------------------------------
 
     @property
-    def _next(self) -> _Token:
+    def _next(self) -> Token:
         return self._tokens[self._at]
 
     def _is(self, *signs: str) -> bool:
         return self._next.kind in ("sign", "name") and self._next.text in signs
 
-    def _take(self) -> _Token:
+    def _take(self) -> Token:
         token = self._next
         self._at += 1
         return token
 
-    def _want(self, sign: str) -> _Token:
+    def _want(self, sign: str) -> Token:
         if not self._is(sign):
-            raise self._error(f"{sign} is missing before {self._next.text or 'the end'}")
+            raise self._unexpected(f"{sign} is missing before {self._next.text or 'the end'}")
         return self._take()
 
     def _error(self, message: str, at: int | None = None) -> ExpressionError:
         return ExpressionError(message, self._text, self._next.start if at is None else at)
+
+    def _unexpected(self, message: str, at: int | None = None) -> ExpressionError:
+        word = strange_word(*reversed(self._tokens[max(0, self._at - 1) : self._at + 1]))
+        return self._error(message, at) if word is None else self._error(word[0], word[1].start)
+
+    def _truth(self, node: _Node) -> _Node:
+        """The node, which has to be true or false."""
+        if node.no_truth and self._senseless is None:
+            self._senseless = self._error(
+                f"{self._words(node)} is never true or false: compare it", node.start
+            )
+        return node
 
     def _deeper(self, by: int = 1) -> None:
         self._depth += by
@@ -287,13 +275,14 @@ class _Parser:
         if not self._is("?"):
             return asked
         self._take()
+        self._truth(asked)
         self._deeper()
         then = self._ternary()
         self._want(":")
         otherwise = self._ternary()
         self._depth -= 1
         run = operators.choice(asked.run, self._words(asked), then.run, otherwise.run)
-        return _Node(run, asked.start, otherwise.end)
+        return _Node(run, asked.start, otherwise.end, no_truth=then.no_truth and otherwise.no_truth)
 
     def _chain(self, sign: str, part: Callable[[], _Node]) -> _Node:
         nodes = [part()]
@@ -302,7 +291,7 @@ class _Parser:
             nodes.append(part())
         if len(nodes) == 1:
             return nodes[0]
-        parts = [(node.run, self._words(node)) for node in nodes]
+        parts = [(node.run, self._words(node)) for node in map(self._truth, nodes)]
         return _Node(operators.logic(parts, decisive=sign == "||"), nodes[0].start, nodes[-1].end)
 
     def _relation(self) -> _Node:
@@ -322,7 +311,7 @@ class _Parser:
 
     def _binary(self, sign: str, left: _Node, right: _Node) -> _Node:
         run = operators.binary(sign, (left.run, self._words(left)), (right.run, self._words(right)))
-        return _Node(run, left.start, right.end)
+        return _Node(run, left.start, right.end, no_truth=sign not in _RELATIONS)
 
     def _unary(self) -> _Node:
         if not self._is("!", "-"):
@@ -331,13 +320,21 @@ class _Parser:
         self._deeper()
         inner = self._unary()
         self._depth -= 1
-        return _Node(operators.unary(sign.text, (inner.run, self._words(inner))), sign.start, inner.end)
+        if sign.text == "!":
+            self._truth(inner)
+        run = operators.unary(sign.text, (inner.run, self._words(inner)))
+        return _Node(run, sign.start, inner.end, no_truth=sign.text == "-")
 
     def _members(self) -> _Node:
         node = self._primary()
         while self._is(".", "["):
             node = self._index(node) if self._take().text == "[" else self._member(node)
+        self._note(node)
         return node
+
+    def _note(self, node: _Node) -> None:
+        if node.reference is not None:
+            self._references.add(node.reference)
 
     def _index(self, of: _Node) -> _Node:
         self._deeper()
@@ -346,10 +343,10 @@ class _Parser:
         end = self._want("]").end
         self._depth -= 1
         reference = None
-        if key_token.kind == "text" and key_token.end == key.end:
-            reference = self._refer(of, key.run(Facts({})))
-        elif of.reference is not None and of.reference.member is None:
-            self._references.add(of.reference)  # which member is known only then
+        if key_token.end == key.end and (key_token.kind == "text" or key_token.text.isdigit()):
+            reference = _below(of, key.run(Facts({})))
+        else:
+            self._note(of)  # which member is known only then
         run = operators.member((of.run, self._words(of)), (key.run, self._words(key)))
         return _Node(run, of.start, end, reference)
 
@@ -358,22 +355,14 @@ class _Parser:
             raise self._error("a name is missing behind the dot")
         name = self._take()
         if self._is("("):
+            self._note(of)
             return self._method(of, name)
         self._term(name.start)
-        reference = self._refer(of, name.text)
         operand = (of.run, self._words(of))
         run = operators.member(operand, (lambda _: name.text, name.text))
-        return _Node(run, of.start, name.end, reference, (operand, name.text))
+        return _Node(run, of.start, name.end, _below(of, name.text), (operand, name.text))
 
-    def _refer(self, of: _Node, name: str) -> Reference | None:
-        """Note that one member is read where a whole root seemed to be."""
-        root = of.reference
-        if root is None or root.member is not None or root.root in ("name", "tags"):
-            return None
-        self._references.add(Reference(root.root, name))
-        return Reference(root.root, name)
-
-    def _method(self, of: _Node, name: _Token) -> _Node:
+    def _method(self, of: _Node, name: Token) -> _Node:
         if name.text not in operators.METHODS:
             known = ", ".join(f"{known}()" for known in sorted(operators.METHODS))
             raise self._error(f"{name.text}() is not available here; of texts there are {known}", name.start)
@@ -399,7 +388,7 @@ class _Parser:
                 self._deeper()
                 inner = self._ternary()
                 self._depth -= 1
-                return _Node(inner.run, token.start, self._want(")").end)
+                return _Node(inner.run, token.start, self._want(")").end, no_truth=inner.no_truth)
             case "sign" if token.text == "[":
                 return self._list(token)
         raise self._error(f"a value is missing before {token.text or 'the end'}", token.start)
@@ -409,7 +398,7 @@ class _Parser:
         if self._terms > MAX_TERMS:
             raise self._error(f"more than {MAX_TERMS} names and literals", at)
 
-    def _literal(self, token: _Token) -> _Node:
+    def _literal(self, token: Token) -> _Node:
         self._term(token.start)
         value: Any
         if token.kind == "text":
@@ -418,9 +407,9 @@ class _Parser:
             value = int(token.text) if token.text.isdigit() else float(token.text)
             if value == math.inf:
                 raise self._error(f"{token.text} is too large a number", token.start)
-        return _Node(lambda _: value, token.start, token.end)
+        return _Node(lambda _: value, token.start, token.end, no_truth=True)
 
-    def _unescaped(self, token: _Token) -> str:
+    def _unescaped(self, token: Token) -> str:
         def one(match: re.Match[str]) -> str:
             short, long, byte, octal, sign = match.groups()
             if sign is not None:
@@ -434,7 +423,7 @@ class _Parser:
 
         return _ESCAPE.sub(one, token.text[1:-1])
 
-    def _list(self, opening: _Token) -> _Node:
+    def _list(self, opening: Token) -> _Node:
         self._deeper()
         nodes = []
         while not self._is("]"):
@@ -443,33 +432,42 @@ class _Parser:
                 self._want(",")
         self._depth -= 1
         runs = [node.run for node in nodes]
-        return _Node(lambda facts: [run(facts) for run in runs], opening.start, self._take().end)
+        run_all = lambda facts: [run(facts) for run in runs]  # noqa: E731
+        return _Node(run_all, opening.start, self._take().end, no_truth=True)
 
-    def _name(self, token: _Token) -> _Node:
+    def _name(self, token: Token) -> _Node:
         name = token.text
         if self._is("("):
             return self._function(token)
         self._term(token.start)
         if name in _CONSTANTS:
             value = _CONSTANTS[name]
-            return _Node(lambda _: value, token.start, token.end)
+            return _Node(lambda _: value, token.start, token.end, no_truth=value is None)
         if name in _RESERVED:
             raise self._error(f'{name} is a word of the language: write properties["{name}"]', token.start)
         if name not in ROOTS:
-            self._references.add(Reference("properties", name))
-            return _Node(operators.property_of(name), token.start, token.end)
-        reference = Reference(name)
-        if not self._is(".", "["):
-            self._references.add(reference)
-        return _Node(operators.root(name), token.start, token.end, reference)
+            return _Node(
+                operators.property_of(name), token.start, token.end, Reference("properties", (name,))
+            )
+        if name in ("source", "target") and self._of_links is None:
+            self._of_links = self._error(f"there is no {name}: only links have one", token.start)
+        return _Node(operators.root(name), token.start, token.end, Reference(name), no_truth=True)
 
-    def _function(self, token: _Token) -> _Node:
+    def _function(self, token: Token) -> _Node:
         if token.text not in ("has", "size"):
-            raise self._error(f"{token.text}() is not available; there are has() and size()", token.start)
+            raise self._unexpected(
+                f"{token.text}() is not available; there are has() and size()", token.start
+            )
         argument, end = self._argument()
         if token.text == "size":
-            return _Node(operators.size((argument.run, self._words(argument))), token.start, end)
+            run = operators.size((argument.run, self._words(argument)))
+            return _Node(run, token.start, end, no_truth=True)
         if argument.selected is None:
             hint = 'has() takes a.b, such as has(properties.temperature); else write "battery-level" in properties'
             raise self._error(hint, argument.start)
         return _Node(operators.has(*argument.selected), token.start, end)
+
+
+def _below(of: _Node, step: str | int) -> Reference | None:
+    """What one step further leads to, where it is known from where."""
+    return None if of.reference is None else Reference(of.reference.root, (*of.reference.path, step))

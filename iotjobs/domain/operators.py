@@ -48,16 +48,21 @@ def _is_number(value: Any) -> bool:
 # Elements and members, with those of their own, that are looked at one by one; and characters.
 LARGE, LARGE_TEXT = 1000, 65_536
 LOOKS = 10_000  # by all conditions that are evaluated together: some milliseconds
+HINTS = 20  # of names that may have been meant, which are sought among all of the entity's
 _CHARACTERS = 200  # are looked at as quickly as one value
 
 
 class Budget:
     """How many values may still be looked at before everybody else has waited long enough."""
 
-    __slots__ = ("left",)
+    __slots__ = ("hints", "left")
 
     def __init__(self) -> None:
-        self.left = LOOKS
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew."""
+        self.left, self.hints = LOOKS, HINTS
 
     def spend(self, looks: int, words: str) -> None:
         """Look at so many."""
@@ -260,9 +265,19 @@ def property_of(name: str) -> Callable[[Any], Any]:
         try:
             return facts.properties[name]
         except KeyError:
-            raise NoValue(f"there is no property {name}") from None
+            raise NoValue(f"there is no property {name}{_meant(name, facts)}") from None
 
     return read
+
+
+def _meant(name: str, facts: Any) -> str:
+    """A property that was meant, perhaps: `sensor.ENERGY` and `battery-level` are no identifiers."""
+    if facts.budget.hints <= 0:
+        return ""
+    facts.budget.hints -= 1
+    begins = (f"{name}.", f"{name}-", f"{name}/", f"{name} ")
+    found = min((one for one in facts.properties if one.startswith(begins)), default=None)
+    return "" if found is None else f': there is properties["{found}"]'
 
 
 def root(name: str) -> Callable[[Any], Any]:

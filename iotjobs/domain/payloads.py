@@ -1,8 +1,9 @@
-"""What a custom result may be: a JSON object of bounded size and depth, storable as text."""
+"""What is sent to us and kept: JSON of bounded size and depth, storable as text, with one value for each name."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from iotjobs.domain.errors import BadRequest, TooLarge
@@ -10,6 +11,7 @@ from iotjobs.domain.errors import BadRequest, TooLarge
 RESULT_LIMIT_BYTES = 64 * 1024
 DEPTH_LIMIT = 32
 TOLD_CHARACTERS = 200  # of a value in a reason
+_NAME_END = re.compile(rb'"[ \t\r\n]*:')  # of each name one, and of some texts
 _json = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -54,6 +56,39 @@ def measure(value: Any, most: int = RESULT_LIMIT_BYTES) -> int:
         if size > most:
             return size
     return size
+
+
+def refuse_repeated(raw: bytes, value: Any) -> None:
+    """Refuse JSON in which a name stands twice in one object; `value`: what it was decoded to.
+
+    Raises:
+        ValueError: names it.
+        RecursionError: it is too deep.
+    """
+    if len(_NAME_END.findall(raw)) != _count_names(value):
+        json.loads(raw, object_pairs_hook=_once_each)  # ten times as slow, and rarely needed
+
+
+def _count_names(value: Any) -> int:
+    """How many members all objects of a value have together."""
+    count, waiting = 0, [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            count += len(found)
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+    return count
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {beginning(name) or name} stands twice in one object")
+        found[name] = value
+    return found
 
 
 def beginning(value: Any) -> str | None:

@@ -3,6 +3,9 @@
 Time is simulated: between two events the moments pass at which time alone changes something. Nothing is
 known of reports that changed no value, but for a first one, so silence is taken from the record, as are forced states and lost
 connections: they are events here, and last until the next recorded change.
+
+Before the span everything counts as it really was; but what has to hold in it may have begun to before, so the
+conditions are looked at from further back.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 from iotjobs.domain import states, triggers
 from iotjobs.domain.expressions import Facts
-from iotjobs.domain.states import Condition, Standing
+from iotjobs.domain.states import Condition, Judgement, Standing
 from iotjobs.domain.triggers import HOUR_MS, Circumstances, Decision, History, Ruling, Trigger
 
 MOST_STEPS = 200_000  # decisions: some seconds of work
@@ -30,7 +33,7 @@ class Event:
         at: milliseconds.
         values: new values of properties.
         of: whose: `entity`, or of a link `source` or `target`.
-        by: the person who set them; None: they were reported.
+        silent: that says nothing of whether the device lives: a person set them, or the broker had kept them.
         pinned: a state that was not decided by conditions, entered then.
         released: such a state ended then.
         gone: properties that are not there any more.
@@ -41,7 +44,7 @@ class Event:
     at: int
     values: dict[str, Any] = field(default_factory=dict)
     of: str = "entity"
-    by: str | None = None
+    silent: bool = False
     pinned: str | None = None
     released: bool = False
     heard: bool = False
@@ -84,12 +87,14 @@ class Past:
     """What was recorded of an entity.
 
     Attributes:
-        facts: before the first event; `standing` likewise.
+        facts: before the first event.
+        standing: right before `since`, as it really was.
         events: in their order.
         until: the moment to stop at.
-        fired: when triggers had fired before the first event, by id, in their order.
-        since: the moment to begin at; all of the above was so right before it.
-        why: the reason of the last change of state before.
+        fired: when triggers had fired before `since`, by id, in their order.
+        since: the moment to begin at.
+        warm_ms: so long before it the events begin: no condition has to hold for longer.
+        made_at: when the entity was made: nothing held before.
     """
 
     facts: Facts
@@ -98,7 +103,8 @@ class Past:
     until: int
     fired: Mapping[str, Sequence[int]] = field(default_factory=dict)
     since: int = 0
-    why: Mapping[str, Any] = field(default_factory=dict)
+    warm_ms: int = 0
+    made_at: int = 0
 
 
 def replay(conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> Replayed:
@@ -125,7 +131,8 @@ class Replay:
         steps: int = MOST_STEPS,
     ) -> None:
         self.steps_left = steps
-        self._events, self._until = past.events, past.until
+        self._events, self._since, self._until = past.events, past.since, past.until
+        self._begun = False
         self._conditions, self._rules = conditions, rules
         self._facts, self._standing = past.facts, past.standing
         self._pinned: str | None = None
@@ -135,18 +142,32 @@ class Replay:
         self._order = 0
         self.result = Replayed()
         self._resume_holds(past)
-        for rule in rules:
-            self._resume(rule, past.since)
 
     def work(self) -> Iterator[None]:
         """Go through it all, or as far as the steps reach; between two bits others may have their turn."""
         for event in self._events:
+            if event.at >= self._since:
+                yield from self._begin()
             # What has come due is given its effect before what happens at that moment.
             yield from self._pass_time(event.at if event.by_time else event.at + 1)
             if not self.result.complete:
                 return
             self._take(event)
+        if self._until >= self._since:
+            yield from self._begin()
         yield from self._pass_time(self._until + 1)
+
+    def _begin(self) -> Iterator[None]:
+        """A state that these conditions would have had already is entered when the span begins."""
+        if self._begun:
+            return
+        yield from self._pass_time(self._since)
+        self._begun = True
+        before = self._standing.state
+        self._enter(self._look(self._since - 1), self._since)
+        if self._standing.state == before:
+            for rule in self._rules:
+                self._resume(rule, self._since)
 
     def _pass_time(self, until: int) -> Iterator[None]:
         """Let the moments before `until` pass."""
@@ -178,7 +199,7 @@ class Replay:
         else:
             facts = replace(facts, target=_after(event, facts.target or {}))
         self._facts = facts
-        if event.heard or ((event.values or event.gone) and (event.by is None or event.of != "entity")):
+        if event.heard or ((event.values or event.gone) and not event.silent):
             self._standing = replace(self._standing, heard_at=event.at)
         if event.released:
             self._pinned = None
@@ -188,11 +209,20 @@ class Replay:
 
     def _judge(self, now: int) -> None:
         self.steps_left -= 1
+        judged = self._look(now)
+        if self._begun:
+            self._enter(judged, now)
+
+    def _look(self, now: int) -> Judgement:
+        """What the conditions say; that they hold is remembered."""
         judged = states.judge(self._conditions, self._facts, self._standing, now)
         self._wake_at = judged.wake_at
+        self._standing = replace(self._standing, holding=judged.holding)
+        return judged
+
+    def _enter(self, judged: Judgement, now: int) -> None:
         before = self._standing.state
         after = judged.state if self._pinned is None else self._pinned
-        self._standing = replace(self._standing, holding=judged.holding)
         if after == before:
             return
         why = judged.why if self._pinned is None else {"by": "recorded"}
@@ -206,7 +236,9 @@ class Replay:
         self.steps_left -= 1
         fired, state = self._fired[trigger.id], self._standing.state
         recent = len(fired) - bisect_right(fired, now - HOUR_MS)
-        around = Circumstances(waited=waited, history=History(fired[-1] if fired else None, recent))
+        around = Circumstances(
+            waited=waited, number=number, history=History(fired[-1] if fired else None, recent)
+        )
         ruling = triggers.rule(trigger, state, around, now)
         self.result.firings.append(Firing(now, trigger.id, state, ruling, number))
         if ruling.decision is Decision.FIRED:
@@ -218,21 +250,17 @@ class Replay:
             self._wait(trigger, now, again_s, number + 1)
 
     def _resume_holds(self, past: Past) -> None:
-        """What holds at the beginning has held since the moment before at least; what decided has long enough."""
-        holding, due = dict[str, int](), list[int]()
+        """What holds before the first event has held since the moment before at least: when the span begins it counts."""
+        before, holding = past.since - past.warm_ms - 1, dict[str, int]()
         for condition in self._conditions:
-            hold_ms, before = round(condition.hold_s * 1000), past.since - 1
             covered = condition.period is None or condition.period.covers(before)
-            if hold_ms and covered and condition.when.evaluate(past.facts).holds:
-                decided = (past.why.get("condition_id"), past.why.get("when"))
-                since = before - hold_ms if decided == (condition.id, condition.when.text) else before
-                holding[condition.hold_key] = since
-                due.append(since + hold_ms)
+            if condition.hold_s and covered and condition.when.evaluate(past.facts).holds:
+                holding[condition.hold_key] = max(before, past.made_at)
         self._standing = replace(past.standing, holding=holding)
-        self._wake_at = min((moment for moment in due if moment >= past.since), default=None)
+        self._look(before)
 
     def _resume(self, trigger: Trigger, now: int) -> None:
-        """A hold or repeats that began before the first event go on, as far as it is known since when."""
+        """A hold or repeats that began before the span go on, as far as it is known since when."""
         standing = self._standing
         if standing.state not in trigger.states or not standing.since:
             return

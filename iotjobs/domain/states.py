@@ -13,7 +13,6 @@ from hashlib import blake2s
 from typing import Any
 
 from iotjobs.domain.expressions import Expression, Facts
-from iotjobs.domain.operators import LOOKS
 from iotjobs.domain.payloads import beginning
 from iotjobs.domain.periods import Period
 
@@ -65,6 +64,7 @@ class Forced:
     """A state that a person set.
 
     Attributes:
+        by: the person's id; `login` is the name that he had then, None where it was not kept.
         until: milliseconds, or None: until somebody takes it back.
     """
 
@@ -73,6 +73,12 @@ class Forced:
     reason: str
     since: int
     until: int | None = None
+    login: str | None = None
+
+    @property
+    def user(self) -> dict[str, str | None]:
+        """Who it was, as records tell it."""
+        return {"id": self.by, "name": self.login}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Standing:
     Attributes:
         since: when the state was entered.
         holding: since when conditions that have to hold for a while have been true, by their hold keys.
+        known_until: what was said until then had been heard when it was last looked at while anything held.
         heard_at: of the last report; for a link, of either end.
         offline: the broker announced the end of the device's connection, and nothing came since.
     """
@@ -92,6 +99,7 @@ class Standing:
     heard_at: int | None = None
     offline: bool = False
     forced: Forced | None = None
+    known_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,8 @@ class Waiting:
 
     Attributes:
         since: since when it has been true, where it has to hold; None: it waits for its period.
-        counts_at: when it will, if it stays true; None: its period never comes.
+        counts_at: when it will, if it stays true; None: its period never comes. A moment that has passed: then
+            it did, if the device has said nothing else by then, which has not been heard yet.
     """
 
     condition: Condition
@@ -133,7 +142,7 @@ class Judgement:
     Attributes:
         why: for people and records: `by` is `forced`, `offline`, `no_data`, `condition` or `default`.
             Of values that are too long it has the beginnings, and their names in `cut`.
-        holding: see `Standing`.
+        holding, known_until: see `Standing`.
         wake_at: the next moment at which time alone may change it; None: never.
         problems: of conditions that have no value, each with `when` and `problem`; whatever decides.
         hold_key: of the condition that decides, if it had to hold for a while.
@@ -147,6 +156,7 @@ class Judgement:
     problems: list[dict[str, str]]
     hold_key: str | None = None
     waiting: Sequence[Waiting] = ()
+    known_until: int | None = None
 
 
 def overruled(why: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -171,26 +181,38 @@ def judge(
         standing: what is remembered, with what has just come.
         now: milliseconds.
         no_data_after_s: how long reports may stay away.
-        heard: how far that is known; None: to this moment.
+        heard: how far it is known what devices said; None: to this moment.
     """
-    facts.budget.left = LOOKS
-    seen = _Seen(conditions, facts, standing, now)
+    facts.budget.renew()
+    heard = heard or Heard.all_until(now)
+    # What was over once is over, though it may not be known now what was said since.
+    known_until = max(heard.until, standing.known_until or 0)
+    seen = _Seen(conditions, facts, standing, now, known_until)
     forced = standing.forced if standing.forced and not _past(standing.forced.until, now) else None
-    silent_at, known_until = _silent_at(standing, heard or Heard.all_until(now), no_data_after_s, now)
+    silent_at, heard_until = _silent_at(standing, heard, no_data_after_s, now)
     state, why = seen.state, seen.why
-    if _past(silent_at, known_until):
+    if _past(silent_at, heard_until):
         state, why = NO_DATA, {"by": "no_data", "no_data_after_s": no_data_after_s}
     elif _past(silent_at, now):
         silent_at = now + _LOOK_AGAIN_MS
     if standing.offline:
         state, why = DOWN, {"by": "offline"}
     if forced is not None:
-        why = {"by": "forced", "user": forced.by, "reason": forced.reason, "until": forced.until}
+        why = {"by": "forced", "user": forced.user, "reason": forced.reason, "until": forced.until}
         state = forced.state
     moments = [*seen.moments, silent_at, forced.until if forced else None]
     wake_at = min((moment for moment in moments if moment is not None and moment > now), default=None)
     hold_key = seen.hold_key if why["by"] == "condition" else None
-    return Judgement(state, why, seen.holding, wake_at, seen.problems, hold_key, seen.waiting)
+    return Judgement(
+        state,
+        why,
+        seen.holding,
+        wake_at,
+        seen.problems,
+        hold_key,
+        seen.waiting,
+        known_until if seen.holding else None,
+    )
 
 
 def _silent_at(
@@ -216,7 +238,10 @@ def _past(moment: int | None, now: int) -> bool:
 class _Seen:
     """What the conditions alone say."""
 
-    def __init__(self, conditions: Sequence[Condition], facts: Facts, standing: Standing, now: int) -> None:
+    def __init__(
+        self, conditions: Sequence[Condition], facts: Facts, standing: Standing, now: int, known_until: int
+    ) -> None:
+        self._known_until = known_until
         self.holding: dict[str, int] = {}
         self.moments: list[int | None] = []
         self.problems: list[dict[str, str]] = []
@@ -263,8 +288,8 @@ class _Seen:
                 key = condition.hold_key
                 since = self.holding[key] = standing.holding.get(key, now)
                 due = since + round(condition.hold_s * 1000)
-                if due > now:
-                    self.moments.append(due)
+                if due > min(now, self._known_until):
+                    self.moments.append(due if due > now else now + _LOOK_AGAIN_MS)
                     self.waiting.append(Waiting(condition, since, due))
                     continue
             found.append(condition)

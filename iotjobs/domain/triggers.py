@@ -37,7 +37,7 @@ class Trigger:
         repeat_s: it fires again each time so much has passed in the state; None: once.
         cooldown_s: it does not fire within so much of the last time, of the same entity.
         max_per_hour: firings within an hour, of the same entity; None: any number.
-        dry: decide and trace, and start nothing.
+        dry: decide and trace, and start nothing; what it would have started counts for its cooldown and rate.
     """
 
     id: str
@@ -79,12 +79,14 @@ class Circumstances:
         broken: the trigger's breaker is open: it was part of a loop, and nobody has reset it.
         depth: how many triggers stand before the change in its chain of causes.
         waited: the entity has stayed in the state for `hold_s`, or this is a repeat.
+        number: of the repeat, or 0.
     """
 
     paused: bool = False
     broken: bool = False
     depth: int = 0
     waited: bool = False
+    number: int = 0
     history: History = History()
 
 
@@ -112,7 +114,7 @@ def rule(trigger: Trigger, state: str, around: Circumstances, now: int) -> Rulin
         )
     if trigger.hold_s and not around.waited:
         return Ruling(Decision.HELD, f"fires after {trigger.hold_s:g} s in {state}")
-    return _by_history(trigger, around.history, now) or _fire(trigger, state)
+    return _by_history(trigger, around.history, now) or _fire(trigger, state, around)
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -121,23 +123,28 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _by_history(trigger: Trigger, history: History, now: int) -> Ruling | None:
+    fired = "would have fired" if trigger.dry else "fired"
     if trigger.cooldown_s and history.last_at is not None:
         ago_s = (now - history.last_at) / 1000
         if ago_s < trigger.cooldown_s:
-            said = f"fired {ago_s:.1f} s ago and cools down for {trigger.cooldown_s:g} s"
+            said = f"{fired} {ago_s:.1f} s ago and cools down for {trigger.cooldown_s:g} s"
             return Ruling(Decision.COOLING_DOWN, said)
     if trigger.max_per_hour is not None and history.in_hour >= trigger.max_per_hour:
-        said = (
-            f"fired {history.in_hour} times within the last hour, {trigger.max_per_hour} at most are allowed"
-        )
+        said = f"{fired} {history.in_hour} times within the last hour, {trigger.max_per_hour} at most are allowed"
         return Ruling(Decision.RATE_LIMITED, said)
     return None
 
 
-def _fire(trigger: Trigger, state: str) -> Ruling:
+def _fire(trigger: Trigger, state: str, around: Circumstances) -> Ruling:
+    if around.number:
+        why = f"repeat {around.number} in {state}"
+    elif around.waited:
+        why = f"after {trigger.hold_s:g} s in {state}"
+    else:
+        why = f"entered {state}"
     if trigger.dry:
-        return Ruling(Decision.DRY, f"would have fired on {state}, and only tries")
-    return Ruling(Decision.FIRED, f"entered {state}")
+        return Ruling(Decision.DRY, f"{why}: would have fired, and only tries")
+    return Ruling(Decision.FIRED, why)
 
 
 # After these a trigger with `repeat_s` begins to repeat, for the entity is in one of its states.
@@ -157,3 +164,8 @@ def repeat_after_s(trigger: Trigger, decision: Decision, number: int) -> float |
 def cause_key(trigger_id: str, state_change_id: str, number: int) -> str:
     """What no two firings have in common; `number` counts the repeats of one change."""
     return f"trigger:{trigger_id}:{state_change_id}:{number}"
+
+
+def repeat_of(key: str) -> int:
+    """Which repeat a firing is, by its `cause_key`."""
+    return int(key.rpartition(":")[2])

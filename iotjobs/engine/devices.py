@@ -1,7 +1,7 @@
 """Takes what devices send over MQTT, in order and in batches, and acknowledges it once its effect is on disk.
 
 Who speaks is the thing in the topic: the broker's access list lets a device publish under its own
-name only. What can have no effect is logged, counted and acknowledged, never raised into the loop.
+name only. What can have no effect is logged, counted (`tally`) and acknowledged, never raised into the loop.
 """
 
 from __future__ import annotations
@@ -23,15 +23,24 @@ from iotjobs.engine.answers import take_word
 from iotjobs.engine.leases import Standing
 from iotjobs.engine.rates import Held, Rates, Said, Who
 from iotjobs.engine.reactions import Happening, Reactions, Turn
-from iotjobs.engine.reports import read_ingested, read_payload, read_report, read_shadow, read_status
+from iotjobs.engine.reports import (
+    in_words,
+    read_ingested,
+    read_payload,
+    read_report,
+    read_shadow,
+    read_status,
+)
 from iotjobs.engine.settle import STORE_RETRY_S, Settler
-from iotjobs.store import entities, standings
+from iotjobs.engine.tally import Tally
+from iotjobs.store import entities, standings, unheeded
 from iotjobs.store.session import Store
 from iotjobs.store.taken import Key, Taken
+from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
 from iotjobs.transports.ingest_rules import IngestRule
 from iotjobs.transports.mqtt_messages import Received
-from iotjobs.transports.topics import DeviceTopic, TopicKind, parse_topic
+from iotjobs.transports.topics import DeviceTopic, TopicKind, parse_topic, speaker
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +49,7 @@ INBOX_MESSAGES = 1000
 STUCK_S = 1.5  # as a rule a commit takes some milliseconds
 BATCH_MESSAGES = 64  # their effects hold the loop for some hundredths of a second
 LINES_A_SECOND = 50
+SLICE_S = 0.003  # other work of the loop waits so long for what is read here; the worst message takes as long
 
 
 @dataclass(slots=True)
@@ -51,6 +61,7 @@ class _Heard:
         effect: what it does, given the id of that object.
         earlier: messages whose values are among its own, or that say what one of this batch says.
         let_go: keys of messages that are acknowledged already, for it stands for them.
+        count: how many messages it is, with all that it stands for.
         settled: it was given its effect, or has none.
     """
 
@@ -59,6 +70,7 @@ class _Heard:
     effect: Callable[[Transaction, Turn, str], object]
     earlier: list[Received] = field(default_factory=list)
     let_go: Sequence[Key] = ()
+    count: int = 1
     settled: bool = False
 
     @property
@@ -107,26 +119,28 @@ class DeviceMessages:
         self._unsure: Sequence[_Heard] = ()  # of a transaction that was not answered, and may be on disk
         self._writing_since: float | None = None
         self._task: asyncio.Task[None] | None = None
+        self._tally = Tally()
         self._second, self._told = 0.0, 0
         self.dropped = self.repeated = 0
 
     def receive(self, message: Received) -> None:
         """Take a message from the consumer; it is acknowledged once its effect is on disk.
 
-        What is too large has no effect, and neither has QoS 0 beyond what we hold: the broker's
-        Receive Maximum bounds QoS 1 only.
+        QoS 0 beyond what we hold has no effect: the broker's Receive Maximum bounds QoS 1 only. Of what is
+        too large no more is held than tells that.
         """
-        if len(message.payload) > RESULT_LIMIT_BYTES:
-            self._drop(message, f"more than {RESULT_LIMIT_BYTES} bytes")
-            message.ack()
-        elif message.qos == 0 and self._inbox.qsize() >= INBOX_MESSAGES:
+        if message.qos == 0 and self._inbox.qsize() >= INBOX_MESSAGES:
             self._drop(message, "too many at once with QoS 0")
         else:
+            message.payload = message.payload[: RESULT_LIMIT_BYTES + 1]
             self._inbox.put_nowait(message)
 
-    def _drop(self, message: Received, why: str) -> None:
+    def _drop(self, message: Received, why: str, count: int = 1) -> None:
         """Count what has no effect, and tell the log, but not as often as a flood comes."""
-        self.dropped += 1
+        self.dropped += count
+        who = self._who_says(message)
+        if who is not None:
+            self._tally.refuse(who, message.topic, why, count)
         if clock.monotonic() >= self._second + 1:
             self._second, self._told = clock.monotonic(), 0
         self._told += 1
@@ -192,18 +206,27 @@ class DeviceMessages:
     # --- reading --------------------------------------------------------------------------
 
     async def _next_batch(self) -> list[_Heard]:
-        """What has come, in its order; waits for something."""
+        """What has come, in its order; waits for something. Nothing when there is only something to count."""
         batch: list[_Heard] = []
         done: dict[Key, _Heard] = {}
-        while not batch:
+        slice_ends = 0.0
+        while not batch and self._tally.wait_s() != 0:
+            goes_on = not self._inbox.empty()
             try:
-                async with asyncio.timeout(self._rates.wait_s()):
+                async with asyncio.timeout(self._wait_s()):
                     messages = [await self._inbox.get()]
             except TimeoutError:
                 messages = []
             while not self._inbox.empty() and len(messages) < BATCH_MESSAGES:
                 messages.append(self._inbox.get_nowait())
-            read = [(message, self._read(message)) for message in messages]
+            if not goes_on:
+                slice_ends = clock.monotonic() + SLICE_S
+            read: list[tuple[Received, _Read]] = []
+            for message in messages:
+                if clock.monotonic() >= slice_ends:
+                    await asyncio.sleep(0)
+                    slice_ends = clock.monotonic() + SLICE_S
+                read.append((message, self._read(message)))
             known = await self._known_among([what for _, what in read])
             now = clock.monotonic()
             for who, held in self._rates.due(now):
@@ -211,6 +234,9 @@ class DeviceMessages:
                 known.update(((who, one), qos) for one, qos in held.ids.items() if (who, one) not in known)
             done.update((key, heard) for heard in batch for key in heard.keys)
             for message, what in read:
+                if clock.monotonic() >= slice_ends:
+                    await asyncio.sleep(0)
+                    slice_ends = clock.monotonic() + SLICE_S
                 if not self._came_before(message, done):
                     more = self._heard(message, what, known, now)
                     batch += more
@@ -232,6 +258,10 @@ class DeviceMessages:
                 await clock.sleep(STORE_RETRY_S)
         return {}
 
+    def _wait_s(self) -> float | None:
+        waits = [wait for wait in (self._rates.wait_s(), self._tally.wait_s()) if wait is not None]
+        return min(waits, default=None)
+
     def _came_before(self, message: Received, done: Mapping[Key, _Heard]) -> bool:
         """Whether the broker brings again what was taken, or what is about to be: it has its effect once."""
         if not message.duplicate:
@@ -249,11 +279,16 @@ class DeviceMessages:
 
     def _count_repeated(self, message: Received) -> None:
         self.repeated += 1
+        who = self._who_says(message)
+        if who is not None:
+            self._tally.repeat(who)
         log.debug("the broker brought a message again", extra={"topic": message.topic[:200]})
 
     def _read(self, message: Received) -> _Read:
         """Who speaks, and what it says; or what it does; or why that is nothing. Changes nothing."""
         try:
+            if len(message.payload) > RESULT_LIMIT_BYTES:
+                raise ValueError(f"more than {RESULT_LIMIT_BYTES} bytes")
             topic = parse_topic(message.topic)
             if topic is None:
                 who, what = self._ingested(message)
@@ -262,8 +297,7 @@ class DeviceMessages:
             else:
                 who, what = ("thing", topic.thing), _said(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
-            # msgspec's errors are ValueErrors; what a device sends wrong must not stop the others.
-            return str(error)
+            return in_words(error)  # what a device sends wrong must not stop the others
         if what is None:
             return None
         return who, replace(what, retained=True) if message.retain else what
@@ -288,10 +322,22 @@ class DeviceMessages:
             known[who, what.report_id] = message.qos
         return [_happening([message], who, what)]
 
+    def _who_says(self, message: Received) -> Who | None:
+        """Whom a message is of, whatever it says; None where its topic names nobody."""
+        thing = speaker(message.topic)
+        if thing is not None:
+            return "thing", thing
+        matches = (rule.match(message.topic) for rule in self._ingest)
+        return next((match.who for match in matches if match is not None), None)
+
     def _ingested(self, message: Received) -> tuple[Who, Said | None]:
         for rule in self._ingest:
             match = rule.match(message.topic)
             if match is not None:
+                if rule.ignore:
+                    return match.who, None
+                if rule.words:
+                    return match.who, read_status(message, rule.words)
                 return match.who, read_ingested(message, match.name, rule.prefix)
         raise ValueError("the topic is not one of ours")
 
@@ -309,7 +355,7 @@ class DeviceMessages:
         """Give a batch its effects in one transaction; False when the store cannot take it now."""
         try:
             try:
-                await self._write(batch)
+                await self._write(batch, self._tally.take())
             except (StoreUnavailable, StorageFull, LeaseLost):
                 raise
             except Exception as error:  # noqa: BLE001 - the edge of one batch: it is told by the one that fails
@@ -323,24 +369,27 @@ class DeviceMessages:
 
     async def _write_alone(self, heard: _Heard) -> None:
         try:
-            await self._write([heard])
+            await self._write([heard], {})
         except (StoreUnavailable, StorageFull, LeaseLost):
             raise
         except Exception:
             heard.settled = True
-            self.dropped += 1
+            self._drop(heard.message, "it failed in us: the server's log has the error", heard.count)
             log.exception("a device message failed in us", extra={"topic": heard.message.topic[:200]})
 
-    async def _write(self, batch: Sequence[_Heard]) -> None:
-        refused = await self._store.write(lambda tx: self._apply(tx, batch))
+    async def _write(self, batch: Sequence[_Heard], counted: Mapping[Who, Unheeded]) -> None:
+        refused = await self._store.write(lambda tx: self._apply(tx, batch, counted))
+        self._tally.written(counted)
         for heard, why in refused:
-            self._drop(heard.message, why)
+            self._drop(heard.message, why, heard.count)
         self._unsure = ()
         for heard in batch:
             heard.settled = True
 
-    def _apply(self, tx: Transaction, batch: Sequence[_Heard]) -> list[tuple[_Heard, str]]:
-        """Give each its effect; those that have none, and why."""
+    def _apply(
+        self, tx: Transaction, batch: Sequence[_Heard], counted: Mapping[Who, Unheeded]
+    ) -> list[tuple[_Heard, str]]:
+        """Give each its effect, and keep what was counted; those that have none, and why."""
         self._standing.check(tx)
         if self._unsure and self._taken.unheard(tx.conn):
             for heard in self._unsure:
@@ -348,9 +397,9 @@ class DeviceMessages:
         self._unsure = [heard for heard in batch if not heard.settled]
         refused = []
         turn = self._reactions.turn(tx)
-        objects = entities.objects_of(tx.conn, {heard.who for heard in batch})
+        objects = entities.objects_of(tx.conn, {heard.who for heard in batch} | counted.keys())
         standings.lock(tx, OwnerType.OBJECT, objects.values())
-        turn.read_ahead(objects.values())
+        turn.read_ahead(objects[heard.who] for heard in batch if heard.who in objects)
         for heard in self._unsure:
             try:
                 object_id = objects.get(heard.who)
@@ -361,6 +410,7 @@ class DeviceMessages:
             except (ValueError, RequestError) as error:
                 refused.append((heard, str(error)))
         turn.finish()
+        unheeded.add(tx, [(objects[who], more) for who, more in counted.items() if who in objects])
         if self._unsure:
             self._taken.add(tx, (key for heard in self._unsure for key in heard.keys))
         return refused
@@ -386,7 +436,7 @@ def _happening(messages: Sequence[Received], who: Who, what: Said) -> _Heard:
     def effect(_tx: Transaction, turn: Turn, object_id: str) -> None:
         turn.take(Happening(OwnerType.OBJECT, object_id, what))
 
-    return _Heard(messages[-1], who, effect, list(messages[:-1]))
+    return _Heard(messages[-1], who, effect, list(messages[:-1]), count=1 + what.superseded)
 
 
 def _held(who: Who, held: Held) -> list[_Heard]:

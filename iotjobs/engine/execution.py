@@ -74,6 +74,7 @@ class Executor:
     def forget(self, job_id: str) -> None:
         """Nothing of this job is about to run here."""
         self._asked.pop(job_id, None)
+        self._publishing.step_out(job_id)
 
     def ready_to_send(self, job: Job) -> bool:
         """Whether the way to the device is open, so that sending follows the begin at once."""
@@ -92,6 +93,10 @@ class Executor:
     async def breathe(self) -> None:
         """Wait, not for long, until half of those places are free again."""
         await self._publishing.breathe(MESSAGES_AHEAD // 2)
+
+    def line_up(self, job_id: str) -> None:
+        """A message, to be run by `run_messages`, leaves after those that were lined up before it; `forget` must follow."""
+        self._publishing.line_up(job_id)
 
     async def run_messages(self, messages: Sequence[Begun]) -> None:
         """Run attempts of messages that one transaction began."""

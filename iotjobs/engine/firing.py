@@ -16,7 +16,7 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger
 from iotjobs.engine.intake import Execute, Fired, Intake, Origin, refused_row
 from iotjobs.engine.settle import Settler
-from iotjobs.store import facts, jobs, queue, rules, standings
+from iotjobs.store import jobs, queue, rules, standings, switch
 from iotjobs.store.known import Known
 from iotjobs.store.queue import Offers
 from iotjobs.store.standings import Snapshot
@@ -24,7 +24,7 @@ from iotjobs.store.writer import Transaction
 
 _NOTHING = History()
 _LATE_MS = 5000  # looks are late by a tenth of a second, and by more under load; behind a stop of the site by all of it
-PAUSED = "triggers_paused"  # a fact of the site: `yes`, or anything else
+_IN_TIME, _UNHEARD = "before its time", "while nobody listened: perhaps before its time"
 
 
 class AtOnce(Protocol):
@@ -68,8 +68,9 @@ class Firing:
     def changed(self, snapshot: Snapshot, before: str) -> None:
         """The entity has entered the snapshot's state: nothing of the one before waits any more."""
         entity = snapshot.entity
-        said = f"left {before} for {snapshot.standing.state} before its time"
-        for key in rules.drop_timers(self._tx, entity.id) if snapshot.waits else ():
+        left = f"left {before} for {snapshot.standing.state}"
+        for key, due_at in rules.drop_timers(self._tx, entity.id) if snapshot.waits else ():
+            said = f"{left} {_IN_TIME if due_at > self._now else _UNHEARD}"
             rules.settle_trace(self._tx, key, Ruling(Decision.HOLD_CANCELED, said), None, self._now)
         snapshot.waits = False
         for trigger, broken in self._known.triggers_of(self._tx.conn, entity):
@@ -97,7 +98,7 @@ class Firing:
         if timer.number and trigger.repeat_s is None:
             return False  # it repeats no more, since somebody changed it
         before = standings.left_by(self._tx.conn, timer.state_change_id)
-        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True)
+        around = Circumstances(broken=broken, depth=snapshot.depth, waited=True, number=timer.number)
         late = 0 <= self._now - timer.due_at <= _LATE_MS
         at = timer.due_at if late else self._now
         self._decide(_Case(snapshot, trigger, before, at, timer.number), around)
@@ -123,13 +124,13 @@ class Firing:
             caller: who, for somebody's write.
             refusal: how it ends, when it is not to begin at all.
         """
-        entity, parts, tx, now = snapshot.entity, self._parts, self._tx, self._now
+        entity, parts, tx = snapshot.entity, self._parts, self._tx
         request = Execute(entity.owner_type, entity.id, operation_id, caller, cause=cause, origin=origin)
-        fired = (
-            Fired(refused_row(request, entity))
-            if refusal
-            else parts.intake.fire(tx.conn, request, entity, self._known)
-        )
+        if refusal is None:
+            fired = parts.intake.fire(tx.conn, request, entity, self._known)
+        else:
+            operation = self._known.operation_for(tx.conn, entity, operation_id)
+            fired = Fired(refused_row(request, entity, operation))
         job_id: str = fired.row["id"]
         if parts.at_once.begin_at_once(tx, fired):
             return job_id
@@ -138,7 +139,7 @@ class Firing:
             said = fired.refusal.detail
             refusal = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
         if refusal is not None:
-            parts.settler.finish(tx, job, refusal, now)
+            parts.settler.finish(tx, job, refusal, job.timestamp)
         elif job.lane is None:
             parts.offers.offer(tx, queue.ticket_of(tx.conn, job))
         else:
@@ -158,6 +159,8 @@ class Firing:
             case Decision.FIRED:
                 origin = Origin(case.key, case.process_meta, state, trigger.name)
                 job_id = self.start(snapshot, trigger.operation_id, Cause.TRIGGER, origin)
+                self._remember(case, around.history)
+            case Decision.DRY:
                 self._remember(case, around.history)
             case Decision.HELD:
                 self._wait(case, trigger.hold_s)
@@ -203,7 +206,7 @@ class Firing:
 
     def _is_paused(self) -> bool:
         if self._paused is None:
-            self._paused = facts.value(self._tx.conn, PAUSED) == "yes"
+            self._paused = switch.paused(self._tx.conn)
         return self._paused
 
 
@@ -212,7 +215,7 @@ class _Case:
     """One trigger at one change.
 
     Attributes:
-        before: the state that was left.
+        before: the state that was left; None: it is not known any more.
         at: the moment that this counts as, of a wait the one at which it was over; else looks that are a little
             late would make repeats rarer, and a cooldown just as long would swallow some.
         number: counts the repeats.
@@ -220,7 +223,7 @@ class _Case:
 
     snapshot: Snapshot
     trigger: Trigger
-    before: str
+    before: str | None
     at: int
     number: int = 0
 

@@ -176,12 +176,12 @@ class Intake:
             owner: as it is in this transaction.
             known: the rules that it knows.
         """
-        job_id = clock.new_id()
+        job_id, operation = clock.new_id(), None
         try:
             operation = known.operation_for(conn, owner, request.operation_id)
             rendered = self._render(request, job_id, _Seen(operation, owner, _script_of(conn, operation)))
         except RequestError as error:
-            return Fired(refused_row(request, owner, job_id), refusal=error)
+            return Fired(refused_row(request, owner, operation, job_id), refusal=error)
         assert rendered.secret is None, "only arguments are secret"
         return Fired(rendered.row, rendered.plan)
 
@@ -294,10 +294,7 @@ def _job_row(
     return {
         **_started_by(request, job_id, owner, now),
         "label": f"{operation.name} on {owner.name}",
-        "operation_id": operation.id,
-        "operation_name": operation.name,
-        "operation_type": operation.type,
-        "operation_version": operation.version,
+        **_operation_columns(operation),
         "transport": transport,
         "target_id": target_id,
         "retry_of": request.retry_of,
@@ -332,14 +329,30 @@ def _started_by(request: Execute, job_id: str, owner: Entity, now: int) -> dict[
     }
 
 
-def refused_row(request: Execute, owner: Entity, job_id: str | None = None) -> dict[str, Any]:
-    """The columns of a job that is to be seen, and never begins."""
+def refused_row(
+    request: Execute, owner: Entity, operation: Operation | None, job_id: str | None = None
+) -> dict[str, Any]:
+    """The columns of a job that never begins; `operation`: None where that was not found."""
     listener = None if request.origin is None else request.origin.listener
-    return {
+    row = {
         **_started_by(request, job_id or clock.new_id(), owner, clock.now_ms()),
         "label": f"{listener or request.operation_id} on {owner.name}",
         "operation_id": request.operation_id,
         "data": {"args": {}, "entityName": owner.name, **({"listenerName": listener} if listener else {})},
+    }
+    if operation is not None:
+        row["label"] = f"{operation.name} on {owner.name}"
+        row["data"]["actionName"] = operation.name
+        row |= _operation_columns(operation)
+    return row
+
+
+def _operation_columns(operation: Operation) -> dict[str, Any]:
+    return {
+        "operation_id": operation.id,
+        "operation_name": operation.name,
+        "operation_type": operation.type,
+        "operation_version": operation.version,
     }
 
 

@@ -22,6 +22,7 @@ from iotjobs.store import facts, nodes
 from iotjobs.store.session import Store
 
 LOOK_EVERY_S = 0.5
+LOOK_WITHIN_S = 0.1  # a look takes no longer, or waits be late
 # Listened to for so long: devices that lost the broker too have come back, and said what they had to say.
 GRACE_S = 5.0
 # Nothing was heard for longer than this, and silence counts anew: more than a beat or two and the grace.
@@ -72,7 +73,7 @@ class Listening(LoopService):
             self._who, self._since = who, clock.monotonic()
             self._alive_until = _LONG_AGO
         elif ours:
-            self._alive_until = asked + LOOK_EVERY_S  # until the next look
+            self._alive_until = asked + LOOK_EVERY_S + LOOK_WITHIN_S  # until the next look is done
         elif beat != self._beat:
             self._alive_until = before
         self._beat = beat
@@ -95,6 +96,17 @@ class Listening(LoopService):
         behind_s = max(0.0, at - self._heard_until)
         since_s = 0.0 if behind_s > BREAK_S else at - self._heard_from
         return Heard(since=now - round(since_s * 1000), until=now - round(behind_s * 1000))
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this process that listens."""
+        return bool(self._who) and self._who == self._worker_id()
+
+    @property
+    def another(self) -> bool:
+        """Whether another one does, of which a beat was seen a moment ago."""
+        seen = max(self._since, self._alive_until)
+        return bool(self._who) and not self.ours and clock.monotonic() - seen < GRACE_S
 
     @property
     def _in_vain(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
@@ -13,6 +14,7 @@ from iotjobs.domain.errors import DeliveryError, DeviceUnreachable, LeaseLost, O
 from iotjobs.domain.jobs import Delivery, Ending, Job
 from iotjobs.domain.operations import Plan
 from iotjobs.domain.statuses import Outcome
+from iotjobs.engine.line import Line
 from iotjobs.engine.settle import TAKEN, Settler, delivery_of, until_taken
 from iotjobs.engine.watch import Watch, Why
 from iotjobs.store import jobs
@@ -56,6 +58,7 @@ class Publishing:
     def __init__(self, store: Store, settler: Settler, publisher: MqttPublisher | None) -> None:
         self._store, self._settler, self._publisher = store, settler, publisher
         self._promised: dict[str, float] = {}  # job → when it was told that it may send at once
+        self._line = Line()
 
     def ready_for(self, job_id: str, *, ahead: int = 0) -> bool:
         """Whether the job's message would leave at once: a free place that no other job was told of.
@@ -73,7 +76,7 @@ class Publishing:
         self._promised.pop(job_id, None)
         while self._promised and now - next(iter(self._promised.values())) > PROMISE_S:
             del self._promised[next(iter(self._promised))]
-        if self._publisher.free_places + ahead <= len(self._promised) + waiting:
+        if self._publisher.free_places + ahead <= len(self._promised) + len(self._line) + waiting:
             return False
         self._promised[job_id] = now
         return True
@@ -83,20 +86,36 @@ class Publishing:
         until = clock.monotonic() + BREATH_S
         while (
             self._publisher is not None
-            and (self._publisher.waiting or 0) + len(self._promised) > most
+            and (self._publisher.waiting or 0) + len(self._line) + len(self._promised) > most
             and clock.monotonic() < until
         ):
             await clock.sleep(BREATH_LOOK_S)
 
+    def line_up(self, job_id: str) -> None:
+        """The job's message leaves after those that were lined up before it. `step_out` must follow."""
+        self._promised.pop(job_id, None)
+        self._line.join(job_id)
+
+    def step_out(self, job_id: str) -> None:
+        """Nothing of the job is about to leave; calling it again, or for another job, changes nothing."""
+        self._line.leave(job_id)
+
     async def hand_over(
         self, job: Job, plan: Plan, before_send: Callable[[], Awaitable[None]]
     ) -> Acknowledged:
-        """Send a job's message; what becomes of it is still to come. Raises as `MqttPublisher.hand_over`."""
+        """Send a job's message; what becomes of it is still to come. Raises as `MqttPublisher.hand_over`.
+
+        One that is lined up keeps its place when this fails or is canceled: it may be tried again.
+        """
         # Up to the window nothing is awaited that waits: with a free place it is taken in this turn.
         self._promised.pop(job.id, None)
         if self._publisher is None:
             raise DeviceUnreachable("this site has no MQTT broker, see /readyz")
-        return await self._publisher.hand_over(message_of(job, plan), before_send)
+        since = asyncio.get_running_loop().time() if job.id in self._line else None
+        await self._line.come(job.id)
+        answer = await self._publisher.hand_over(message_of(job, plan), before_send, since=since)
+        self._line.leave(job.id)
+        return answer
 
     async def publish(
         self, job: Job, plan: Plan, sending: BeforeSend, watch: Watch, answer: Acknowledged | None = None
@@ -112,7 +131,7 @@ class Publishing:
         """
         try:
             async with watch:
-                end = end_of(await (answer or await self.hand_over(job, plan, sending.before_send)))
+                end = end_of(await (answer or await self._hand_over_alone(job, plan, sending)))
             if end.no_subscriber and plan.require_subscriber:
                 raise OperationFailed("noSubscriber", "nobody has subscribed to the topic")
         except TimeoutError:
@@ -133,6 +152,12 @@ class Publishing:
         if not sending.announced:
             sending.sent_at = None
         await self._settler.end_attempt(replace(job, sent_at=sending.sent_at), plan, ending)
+
+    async def _hand_over_alone(self, job: Job, plan: Plan, sending: BeforeSend) -> Acknowledged:
+        try:
+            return await self.hand_over(job, plan, sending.before_send)
+        finally:
+            self._line.leave(job.id)
 
     async def _acknowledged(self, job: Job, plan: Plan, end: PublishEnd, sent_at: int | None) -> None:
         if job.sent_at != sent_at:

@@ -7,6 +7,7 @@ written down.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -25,9 +26,10 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import MAX_DEPTH
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
-from iotjobs.store import chains, entities, rules, standings
+from iotjobs.store import chains, entities, rules, standings, unheeded
 from iotjobs.store.known import KnownRules
 from iotjobs.store.standings import Snapshot
+from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
 
 PROPERTIES = 1000  # of one entity's own, as its definition may have
@@ -160,11 +162,7 @@ class Reactions:
         return had_effect
 
     def catch_up(self, tx: Transaction, owner_type: OwnerType, entity_id: str) -> None:
-        """Give what has come due for an entity its effect, before its definition is changed.
-
-        Raises:
-            NotFound: there is no such entity.
-        """
+        """Give what has come due for an entity its effect, before its definition is changed; NotFound if there is none."""
         turn = self.turn(tx)
         turn.catch_up(owner_type, entity_id)
         turn.finish()
@@ -184,6 +182,7 @@ class Turn:
         self._snapshots: dict[str, Snapshot] = {}
         self._wakes: dict[str, int | None] = {}  # of those to be saved
         self._written: set[str] = set()  # those whose properties are to be saved
+        self._repeated: Counter[str] = Counter()
         self._caught_up: set[str] = set()
         self._known = reactions.known.at(tx.conn)
         self._firing = Firing(reactions.parts, tx, now, self._known)
@@ -245,11 +244,7 @@ class Turn:
         return True
 
     def catch_up(self, owner_type: OwnerType, entity_id: str) -> None:
-        """Give what has come due for an entity its effect.
-
-        Raises:
-            NotFound: there is no such entity.
-        """
+        """See `Reactions.catch_up`."""
         snapshot = self._snapshot(owner_type, entity_id)
         self._catch_up(snapshot)
         self._links_of(snapshot)
@@ -257,6 +252,7 @@ class Turn:
     def finish(self) -> None:
         """Write what is to be written of entities and of what fired."""
         self._firing.finish()
+        unheeded.add(self._tx, [(which, Unheeded(repeated=count)) for which, count in self._repeated.items()])
         standings.save_properties(self._tx, [self._snapshots[entity_id] for entity_id in self._written])
         wakes = self._wakes.items()
         standings.save(self._tx, [(self._snapshots[entity_id], wake_at) for entity_id, wake_at in wakes])
@@ -266,6 +262,7 @@ class Turn:
             for entity_id in self._wakes:
                 for changed in (entity_id, *standings.links_of(self._tx.conn, entity_id)):
                     standings.wake(self._tx, changed, self._now)
+        self._repeated.clear()
         self._written.clear()
         self._wakes.clear()
 
@@ -323,7 +320,10 @@ class Turn:
         new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in report.ids]
         if report.earlier_ids:
             standings.forget_oldest_reports(self._tx, snapshot.entity.id)
-        return report.report_id is None or any(new)
+        if report.report_id is None or any(new):
+            return True
+        self._repeated[snapshot.entity.id] += 1 + report.superseded
+        return False
 
     def _merge(
         self,
@@ -425,8 +425,9 @@ class Turn:
         forced = standing.forced
         if forced is not None and judged.why["by"] != "forced":
             forced = None  # its time is over
-        if judged.holding != standing.holding or forced is not standing.forced:
-            snapshot.standing = replace(standing, holding=judged.holding, forced=forced)
+        holding, known_until = judged.holding, judged.known_until
+        if (holding, known_until, forced) != (standing.holding, standing.known_until, standing.forced):
+            snapshot.standing = replace(standing, holding=holding, known_until=known_until, forced=forced)
         if judged.state != standing.state:
             held = 0 if judged.hold_key is None else snapshot.hold_depths.get(judged.hold_key, 0)
             self._change(snapshot, judged, max(depth, held))
@@ -461,6 +462,9 @@ class Turn:
     def _catch_up(self, snapshot: Snapshot) -> bool:
         """What has come due for an entity comes before what happens to it now, for a look at it may be late.
 
+        Not so a wait of which it is not known whether the device left the state in its time: what happens now
+        may tell that it did.
+
         Returns:
             Whether a timer had its effect.
         """
@@ -468,7 +472,7 @@ class Turn:
         if entity_id in self._caught_up:
             return False
         self._caught_up.add(entity_id)
-        timers = rules.timers_due(self._tx.conn, entity_id, now) if snapshot.waits else []
+        timers = rules.timers_due(self._tx.conn, entity_id, self._heard.until) if snapshot.waits else []
         woken_at = now + 1 if snapshot.wake_at is None else snapshot.wake_at
         effects = [self._firing.due(timer, snapshot) for timer in timers if timer.due_at < woken_at]
         if woken_at <= now:

@@ -132,7 +132,6 @@ class _Start:
     snapshot: Snapshot
     conditions: Sequence[Condition]
     triggers: Sequence[Trigger]
-    since: int
     begin: past.Beginning
 
 
@@ -145,42 +144,29 @@ def _start(conn: Connection, which: _Which, question: Question) -> _Start:
         conditions = rules.conditions_of(conn, entity)
     if triggers is None:
         triggers = [trigger for trigger, _ in rules.triggers_of(conn, entity)]
-    # What had to hold when the span begins may have held before it.
     warm_ms = round(1000 * max((condition.hold_s for condition in conditions), default=0))
-    since = question.span.since - warm_ms
-    begin = past.beginning(conn, snapshot, triggers, since)
-    return _Start(snapshot, conditions, triggers, since, begin)
+    begin = past.beginning(conn, snapshot, triggers, question.span.since, warm_ms)
+    return _Start(snapshot, conditions, triggers, begin)
 
 
 async def _one(store: Store, which: _Which, question: Question, budget: _Budget) -> EntityReplay:
     span = question.span
     start = await store.read(lambda conn: _start(conn, which, question))
     entity, until, values = start.snapshot.entity, span.until, {}
-    changes, until = await _pages(store, past.changes, entity.id, Span(start.since, until), budget)
+    since = start.begin.events_since
+    changes, until = await _pages(store, past.changes, entity.id, Span(since, until), budget)
     ends = {"source": entity.source, "target": entity.target}
     owners = {"entity": entity.id} | {of: end.id for of, end in ends.items() if end is not None}
     for of, owner_id in owners.items():
-        values[of], until = await _pages(store, past.values, owner_id, Span(start.since, until), budget)
-    recorded = past.past_of(start.begin, values, changes, start.since, until)
+        values[of], until = await _pages(store, past.values, owner_id, Span(since, until), budget)
+    recorded = past.past_of(start.begin, values, changes, until)
     run = Replay(start.conditions, start.triggers, recorded, budget.steps)
     await _in_slices(run)
     budget.steps = run.steps_left
     found = run.result
-    reaches = await store.read(lambda conn: past.reaches_back(conn, span.since))
-    found.complete = found.complete and until == span.until and reaches
-    _leave_out_before(found, span.since, past.state_at(start.begin, changes, span.since))
+    reaches = await store.read(lambda conn: past.reaches_back(conn, since))
+    found.complete = found.complete and start.begin.complete and until == span.until and reaches
     return EntityReplay(start.snapshot, found)
-
-
-def _leave_out_before(found: Replayed, since: int, really: str) -> None:
-    """A state that was entered before the span, and really was not, counts as entered when it begins."""
-    earlier = [change for change in found.changes if change.at < since][-1:]
-    found.changes = [change for change in found.changes if change.at >= since]
-    begins = [replace(one, at=since, before=really) for one in earlier if one.after != really]
-    decided = [one for one in found.firings if begins and one.at == earlier[0].at]
-    found.firings = [one for one in found.firings if one.at >= since]
-    found.changes[:0] = begins
-    found.firings[:0] = [replace(one, at=since) for one in decided]
 
 
 _Page = Callable[[Connection, str, int, int, Any], Sequence[Any]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from iotjobs.domain.entities import NAME_CHARACTERS, unfit_name
 from iotjobs.domain.errors import BadRequest
-from iotjobs.domain.payloads import check_payload
+from iotjobs.domain.payloads import check_payload, refuse_repeated
 from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 from iotjobs.transports.topics import JOB_ID_PROPERTY
@@ -17,7 +18,6 @@ from iotjobs.transports.topics import JOB_ID_PROPERTY
 REPORT_ID_PROPERTY = "report-id"
 REPORT_ID_MEMBER, JOB_ID_MEMBER = "_id", "_job_id"  # of those that can set no property of a message
 ID_CHARACTERS = 128
-PROPERTY_NAME_CHARACTERS = 200
 _STATUSES = {b"online": True, b"offline": False}
 
 
@@ -28,32 +28,16 @@ def read_payload(raw: bytes) -> Any:
         ValueError, RecursionError: it is no JSON, too deep, or says one name twice.
     """
     value = msgspec.json.decode(raw)  # strict: no NaN, no number out of range, no half characters
-    if len(_NAME_END.findall(raw)) != _count_names(value):
-        json.loads(raw, object_pairs_hook=_refuse_repeated)  # ten times as slow, and rarely needed
+    refuse_repeated(raw, value)
     return value
 
 
-_NAME_END = re.compile(rb'"[ \t\r\n]*:')  # of each name one, and of some texts
-
-
-def _count_names(value: Any) -> int:
-    """How many members all objects of a value have together."""
-    count, waiting = 0, [value]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            count += len(found)
-            waiting += found.values()
-        elif isinstance(found, list):
-            waiting += found
-    return count
-
-
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
+def in_words(error: Exception) -> str:
+    """Why a message was refused; of what is no JSON it is said."""
+    if isinstance(error, RecursionError):
+        return "no JSON that we read: too deep"
+    no_json = isinstance(error, msgspec.DecodeError | UnicodeDecodeError | json.JSONDecodeError)
+    return f"no JSON: {error}" if no_json else str(error)
 
 
 def read_report(message: Received) -> Reported:
@@ -122,25 +106,27 @@ def _checked_id(whose: str, given: Any) -> str | None:
 
 
 def check_names(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, whose names are those of properties.
+    """The values, whose names are those of properties: what a definition could not name is none.
 
     Raises:
-        BadRequest: one is too long, or empty.
+        BadRequest: one is too long, or no name. One that is to be taken away may be any.
     """
-    for name in values:
-        if not 0 < len(name) <= PROPERTY_NAME_CHARACTERS:
-            raise BadRequest(f"a property's name has 1 to {PROPERTY_NAME_CHARACTERS} characters")
+    for name, value in values.items():
+        if not 0 < len(name) <= NAME_CHARACTERS:
+            raise BadRequest(f"a property's name has 1 to {NAME_CHARACTERS} characters")
+        if value is not None and (why := unfit_name(name)) is not None:
+            raise BadRequest(f"a property's name: {why}")
     return values
 
 
-def read_status(message: Received) -> Connection:
-    """What a device, or its last will, says of its connection.
+def read_status(message: Received, words: Mapping[bytes, bool] = _STATUSES) -> Connection:
+    """What a device, or its last will, says of its connection; `words`: whether each says that it is online.
 
     Raises:
-        ValueError: neither `online` nor `offline`.
+        ValueError: none of these words.
         BadRequest: its id is too long.
     """
-    online = _STATUSES.get(message.payload)
+    online = words.get(message.payload)
     if online is None:
-        raise ValueError("a status is online or offline")
+        raise ValueError(f"a status is {' or '.join(word.decode() for word in words)}")
     return Connection(online, report_id=_checked_id("report", message.user_property(REPORT_ID_PROPERTY)))

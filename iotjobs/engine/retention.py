@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -101,18 +101,27 @@ class Retention(LoopService):
             pruned["outputs"] += count
         async for count in self._outputs_over(keep.output_bytes):
             pruned["outputs"] += count
-        async for count in self._log_entries(now - int(keep.logs_days * DAY_MS)):
+        old_entries = partial(retention.drop_log_entries, before=now - int(keep.logs_days * DAY_MS))
+        async for count in self._pages(old_entries, 0):
             pruned["log entries"] += count
         if keep.jobs_days is not None:
             async for count in self._jobs(now - int(keep.jobs_days * DAY_MS)):
                 pruned["jobs"] += count
+        traces_before = now - int(keep.traces_days * DAY_MS)
         for what, drop in (
             ("values", partial(retention.drop_history, before=now - int(keep.history_days * DAY_MS))),
             ("values", partial(retention.drop_values_over, most=keep.history_values)),
-            ("traces", partial(retention.drop_traces, before=now - int(keep.traces_days * DAY_MS))),
+            ("traces", partial(retention.drop_events, before=traces_before)),
         ):
             async for count in self._rows(drop):
                 pruned[what] += count
+        pages: tuple[tuple[Callable[..., tuple[int, Any]], Any], ...] = (
+            (retention.drop_traces, (0, 0)),
+            (retention.drop_changes, ""),
+        )
+        for of_states, begin in pages:
+            async for count in self._pages(partial(of_states, before=traces_before), begin):
+                pruned["traces"] += count
         await self._write(lambda tx: idempotency.forget(tx, before=now - IDEMPOTENCY_KEPT_MS))
         for what, count in pruned.items():
             log.info("pruned", extra={"what": what, "count": count})
@@ -150,15 +159,11 @@ class Retention(LoopService):
         await self._write(lambda tx: retention.drop_outputs(tx, ids, clock.now_ms()))
         return len(ids), size
 
-    async def _log_entries(self, before: int) -> AsyncIterator[int]:
-        behind: int | None = 0
+    async def _pages(self, drop: Callable[..., tuple[int, Any]], begin: Any) -> AsyncIterator[int]:
+        behind = begin
         while behind is not None:
-            start = behind
-            count, behind = await self._write(
-                lambda tx, start=start: retention.drop_log_entries(  # type: ignore[misc]
-                    tx, behind=start, limit=STEP_ENTRIES, before=before
-                )
-            )
+            step = partial(drop, behind=behind, limit=STEP_ENTRIES)
+            count, behind = await self._write(step)
             if count:
                 yield count
             await clock.sleep(PAUSE_S)

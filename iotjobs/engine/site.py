@@ -21,7 +21,7 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.engine.limits import Limits
 from iotjobs.engine.services import LoopService
 from iotjobs.engine.settle import Settler
-from iotjobs.store import jobs, queues, switch
+from iotjobs.store import facts, jobs, queues, switch
 from iotjobs.store.session import Store
 from iotjobs.store.writer import Transaction
 
@@ -116,6 +116,8 @@ class SiteSwitch(LoopService):
                 tx.lock(switch.SWITCH)
             for drain in queues.drains(tx.conn):
                 self._settler.finish(tx, drain, _REPLACED, now)
+            if queues.dispatching(tx.conn) is not is_open:
+                switch.sign(tx, switch.DISPATCH, caller, now)
             queues.set_dispatching(tx, is_open)
             job = self._inserted(tx, job_id, is_open, caller, now)
             if is_open:
@@ -129,6 +131,20 @@ class SiteSwitch(LoopService):
             await self._switched(is_open)
         log.warning("the site was opened" if is_open else "the site is drained", extra={"by": caller.login})
         return job_id
+
+    async def pause(self, *, paused: bool, caller: Caller) -> None:
+        """Pause all triggers of the site, or let them fire again. As it is already: nothing changes."""
+
+        def item(tx: Transaction) -> bool:
+            if switch.paused(tx.conn) is paused:
+                return False
+            facts.put(tx, switch.PAUSED, "yes" if paused else "no")
+            switch.sign(tx, switch.PAUSED, caller, clock.now_ms())
+            return True
+
+        if await self._store.write(item):
+            what = "all triggers are paused" if paused else "triggers may fire again"
+            log.warning(what, extra={"by": caller.login})
 
     @staticmethod
     def _inserted(tx: Transaction, job_id: str, is_open: bool, caller: Caller, now: int) -> Job:

@@ -1,7 +1,10 @@
 """Time's part in states and triggers: what was held long enough, what is silent, what repeats.
 
-Both are rows, so that they go on across restarts; the leader looks at them. A look that comes late finds
-the same rows, and each is given its effect in a transaction that takes it away.
+Both are rows, so that they go on across restarts. A look that comes late finds the same rows, and each is
+given its effect in a transaction that takes it away.
+
+A wait is over when everything that devices said by its moment was heard, for they may have said that the state
+is another. Who listens to them knows that first, and looks; where nobody does, the leader.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Any
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull, StoreUnavailable
-from iotjobs.engine.leases import Standing
+from iotjobs.engine.leases import Always, Standing
+from iotjobs.engine.listening import Listening
 from iotjobs.engine.reactions import Happening, Looked, Reactions
 from iotjobs.engine.services import LoopService
 from iotjobs.store import rules, standings
@@ -29,30 +33,60 @@ AGAIN_MS = 60_000  # after one that failed in us
 Entity = tuple[OwnerType, str]
 
 
+_ALWAYS = Always()
+
+
 class Timers(LoopService):
-    """Gives due timers their effect."""
+    """Gives due timers their effect.
+
+    Args:
+        store: where they are.
+        reactions: give them their effect.
+        leader: whether this process leads.
+        ingest: whether it may listen to devices.
+        listening: tells who does listen; None: nobody.
+    """
 
     name = "timers"
 
-    def __init__(self, store: Store, reactions: Reactions, standing: Standing) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reactions: Reactions,
+        leader: Standing,
+        *,
+        ingest: Standing = _ALWAYS,
+        listening: Listening | None = None,
+    ) -> None:
         super().__init__()
-        self._store, self._reactions, self._standing = store, reactions, standing
+        self._store, self._reactions = store, reactions
+        self._leader, self._ingest, self._listening = leader, ingest, listening
+        self._standing = leader  # by which the last look was made
 
     async def _loop(self) -> None:
         while True:
-            if self._standing.leads:
-                try:
-                    while await self.look() >= AT_ONCE:
-                        pass
-                except (LeaseLost, StorageFull) as error:
-                    log.warning("timers wait", extra={"why": str(error)})
+            try:
+                while self._looks() and await self.look() >= AT_ONCE:
+                    pass
+            except (LeaseLost, StorageFull) as error:
+                log.warning("timers wait", extra={"why": str(error)})
             await clock.sleep(LOOK_EVERY_S)
+
+    def _looks(self) -> bool:
+        """Whether this process looks; two that do so at once, when it changes, do no harm."""
+        listening = self._listening
+        if listening is not None and listening.ours and self._ingest.leads:
+            self._standing = self._ingest
+            return True
+        self._standing = self._leader
+        return self._leader.leads and not (listening is not None and listening.another)
 
     async def look(self) -> int:
         """Look once; how many were due."""
         now = clock.now_ms()
+        heard_until = self._reactions.heard(now).until
         waking = await self._store.look(lambda conn: standings.waking(conn, now, AT_ONCE))
-        due = await self._store.look(lambda conn: rules.due_timers(conn, now, AT_ONCE))
+        due = await self._store.look(lambda conn: rules.due_timers(conn, heard_until, AT_ONCE))
         if not waking and not due:
             return 0
 

@@ -149,6 +149,7 @@ class Worker(LoopService):
             task.add_done_callback(lambda done: self._running.pop(done, None))
         self._adopted.append(begun)
         self._adopted_ids.append(begun.job.id)
+        self._executor.line_up(begun.job.id)
 
     async def _run_adopted(self) -> None:
         messages, self._adopted, self._adopted_ids = self._adopted, [], []

@@ -6,7 +6,6 @@ is an error too. A stored definition is always a whole `…In` with its defaults
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -19,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from iotjobs.domain.entities import THING_NAME
+from iotjobs.domain.entities import NAME_CHARACTERS, THING_NAME, unfit_name
 from iotjobs.domain.errors import RequestError
 from iotjobs.inputs.keys import host_key_lines
 from iotjobs.transports import topics
@@ -27,15 +26,10 @@ from iotjobs.transports import topics
 SCRIPT_BYTES = 256 * 1024
 YEAR_S = 366 * 86_400
 
-# Line and paragraph separators break lines in logs and terminals as control characters do.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
 
 def _visible(text: str) -> str:
-    if _CONTROLS.search(text):
-        raise ValueError("control characters and line breaks are not allowed here")
-    if not text.strip():
-        raise ValueError("blanks alone are not enough")
+    if (why := unfit_name(text)) is not None:
+        raise ValueError(why)
     return text
 
 
@@ -80,7 +74,7 @@ def formed(pattern: str, words: str) -> StringConstraints:
 
 
 _Plain = AfterValidator(_visible)
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), _Plain]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS), _Plain]
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=64), _Plain]
 ThingName = Annotated[str, formed(THING_NAME.pattern, "1 to 128 letters, digits, `:`, `_` and `-`")]
 Login = Annotated[
@@ -288,6 +282,13 @@ class CredentialOut(Stored):
     name: str
     kind: str
     username: str | None
+
+
+class Who(BaseModel):
+    """A user, as records keep them."""
+
+    id: str
+    name: str | None = Field(description="the login at that time")
 
 
 class UserOut(Stored):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import time
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -13,10 +13,13 @@ from pydantic import AfterValidator, BaseModel, Field, RootModel, StringConstrai
 from iotjobs import clock
 from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, FieldError
-from iotjobs.domain.expressions import MAX_CHARACTERS, ExpressionError, compile_expression
+from iotjobs.domain.expressions import MAX_CHARACTERS, compile_expression
 from iotjobs.domain.periods import DAYS
-from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape
+from iotjobs.domain.states import Forced
+from iotjobs.domain.tokens import ExpressionError
+from iotjobs.domain.triggers import Decision, repeat_of
+from iotjobs.inputs.moments import SPAN
+from iotjobs.inputs.shapes import YEAR_S, Name, Reference, Shape, Who
 
 CONDITIONS, TRIGGERS = 200, 200  # of one owner
 _STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,63}\Z")
@@ -31,9 +34,11 @@ def _state_name(text: str) -> str:
 
 def _expression(text: str) -> str:
     try:
-        compile_expression(text)
+        senseless = compile_expression(text).senseless
     except ExpressionError as error:
         raise ValueError(str(error)) from error
+    if senseless is not None:
+        raise ValueError(str(senseless))
     return text
 
 
@@ -63,6 +68,12 @@ class StateBody(Shape):
 
     name: StateName
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 10
+
+
+class WholeStateBody(StateBody):
+    """A state that takes the place of what is there: nothing of it may be left out."""
+
+    priority: Annotated[int, Field(ge=-1000, le=1000)]
 
 
 class StateOut(BaseModel):
@@ -120,6 +131,18 @@ def with_ids(conditions: Sequence[ConditionBody]) -> list[dict[str, Any]]:
     return items
 
 
+def refuse_ends(items: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse conditions of an object that read what only links have.
+
+    Raises:
+        BadRequest: names each, and the place in its text.
+    """
+    found = ((at, compile_expression(item["when"]).of_links) for at, item in enumerate(items))
+    problems = tuple(FieldError(f"items[{at}].when", str(why)) for at, why in found if why is not None)
+    if problems:
+        raise BadRequest(f"{problems[0].field}: {problems[0].message}", errors=problems)
+
+
 class TriggerBody(Shape):
     """States, the operation that they start, and when."""
 
@@ -135,10 +158,20 @@ class TriggerBody(Shape):
     dry: bool = False
 
 
+class TriggerItem(TriggerBody):
+    """A trigger of a list, perhaps as it was read."""
+
+    owner_kind: str | None = Field(None, description="of no effect")
+    owner_id: str | None = Field(
+        None, description="of no effect; a trigger whose owner is the class of this one stays the class's"
+    )
+    broken_at: str | None = Field(None, description="of no effect")
+
+
 class TriggersBody(Shape):
     """Triggers, all of the owner's own."""
 
-    items: Annotated[list[TriggerBody], Field(max_length=TRIGGERS)]
+    items: Annotated[list[TriggerItem], Field(max_length=TRIGGERS)]
 
 
 class TriggerOut(TriggerBody):
@@ -154,14 +187,16 @@ class ForcedBody(Shape):
 
     state: StateName
     reason: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-    until: str | None = Field(None, description="RFC 3339 with its zone; null: until it is taken back")
+    until: str | None = Field(
+        None, description=f"{SPAN}: for how long, or until when; null: until it is taken back"
+    )
 
 
 class ForcedOut(BaseModel):
     """Who forces a state, and until when."""
 
     state: str
-    by: str
+    user: Who
     reason: str
     since: str
     until: str | None
@@ -181,7 +216,9 @@ class WaitingOut(BaseModel):
     when: str
     waits_for: Literal["hold", "period"]
     since: str | None = Field(description="since when it has been true, where it has to hold")
-    counts_at: str | None = Field(description="when it will, if it stays true")
+    counts_at: str | None = Field(
+        description="when it will, if it stays true; a moment that has passed waits for somebody to listen"
+    )
 
 
 class JudgedOut(BaseModel):
@@ -195,6 +232,14 @@ class JudgedOut(BaseModel):
     problems: list[ProblemOut] = Field(description="of conditions that have no value; the first 20")
 
 
+class RefusalOut(BaseModel):
+    """A message of a device that was refused."""
+
+    at: str
+    topic: str = Field(description="its first 200 characters")
+    why: str = Field(description="in words, 200 characters at most")
+
+
 class EntityStateOut(BaseModel):
     """The state that an entity is in, and why."""
 
@@ -203,7 +248,8 @@ class EntityStateOut(BaseModel):
     forced: ForcedOut | None
     why: dict[str, Any] = Field(
         description="of the last change: `by` is condition, default, no_data, offline or forced, with what belongs"
-        " to it; `cut` names values that were too long, of which it has the beginnings"
+        " to it, such as the `user` who forces it, and `until` in RFC 3339; `cut` names values that were too long, of"
+        " which it has the beginnings"
     )
     now: JudgedOut
     state_change_id: str | None
@@ -212,6 +258,14 @@ class EntityStateOut(BaseModel):
     superseded: int = Field(
         description="reports, and words of its status, that came quicker than allowed and lived on in a later one"
     )
+    repeated: int = Field(
+        description="messages that came again, from the broker or with a report id that is known, and had their effect once"
+    )
+    refused: int = Field(
+        description="messages that had no effect: no JSON, too large, of a wrong shape, about another's job; of the last"
+        " second some may be missing"
+    )
+    last_refusal: RefusalOut | None
 
 
 class PropertiesOut(RootModel[dict[str, Any]]):
@@ -252,15 +306,27 @@ class TraceOut(BaseModel):
     owner_type: Literal[1, 2]
     state_change_id: str
     state: str
+    repeat: int = Field(description="counts the repeats after the change; 0: the change itself, or its hold")
     job_id: str | None
     at: str
 
 
-def forced_json(stored: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stored forced state as `ForcedOut`."""
-    if stored is None:
-        return None
-    return {**stored, "since": rfc3339(stored["since"]), "until": rfc3339(stored["until"])}
+def forced_json(forced: Forced) -> dict[str, Any]:
+    """A forced state as `ForcedOut`."""
+    return {
+        "state": forced.state,
+        "user": forced.user,
+        "reason": forced.reason,
+        "since": rfc3339(forced.since),
+        "until": rfc3339(forced.until),
+    }
+
+
+def why_json(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The reason of a state as it is shown: until when it is forced as every other moment."""
+    if "until" not in stored:
+        return dict(stored)
+    return {**stored, "until": rfc3339(stored["until"])}
 
 
 def change_json(row: Any) -> dict[str, Any]:
@@ -273,14 +339,15 @@ def change_json(row: Any) -> dict[str, Any]:
         "from": row.from_state,
         "to": row.to_state,
         "at": rfc3339(row.at),
-        "why": row.why,
+        "why": why_json(row.why),
         "depth": row.depth,
     }
 
 
 def trace_json(row: Any) -> dict[str, Any]:
     """A row of traces as `TraceOut`."""
-    return {**{name: getattr(row, name) for name in TraceOut.model_fields}, "at": rfc3339(row.at)}
+    shown = {"repeat": repeat_of(row.cause_key), "at": rfc3339(row.at)}
+    return {name: shown[name] if name in shown else getattr(row, name) for name in TraceOut.model_fields}
 
 
 def trigger_json(row: Any) -> dict[str, Any]:

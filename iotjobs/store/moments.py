@@ -107,6 +107,7 @@ def _shift_standings(tx: Transaction, by_ms: int, now: int) -> None:
             .values(
                 wake_at=None if row.wake_at is None else now,
                 heard_at=S.heard_at + by_ms,
+                known_until=S.known_until + by_ms,
                 holding={name: since + by_ms for name, since in row.holding.items()},
                 forced=forced,
             )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, func, select
 
 from iotjobs.domain.errors import BadRequest, Conflict
 from iotjobs.store import rules, tables
-from iotjobs.store.state_tables import report_ids, standings, triggers
+from iotjobs.store.state_tables import report_ids, standings, triggers, unheeded
 
 O, L, P = tables.objects.c, tables.links.c, tables.operations.c  # noqa: E741 - as in the queries
 
@@ -101,7 +101,7 @@ def refuse_used(conn: Connection, kind: str, own_id: str, name: str) -> None:
 def forget_rules(conn: Connection, owner_id: str) -> None:
     """Delete the conditions and triggers of an owner that goes, and what waits for it; its records stay."""
     rules.forget(conn, owner_id)
-    for column in (standings.c.entity_id, report_ids.c.entity_id):
+    for column in (standings.c.entity_id, report_ids.c.entity_id, unheeded.c.entity_id):
         conn.execute(column.table.delete().where(column == owner_id))
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from iotjobs.domain.statuses import ENDED
 from iotjobs.store import events, tables
 from iotjobs.store.jobs import J
-from iotjobs.store.state_tables import property_history, state_changes, traces
+from iotjobs.store.state_tables import property_history, standings, state_changes, traces, trigger_timers
 from iotjobs.store.writer import Transaction
 
 L = tables.log_entries.c
@@ -96,10 +96,58 @@ def drop_values_over(tx: Transaction, *, limit: int, most: int) -> int:
     return tx.conn.execute(delete(property_history).where(H.id.in_(old))).rowcount
 
 
-def drop_traces(tx: Transaction, *, limit: int, before: int) -> int:
-    """Delete traces of triggers and changes of state, with their events, from before a moment; how many."""
-    dropped = _drop(tx, traces.c, limit, before) + _drop(tx, state_changes.c, limit, before)
-    return dropped + events.forget_older(tx, limit=limit, before=before)
+def drop_events(tx: Transaction, *, limit: int, before: int) -> int:
+    """Delete events of changes of state from before a moment; how many."""
+    return events.forget_older(tx, limit=limit, before=before)
+
+
+def drop_traces(
+    tx: Transaction, *, behind: tuple[int, int], limit: int, before: int
+) -> tuple[int, tuple[int, int] | None]:
+    """Look at the next traces of triggers from before a moment, behind a moment and an id, and delete them.
+
+    That of a hold stays while it lasts: what came of it will be written there.
+
+    Returns:
+        How many were deleted, and what to go on behind; None at the end.
+    """
+    X, M, (at, id_) = traces.c, trigger_timers.c, behind
+    old = select(X.id, X.at, X.cause_key).where(X.at >= at, X.at < before, or_(X.at > at, X.id > id_))
+    page = tx.conn.execute(old.order_by(X.at, X.id).limit(limit)).all()
+    lasting = select(M.cause_key).where(M.cause_key.in_([row.cause_key for row in page]))
+    lasts = set(tx.conn.execute(lasting).scalars())
+    going = [row.id for row in page if row.cause_key not in lasts]
+    if going:
+        tx.conn.execute(delete(traces).where(X.id.in_(going)))
+    return len(going), (page[-1].at, page[-1].id) if len(page) == limit else None
+
+
+def drop_changes(tx: Transaction, *, behind: str, limit: int, before: int) -> tuple[int, str | None]:
+    """Look at the next changes of state behind an id and delete those from before a moment.
+
+    Of each entity the last of these stays, as long as the entity is there: replays begin with it, and timers
+    name it. So does the last reason that others than the conditions decided, or did no more.
+
+    Returns:
+        As of `drop_log_entries`.
+    """
+    H, N, S = state_changes.c, state_changes.alias().c, standings.c
+    follows = (N.entity_id == H.entity_id, N.id > H.id)
+    is_more = or_(H.from_state == H.to_state, N.from_state != N.to_state)
+    followed_at = select(N.at).where(*follows, is_more).order_by(N.id).limit(1).scalar_subquery()
+    query = select(H.id, H.at, H.entity_id, case((H.at < before, followed_at)).label("followed_at"))
+    page = tx.conn.execute(query.where(H.id > behind).order_by(H.id).limit(limit)).all()
+    old = [row for row in page if row.at < before]
+    there = select(S.entity_id).where(S.entity_id.in_({row.entity_id for row in old}))
+    are_there = set(tx.conn.execute(there).scalars())
+    going = [
+        row.id
+        for row in old
+        if row.entity_id not in are_there or (row.followed_at is not None and row.followed_at < before)
+    ]
+    if going:
+        tx.conn.execute(delete(state_changes).where(H.id.in_(going)))
+    return len(going), page[-1].id if old and len(page) == limit else None
 
 
 def _drop(tx: Transaction, columns: Any, limit: int, before: int) -> int:

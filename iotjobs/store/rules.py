@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    and_,
     bindparam,
     case,
     delete,
@@ -29,6 +30,7 @@ from iotjobs.domain.periods import DAYS, Period
 from iotjobs.domain.states import Condition
 from iotjobs.domain.triggers import HOUR_MS, Decision, History, Ruling, Trigger
 from iotjobs.store import facts
+from iotjobs.store.spans import ALWAYS, Between, newest
 from iotjobs.store.state_tables import condition_lists, firings, traces, trigger_timers, triggers
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
@@ -130,6 +132,18 @@ def trigger_row(conn: Connection, trigger_id: str) -> Any:
     return _by_id.first(conn, {"wanted": trigger_id})
 
 
+def trigger_page(
+    conn: Connection, *, limit: int, after: str | None = None, broken: bool | None = None
+) -> Sequence[Any]:
+    """Rows of all triggers by id; `broken`: only those whose breaker is open, or is not."""
+    query = select(triggers).order_by(T.id).limit(limit)
+    if after is not None:
+        query = query.where(T.id > after)
+    if broken is not None:
+        query = query.where(T.broken_at.is_not(None) if broken else T.broken_at.is_(None))
+    return conn.execute(query).all()
+
+
 def triggers_of(conn: Connection, entity: Entity) -> tuple[tuple[Trigger, bool], ...]:
     """An entity's triggers and those of its class, each with whether its breaker is open."""
     owners = [entity.id] if entity.class_id is None else [entity.id, entity.class_id]
@@ -166,10 +180,8 @@ def put_triggers(tx: Transaction, owner_kind: str, owner_id: str, items: Sequenc
     ]
     if rows:
         tx.conn.execute(insert(triggers), rows)
-    asking = [item["id"] for item in items if _remembers(item)]
-    asked = {row.id for row in before.values() if _remembers(row.settings)}
-    if recalling := sorted(set(asking) - asked):
-        _recall(tx, recalling, clock.now_ms())
+    settings = {trigger_id: row.settings for trigger_id, row in before.items()}
+    _recall(tx, settings, {item["id"]: item for item in items if item["id"] in before}, clock.now_ms())
 
 
 def _remembers(settings: Mapping[str, Any]) -> bool:
@@ -219,16 +231,41 @@ def add_firings(tx: Transaction, fired: Sequence[tuple[Trigger, str, int]]) -> N
     _insert_firing.insert_all(tx.conn, rows)
 
 
-def _recall(tx: Transaction, trigger_ids: Sequence[str], now: int) -> None:
-    """Triggers that ask for it from now on know when they fired last, as far as there are traces of it."""
-    last = func.max(X.at)
-    known = select(F.id).where(F.trigger_id == X.trigger_id, F.entity_id == X.owner_id, F.at >= X.at)
-    found = (
-        select(X.trigger_id, X.owner_id, case((last > now, now), else_=last))
-        .where(X.trigger_id.in_(trigger_ids), X.decision == Decision.FIRED, ~known.exists())
-        .group_by(X.trigger_id, X.owner_id)
+def _recall(
+    tx: Transaction, before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]], now: int
+) -> None:
+    """Triggers that ask for it from now on know when they fired, as far as there are traces of it.
+
+    What one only tried is forgotten when it is dry no more.
+    """
+    live = sorted(own for own in after if before[own]["dry"] and not after[own]["dry"])
+    asking = sorted(own for own in after if _remembers(after[own]) and not _remembers(before[own]))
+    rated = sorted(
+        own
+        for own in after
+        if after[own]["max_per_hour"] is not None and (before[own]["max_per_hour"] is None or own in live)
     )
-    tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
+    dry = sorted(own for own in after if after[own]["dry"])
+    of_it = and_(X.trigger_id == F.trigger_id, X.owner_id == F.entity_id)
+    if live:
+        tried = select(X.id).where(of_it, X.decision == Decision.DRY, X.at == F.at)
+        tx.conn.execute(delete(firings).where(F.trigger_id.in_(live), tried.exists()))
+    fired = or_(X.decision == Decision.FIRED, and_(X.decision == Decision.DRY, X.trigger_id.in_(dry)))
+    if rated:
+        known = select(F.id).where(of_it, F.at == X.at)
+        found = select(X.trigger_id, X.owner_id, case((X.at > now, now), else_=X.at)).where(
+            X.trigger_id.in_(rated), fired, X.at > now - HOUR_MS, ~known.exists()
+        )
+        tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
+    if again := sorted({*asking, *live}):
+        last = func.max(X.at)
+        known = select(F.id).where(of_it, F.at >= X.at)
+        found = (
+            select(X.trigger_id, X.owner_id, case((last > now, now), else_=last))
+            .where(X.trigger_id.in_(again), fired, ~known.exists())
+            .group_by(X.trigger_id, X.owner_id)
+        )
+        tx.conn.execute(insert(firings).from_select(["trigger_id", "entity_id", "at"], found))
 
 
 _TRACE = (
@@ -291,12 +328,12 @@ def timers_due(conn: Connection, entity_id: str, now: int) -> list[Any]:
     return sorted(found, key=lambda row: (row.due_at, row.cause_key))
 
 
-def drop_timers(tx: Transaction, entity_id: str) -> list[str]:
-    """The entity leaves its state: nothing waits any more. Keys of those that held."""
+def drop_timers(tx: Transaction, entity_id: str) -> list[tuple[str, int]]:
+    """The entity leaves its state: nothing waits any more. Keys of those that held, and when they were due."""
     found = _timers_of.all(tx.conn, {"entity": entity_id})
     if found:
         _drop_timers.run(tx.conn, {"entity": entity_id})
-    return [row.cause_key for row in found if row.number == 0]
+    return [(row.cause_key, row.due_at) for row in found if row.number == 0]
 
 
 def cancel_waits(conn: Connection, which: ColumnElement[bool], reason: str) -> None:
@@ -336,13 +373,10 @@ def trace_rows(
     *,
     limit: int,
     before: int | None = None,
+    span: Between = ALWAYS,
     **wanted: str | None,
 ) -> Sequence[Any]:
     """Traces, the newest first; `wanted`: values of columns, None wants nothing."""
-    query = select(traces).order_by(X.id.desc()).limit(limit)
-    for name, value in wanted.items():
-        if value is not None:
-            query = query.where(X[name] == value)
-    if before is not None:
-        query = query.where(X.id < before)
-    return conn.execute(query).all()
+    given = {name: value for name, value in wanted.items() if value is not None}
+    query = select(traces).where(*(X[name] == value for name, value in given.items()))
+    return conn.execute(newest(query, X, span, limit=limit, before=before, narrow=bool(given))).all()

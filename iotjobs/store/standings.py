@@ -16,6 +16,7 @@ from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.expressions import Facts
 from iotjobs.domain.states import Forced, Standing
 from iotjobs.store import entities, references, tables
+from iotjobs.store.spans import ALWAYS, Between, newest
 from iotjobs.store.state_tables import (
     WAKES,
     property_history,
@@ -79,7 +80,9 @@ class Snapshot:
     def heard(self, at: int) -> None:
         """Something was heard of it."""
         before = self.standing
-        self.standing = Standing(before.state, before.since, before.holding, at, False, before.forced)
+        self.standing = Standing(
+            before.state, before.since, before.holding, at, False, before.forced, before.known_until
+        )
 
     def is_news(self, online: bool) -> bool:
         """Whether a word of its connection that the broker had kept tells what is not known.
@@ -109,6 +112,7 @@ _STANDING = (
     S.depth,
     S.hold_depths,
     S.holding,
+    S.known_until,
     S.heard_at,
     S.offline,
     S.forced,
@@ -198,6 +202,7 @@ def _snapshot(row: Any, entity: Entity, no_data_after_s: float | None) -> Snapsh
             row.heard_at,
             row.offline,
             None if row.forced is None else Forced(**row.forced),
+            row.known_until,
         )
     source, target = entity.source, entity.target
     return Snapshot(
@@ -265,6 +270,7 @@ _CHANGING = (
     "depth",
     "hold_depths",
     "holding",
+    "known_until",
     "heard_at",
     "offline",
     "forced",
@@ -306,6 +312,7 @@ def _remembered(snapshot: Snapshot, wake_at: int | None) -> dict[str, Any]:
         "depth": snapshot.depth,
         "hold_depths": dict(snapshot.hold_depths) or None,
         "holding": dict(standing.holding),
+        "known_until": standing.known_until,
         "heard_at": standing.heard_at,
         "offline": standing.offline,
         "forced": None if standing.forced is None else asdict(standing.forced),
@@ -393,23 +400,28 @@ H = state_changes.c
 
 
 def changes(
-    conn: Connection, *, limit: int, entity_id: str | None = None, before: str | None = None
+    conn: Connection,
+    *,
+    limit: int,
+    entity_id: str | None = None,
+    before: str | None = None,
+    span: Between = ALWAYS,
 ) -> Sequence[Any]:
     """Changes of state, the newest first, before the one of an id; the columns of `state_change`."""
-    query = select(state_changes).where(H.from_state != H.to_state).order_by(H.id.desc()).limit(limit)
+    query = select(state_changes).where(H.from_state != H.to_state)
     if entity_id is not None:
         query = query.where(H.entity_id == entity_id)
-    if before is not None:
-        query = query.where(H.id < before)
-    return conn.execute(query).all()
+    narrow = entity_id is not None
+    return conn.execute(newest(query, H, span, limit=limit, before=before, narrow=narrow)).all()
 
 
 _from = Prepared(select(H.from_state).where(H.id == bindparam("wanted")))
 
 
-def left_by(conn: Connection, change_id: str) -> str:
-    """The state that a change left."""
-    return str(_from.scalar(conn, {"wanted": change_id}))
+def left_by(conn: Connection, change_id: str) -> str | None:
+    """The state that a change left; None: versions before deleted its record."""
+    found: str | None = _from.scalar(conn, {"wanted": change_id})
+    return found
 
 
 def add_change(tx: Transaction, snapshot: Snapshot, before: str, at: int) -> None:
@@ -451,13 +463,17 @@ V = property_history.c
 
 
 def history(
-    conn: Connection, entity_id: str, name: str, *, limit: int, before: int | None = None
+    conn: Connection,
+    entity_id: str,
+    name: str,
+    *,
+    limit: int,
+    before: int | None = None,
+    span: Between = ALWAYS,
 ) -> Sequence[Any]:
     """The values that a property got, the newest first, before the one of an id."""
     query = select(V.id, V.value, V.at, V.by).where(V.entity_id == entity_id, V.name == name)
-    if before is not None:
-        query = query.where(V.id < before)
-    return conn.execute(query.order_by(V.id.desc()).limit(limit)).all()
+    return conn.execute(newest(query, V, span, limit=limit, before=before, narrow=True)).all()
 
 
 _lock = {

@@ -67,6 +67,7 @@ class StandingRow(SQLModel, table=True):
     depth: int = 0
     hold_depths: dict[str, int] | None = json_column(nullable=True)
     holding: dict[str, int] = json_column()
+    known_until: int | None = ms_column()
     heard_at: int | None = ms_column()
     offline: bool = False
     forced: dict[str, Any] | None = json_column(nullable=True)
@@ -195,7 +196,20 @@ class TakenRow(SQLModel, table=True):
     messages: list[list[int]] = json_column()
 
 
+class UnheededRow(SQLModel, table=True):
+    """Of an entity's messages, how many had no effect; the rest is of the last that was refused (`unheeded`)."""
+
+    __tablename__ = "unheeded"
+    entity_id: str = Field(primary_key=True)
+    repeated: int = ms_column(nullable=False)
+    refused: int = ms_column(nullable=False)
+    refused_at: int | None = ms_column()
+    topic: str | None = None
+    why: str | None = None
+
+
 states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)
 standings, state_changes = core(StandingRow), core(StateChangeRow)
 traces, trigger_timers, firings = core(TraceRow), core(TriggerTimerRow), core(FiringRow)
 property_history, report_ids, taken_messages = core(PropertyRow), core(ReportIdRow), core(TakenRow)
+unheeded = core(UnheededRow)

@@ -23,7 +23,6 @@ from sqlalchemy import (
     Dialect,
     Float,
     Insert,
-    String,
     Table,
     bindparam,
     func,
@@ -47,13 +46,13 @@ class Among(ColumnElement[bool]):
 
     inherit_cache = False
 
-    def __init__(self, column: ColumnElement[str], name: str) -> None:
+    def __init__(self, column: ColumnElement[Any], name: str) -> None:
         self.column, self.name = column, name
 
 
 @compiles(Among, "postgresql")
 def _any(element: Among, compiler: SQLCompiler, **given: Any) -> str:
-    values = func.any(bindparam(element.name, type_=ARRAY(String)))
+    values = func.any(bindparam(element.name, type_=ARRAY(element.column.type)))
     return str(compiler.process(element.column == values, **given))
 
 

@@ -42,6 +42,8 @@ def get(conn: Connection, state_id: str) -> dict[str, Any]:
         NotFound: there is none.
     """
     row = conn.execute(select(states).where(A.id == state_id)).first()
+    if row is None and state_id in BUILT_IN:
+        raise NotFound(f"the state {state_id} is built in: it has no id, and stays as it is")
     if row is None:
         raise NotFound(f"there is no state {state_id}")
     return {**row._mapping, "built_in": False}

@@ -6,17 +6,21 @@ So what a drain finds under way is all there is, however late a node's own look 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, literal_column, not_, select
+from sqlalchemy import ColumnElement, Connection, and_, literal_column, not_, select
 from sqlalchemy.ext.compiler import compiles
 
-from iotjobs.store import tables
+from iotjobs.domain.rights import Caller
+from iotjobs.store import facts, tables
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
 # The fact's name in the site's table; it is `open`, where it is not there too, or `drained`.
 DISPATCH = "dispatch"
+# Likewise of all triggers: `yes`, or anything else.
+PAUSED = "triggers_paused"
 # What a drain locks (`Transaction.lock`).
 SWITCH = "switch"
 _SHARED = f"{SWITCH}, shared"
@@ -53,3 +57,20 @@ def stays_open(tx: Transaction) -> bool:
             return False
         tx.locked.add(_SHARED)
     return True
+
+
+def paused(conn: Connection) -> bool:
+    """Whether all triggers of the site are paused."""
+    return facts.value(conn, PAUSED) == "yes"
+
+
+def sign(tx: Transaction, name: str, caller: Caller, now: int) -> None:
+    """Keep who put a switch as it is, and when."""
+    signature = {"by": {"id": caller.user_id, "name": caller.login}, "since": now}
+    facts.put(tx, f"{name}_by", json.dumps(signature))
+
+
+def signature(conn: Connection, name: str) -> dict[str, Any] | None:
+    """Who put a switch as it is (`by`, of `id` and `name`), and when (`since`); None where nobody did."""
+    kept = facts.value(conn, f"{name}_by")
+    return None if kept is None else json.loads(kept)

@@ -32,7 +32,7 @@ from iotjobs.transports.topics import check_filter
 
 log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 30.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 5.0  # a node has two connections; what devices send waits for one
 _STEADY_S = 5.0  # a connection that lasted so long ends the back-off
 # Two nodes with one client id throw each other out: slow enough for the ingest lease to decide.
 _TAKEN_OVER_DELAY_S = 10.0
@@ -59,6 +59,7 @@ class Link:
         self._up = asyncio.Event()
         self._connection: Connection | None = None
         self._why = ConnectionEnded("not started")
+        self._down_at = 0.0  # when there was a usable connection last; of the loop's clock
 
     async def start(self) -> None:
         """Begin to connect; does not wait for it. Starting twice is starting once."""
@@ -99,14 +100,21 @@ class Link:
         connection = self._usable()
         return None if connection is None else connection.window.waiting
 
-    async def connection(self, within_s: float) -> Connection:
+    async def connection(self, within_s: float, since: float | None = None) -> Connection:
         """The usable connection.
+
+        Args:
+            within_s: how long to wait for one.
+            since: when the caller began to wait for something else, of the loop's clock: so much of that as
+                there was no connection counts.
 
         Raises:
             DeviceUnreachable: none came up in time.
             CredentialsRefused: none came up in time, and last the broker refused our login.
         """
         if self._usable() is None:
+            if since is not None:
+                within_s -= asyncio.get_running_loop().time() - max(since, self._down_at)
             await self.wait_connected(within_s)
         if (connection := self._usable()) is None:
             if self._why.refusal is Refusal.CREDENTIALS:
@@ -119,8 +127,13 @@ class Link:
         # without giving it one would never stop.
         if self._connection is not None and self._connection.lost.is_set():
             self._connection = None
-            self._up.clear()
+            self._went_down()
         return self._connection
+
+    def _went_down(self) -> None:
+        if self._up.is_set():
+            self._up.clear()
+            self._down_at = asyncio.get_running_loop().time()
 
     async def _run(self) -> None:
         delay = _FIRST_DELAY_S
@@ -158,7 +171,7 @@ class Link:
                 connection.tick()
             raise connection.why
         finally:
-            self._up.clear()
+            self._went_down()
             self._connection = None
             connection.close()
 
@@ -234,15 +247,25 @@ class MqttPublisher(Link):
         return end_of(await (await self.hand_over(message, before_send)))
 
     async def hand_over(
-        self, message: MqttMessage, before_send: Callable[[], Awaitable[None]]
+        self,
+        message: MqttMessage,
+        before_send: Callable[[], Awaitable[None]],
+        *,
+        since: float | None = None,
     ) -> Acknowledged:
         """The first half of `publish`: send one message, once; the broker's word is still to come (`end_of`).
+
+        Args:
+            message: what to send.
+            before_send: see `publish`.
+            since: when it began to wait in a line, of which one comes here at a time: it has waited for a
+                connection too, and only one of the others that wait for a place is before it.
 
         Raises:
             DeviceUnreachable, CredentialsRefused, OperationFailed: nothing was sent; see `publish`.
         """
         packed = pack_properties(message)
-        connection = await self._place(message, packet_bytes(message, packed))
+        connection = await self._place(message, packet_bytes(message, packed), since)
         handed_over = False
         try:
             await before_send()
@@ -253,15 +276,15 @@ class MqttPublisher(Link):
                 connection.window.leave()
         return acknowledged
 
-    async def _place(self, message: MqttMessage, size: int) -> Connection:
+    async def _place(self, message: MqttMessage, size: int, since: float | None) -> Connection:
         """A connection that takes this message, with a place in its window for QoS 1."""
         while True:
-            connection = await self.connection(self._connect_wait_s)
+            connection = await self.connection(self._connect_wait_s, since)
             _check_limits(connection, message, size)
             if not message.qos:
                 return connection
             try:
-                await connection.window.enter()
+                await connection.window.enter(soon=since is not None)
             except ConnectionEnded:
                 continue
             return connection

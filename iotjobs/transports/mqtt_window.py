@@ -26,8 +26,11 @@ class Window:
         """How many wait for a place."""
         return len(self._waiting)
 
-    async def enter(self) -> None:
+    async def enter(self, *, soon: bool = False) -> None:
         """Wait for a place; every `enter` needs one `leave`.
+
+        Args:
+            soon: wait behind one of the others only: the caller stands for many.
 
         Raises:
             ConnectionEnded: there will be none.
@@ -38,7 +41,7 @@ class Window:
             self._free -= 1
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        self._waiting.insert(1 if soon else len(self._waiting), place)
         try:
             await place
         except asyncio.CancelledError:

@@ -103,6 +103,16 @@ def parse_topic(topic: str) -> DeviceTopic | None:
     return None
 
 
+def speaker(topic: str) -> str | None:
+    """The thing that a topic is of, also one that says nothing we know; None for a topic that names none."""
+    match topic.split("/"):
+        case [root, thing, *_] if root == ROOT and is_thing_name(thing):
+            return thing
+        case ["$aws", "things", thing, *_] if is_thing_name(thing):
+            return thing
+    return None
+
+
 def check_text(text: str, *, field: str) -> str:
     """Give text back that every MQTT broker takes.
 

@@ -35,7 +35,7 @@ async def test_writes_that_run_what_writes_again_stop_at_the_fifth(engine: Engin
     made = await jobs_of(engine, owner_id)
     assert [job.error_code for job in made] == [None] * 5 + ["loopGuard"] * 3
     assert [job.process_meta for job in made] == [None, *({"writes_before": n} for n in range(1, 8))]
-    read = [await engine.store.read(partial(chains.writes_behind, job_ids=[job.id])) for job in made]
+    read = [await engine.store.read(partial(chains.writes_behind, references=[job.id])) for job in made]
     assert read == list(range(1, 9))
     assert (made[5].outcome, made[5].attempt) == (Outcome.REJECTED, 0)
     loaded = await engine.store.read(lambda conn: standings.load_object(conn, owner_id))

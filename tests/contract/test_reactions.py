@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
+from pytest_mock import MockerFixture
 from sqlalchemy import Connection, select, update
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.jobs import Cause, Job, JobType
+from iotjobs.domain.rights import Caller, Role
 from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
@@ -23,11 +26,11 @@ from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
 from iotjobs.inputs.rest.definitions import patch_entity
 from iotjobs.inputs.shapes import ObjectBody
-from iotjobs.store import definitions, facts, retention, rules, standings, states, tables
+from iotjobs.store import chains, definitions, facts, retention, rules, standings, states, switch, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import firings, property_history, report_ids, trigger_timers
+from iotjobs.store.state_tables import firings, property_history, report_ids, traces, trigger_timers
 from iotjobs.store.state_tables import standings as standing_table
 from tests.services.rows import ADMIN, Engine, standing_of
 from tests.services.rows import job_of as job_now
@@ -232,7 +235,7 @@ async def test_a_hold_fires_after_it_and_not_when_the_state_was_left(engine: Eng
     assert await due(engine, 5.5) == 1
     (trace,) = await traces_of(engine, owner_id)
     (job,) = await jobs_of(engine, owner_id)
-    assert (trace.decision, trace.job_id) == ("fired", job.id)
+    assert (trace.decision, trace.reason, trace.job_id) == ("fired", "after 5 s in alarm", job.id)
 
     await engine.report(owner_id, temperature=20)
     await engine.report(owner_id, temperature=90)
@@ -310,6 +313,8 @@ async def test_a_trigger_repeats_while_the_state_lasts_each_time_with_a_key_of_i
     keys = [str(job.cause_key) for job in await jobs_of(engine, owner_id)]
     assert [key.rpartition(":")[2] for key in keys] == ["0", "1", "2"]
     assert len({key.rpartition(":")[0] for key in keys}) == 1
+    reasons = [trace.reason for trace in await traces_of(engine, owner_id)]
+    assert reasons[:3] == ["entered alarm", "repeat 1 in alarm", "repeat 2 in alarm"]
 
 
 async def test_a_repeat_that_was_taken_out_of_its_trigger_does_not_fire(engine: Engine) -> None:
@@ -395,8 +400,7 @@ async def test_a_cooldown_lasts_longer_than_traces_are_kept(engine: Engine) -> N
     owner_id, _ = await hot_thing(engine, cooldown_s=86_400)
     assert await flap(engine, owner_id) == "fired"
     later = clock.now_ms() + 1
-    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=500, before=later)):
-        pass
+    await engine.store.write(lambda tx: retention.drop_traces(tx, behind=(0, 0), limit=500, before=later))
 
     assert await flap(engine, owner_id) == "cooling_down"
 
@@ -428,6 +432,56 @@ async def test_a_trigger_that_is_given_a_cooldown_knows_when_it_fired(engine: En
         expected = {"max_per_hour": "rate_limited", "cooldown_s": "cooling_down"}
         [wanted] = [said for name, said in expected.items() if item[name]] or ["fired"]
         assert await flap(engine, owner_id) == wanted
+
+
+async def put_trigger(engine: Engine, owner_id: str, **changes: Any) -> None:
+    """Change the object's one trigger."""
+    [row] = await engine.store.read(lambda conn: rules.trigger_rows(conn, owner_id))
+    item = {**row.settings, "id": row.id, "operation_id": row.operation_id, "name": row.name, **changes}
+    await engine.store.write(lambda tx: rules.put_triggers(tx, "object", owner_id, [item]))
+
+
+@pytest.mark.parametrize("limit", [{}, {"cooldown_s": 0.001}, {"max_per_hour": 100}], ids=str)
+async def test_a_trigger_that_is_given_a_rate_knows_how_often_it_fired(
+    engine: Engine, limit: dict[str, Any]
+) -> None:
+    owner_id, _ = await hot_thing(engine, **limit)
+    other_id, _ = await hot_thing(engine)
+    for _ in range(4):
+        assert await flap(engine, owner_id) == await flap(engine, other_id) == "fired"
+
+    await put_trigger(engine, owner_id, max_per_hour=None)
+    await put_trigger(engine, owner_id, max_per_hour=5)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", "rate_limited"]
+    assert (await traces_of(engine, owner_id))[-2].reason == (
+        "fired 5 times within the last hour, 5 at most are allowed"
+    )
+    assert await flap(engine, other_id) == "fired"
+
+    hour_ago = clock.now_ms() - 3_600_001
+    await engine.store.write(lambda tx: tx.conn.execute(update(traces).values(at=hour_ago)))
+    await engine.store.write(lambda tx: tx.conn.execute(update(firings).values(at=hour_ago)))
+    await put_trigger(engine, owner_id, max_per_hour=None)
+    await put_trigger(engine, owner_id, max_per_hour=1)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", "rate_limited"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "decision"), [({"cooldown_s": 60}, "cooling_down"), ({"max_per_hour": 1}, "rate_limited")]
+)
+async def test_a_dry_trigger_keeps_its_cooldown_and_its_rate_and_a_live_one_forgets_that(
+    engine: Engine, limit: dict[str, Any], decision: str
+) -> None:
+    owner_id, _ = await hot_thing(engine, dry=True, **limit)
+    assert [await flap(engine, owner_id) for _ in range(3)] == ["dry", decision, decision]
+    assert (await traces_of(engine, owner_id))[-2].reason.startswith("would have fired ")
+
+    await put_trigger(engine, owner_id, dry=False)
+    assert [await flap(engine, owner_id) for _ in range(2)] == ["fired", decision]
+    await put_trigger(engine, owner_id, dry=True)
+    assert await flap(engine, owner_id) == decision
+    await put_trigger(engine, owner_id, dry=False)
+    assert await flap(engine, owner_id) == decision
 
 
 async def test_a_cooldown_that_was_away_for_a_while_knows_what_fired_meanwhile(engine: Engine) -> None:
@@ -667,15 +721,20 @@ async def test_a_link_that_is_deleted_meanwhile_takes_no_report_along(engine: En
     assert await changes_of(engine, links[1]) == [("created", "working")]
 
 
-async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine) -> None:
-    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}")
+async def test_a_run_that_is_refused_is_a_job_that_says_why(engine: Engine, mocker: MockerFixture) -> None:
+    owner_id, operation_id = await engine.script("echo {{properties.nosuch}}", name="cool down")
     await engine.conditions(owner_id, HOT)
     await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    mocker.patch.object(clock, "now_ms", side_effect=count(clock.now_ms()))  # each look takes a millisecond
     await engine.report(owner_id, temperature=90)
 
     (job,) = await jobs_of(engine, owner_id)
     assert (job.status, job.outcome) == (Status.FINISHED, Outcome.REJECTED)
     assert "{{properties.nosuch}}" in (job.error_message or "")
+    assert job.ended_at == job.timestamp, "it was refused when it was made"
+    assert (job.operation_id, job.operation_name, job.operation_version) == (operation_id, "cool down", 1)
+    assert (job.label.partition(" on ")[0], job.data["actionName"]) == ("cool down", "cool down")
+    assert job.data["listenerName"] == "trigger 0"
 
 
 async def test_a_forced_state_stands_until_it_is_taken_back_or_its_time_is_over(engine: Engine) -> None:
@@ -889,7 +948,13 @@ async def test_of_the_chains_behind_a_report_the_longest_counts(engine: Engine) 
     ids = [job.id for job in await jobs_of(engine, owner_id)]
     await engine.report(owner_id, temperature=20)
 
-    for given, depth in ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up"], 0), ([], 0)):
+    seqs = [str(job.seq) for job in await jobs_of(engine, owner_id)]
+    cases = ((ids[:1], 1), (["made up", ids[2], ids[0]], 3), (["made up", "9" * 18, "9" * 19], 0), ([], 0))
+    await engine.store.read(lambda conn: chains.refuse_unknown(conn, [ids[0], seqs[1]], "Job-Id"))
+    for none in ("made up", "9" * 18, "9" * 19, ""):
+        with pytest.raises(BadRequest, match="there is no job"):
+            await engine.store.read(lambda conn, none=none: chains.refuse_unknown(conn, [none], "Job-Id"))
+    for given, depth in (*cases, (seqs[:1], 1), ([ids[0], seqs[2], seqs[0]], 3)):
         await engine.happens(owner_id, Reported({"temperature": 90}, job_ids=tuple(given)))
         query = partial(standings.changes, limit=1, entity_id=owner_id)
         assert [change.depth for change in await engine.store.read(query)] == [depth], given
@@ -916,10 +981,35 @@ async def test_a_sensor_that_flaps_fires_once_and_the_rest_is_counted(engine: En
 
 async def test_all_triggers_of_the_site_can_be_paused(engine: Engine) -> None:
     owner_id, _ = await hot_thing(engine)
-    await engine.store.write(lambda tx: facts.put(tx, "triggers_paused", "yes"))
+    now = clock.now_ms()
+    await engine.switch.pause(paused=True, caller=ADMIN)
+    await engine.switch.pause(paused=True, caller=Caller("b" * 32, "ben", Role.ADMIN))
     await engine.report(owner_id, temperature=90)
     assert await decisions_of(engine, owner_id) == ["paused"]
     assert await jobs_of(engine, owner_id) == []
+    told = await engine.store.read(lambda conn: switch.signature(conn, switch.PAUSED))
+    assert told is not None
+    assert told["by"] == {"id": ADMIN.user_id, "name": ADMIN.login}, "who did it first, and nobody changed it"
+    assert now <= told["since"] <= clock.now_ms()
+
+
+async def test_all_triggers_are_read_in_parts_and_those_whose_breaker_is_open(engine: Engine) -> None:
+    class_id = await engine.class_()
+    operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
+    given = {"states": ["alarm"], "operation_id": operation_id}
+    ids = await engine.triggers(class_id, given, given, owner_kind="class")
+    ids = sorted([*ids, *[(await hot_thing(engine))[1] for _ in range(2)]])
+    await engine.store.write(lambda tx: rules.set_breaker(tx, ids[2], clock.now_ms()))
+
+    async def page(**wanted: Any) -> list[str]:
+        found = await engine.store.read(lambda conn: rules.trigger_page(conn, **wanted))
+        return [row.id for row in found]
+
+    assert await page(limit=3) == ids[:3]
+    assert await page(limit=3, after=ids[2]) == ids[3:]
+    assert await page(limit=3, broken=True) == [ids[2]]
+    assert await page(limit=3, broken=False) == [*ids[:2], ids[3]]
+    assert await page(limit=3, after=ids[2], broken=True) == []
 
 
 async def test_a_dry_trigger_leaves_a_trace_and_no_job(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -23,46 +23,12 @@ from iotjobs.store import definitions, past, retention, rules, standings
 from iotjobs.store.definitions import Kind
 from iotjobs.store.session import Store
 from iotjobs.store.state_tables import standings as standing_table
-from iotjobs.store.state_tables import traces, trigger_timers
+from iotjobs.store.state_tables import traces
 from iotjobs.store.writer import Transaction
+from tests.services.days import Day, agrees, decided_of
 from tests.services.rows import ADMIN, Engine
 
 DAY_MS = 86_400_000
-
-
-class Day:
-    """A day that is as long as what happens in it: the clock is moved from one moment to the next.
-
-    Looks are late by `late_ms`.
-    """
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, late_ms: int = 0) -> None:
-        self.engine, self.now, self.late_ms = engine, clock.now_ms(), late_ms
-        self.began = self.now
-        monkeypatch.setattr(clock, "now_ms", lambda: self.now)
-
-    async def pass_until(self, moment: int) -> None:
-        """Let time pass, and whatever is due in it happen at its own moment."""
-        while (due := await self.engine.store.read(_next_due)) is not None and due + self.late_ms <= moment:
-            self.now = max(self.now, due + self.late_ms)
-            await self.engine.store.write(self._look)
-        self.now = moment
-
-    def _look(self, tx: Transaction) -> None:
-        turn = self.engine.reactions.turn(tx)
-        for owner_type, entity_id in standings.waking(tx.conn, self.now, 100):
-            turn.take(Happening(owner_type, entity_id, Looked()))
-        for timer in rules.due_timers(tx.conn, self.now, 100):
-            turn.due(timer)
-        turn.finish()
-
-
-def _next_due(conn: Connection) -> int | None:
-    moments = [
-        conn.execute(select(func.min(column))).scalar()
-        for column in (standing_table.c.wake_at, trigger_timers.c.due_at)
-    ]
-    return min((moment for moment in moments if moment is not None), default=None)
 
 
 @pytest.fixture
@@ -70,13 +36,6 @@ async def engine(store: Store) -> AsyncIterator[Engine]:
     made = Engine(store)
     yield made
     await made.stop()
-
-
-def _decided(conn: Connection, owner_id: str, since: int) -> list[tuple[Any, ...]]:
-    """What triggers really decided; a hold is told by what came of it."""
-    X = traces.c
-    query = select(X.at, X.trigger_id, X.state, X.decision).where(X.owner_id == owner_id, X.at >= since)
-    return sorted(tuple(row) for row in conn.execute(query) if row.decision not in ("held", "hold_canceled"))
 
 
 @pytest.mark.parametrize("seed", [*range(4), 5, 7, 27, 35])
@@ -130,7 +89,7 @@ async def test_a_replayed_day_decides_what_that_day_decided(
             for firing in found.replayed.firings
             if firing.ruling.decision.value not in ("held", "hold_canceled")
         )
-        really = await engine.store.read(lambda conn, since=since: _decided(conn, owner_id, since))
+        really = await engine.store.read(lambda conn, since=since: decided_of(conn, owner_id, since))
         assert found.replayed.complete
         assert replayed == really
         changes = await engine.store.read(
@@ -138,25 +97,6 @@ async def test_a_replayed_day_decides_what_that_day_decided(
         )
         recorded = [(c.at, c.from_state, c.to_state) for c in reversed(changes) if c.at >= since]
         assert [(c.at, c.before, c.after) for c in found.replayed.changes] == recorded
-
-
-async def _agrees(engine: Engine, kind: OwnerType, entity_id: str, span: Span) -> None:
-    """A replay of what was recorded has the changes that there were, and the decisions."""
-
-    def recorded(conn: Connection) -> tuple[Any, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        entity = standings.load(conn, kind, entity_id).entity  # type: ignore[union-attr]
-        changes = standings.changes(conn, limit=1000, entity_id=entity_id)
-        told = [(one.at, one.from_state, one.to_state) for one in reversed(changes) if one.at >= span.since]
-        return rules.conditions_of(conn, entity), told, _decided(conn, entity_id, span.since)
-
-    conditions, changes, decided = await engine.store.read(recorded)
-    name = kind.name.lower()
-    [found] = await replays.of_conditions(engine.store, name, entity_id, conditions, span)
-    assert [(one.at, one.before, one.after) for one in found.replayed.changes] == changes
-    replayed = [
-        (one.at, one.trigger_id, one.state, one.ruling.decision.value) for one in found.replayed.firings
-    ]
-    assert sorted(one for one in replayed if one[-1] not in ("held", "hold_canceled")) == decided
 
 
 @pytest.mark.parametrize(
@@ -172,8 +112,8 @@ async def test_looks_that_are_a_little_late_do_not_make_repeats_rarer(
     await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, **trigger})
     await engine.report(owner_id, t=90)
     await day.pass_until(day.began + 60_500)
-    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
-    decided = await engine.store.read(lambda conn: _decided(conn, owner_id, day.began))
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
+    decided = await engine.store.read(lambda conn: decided_of(conn, owner_id, day.began))
     assert len(decided) == fired
     assert {row[-1] for row in decided} == {"fired"}
 
@@ -189,7 +129,7 @@ async def test_repeats_that_were_missed_while_nothing_ran_are_not_made_up_for(
     await day.pass_until(day.began + 601_000)
     day.late_ms = 0
     await day.pass_until(day.began + 603_500)
-    decided = await engine.store.read(lambda conn: _decided(conn, owner_id, day.began))
+    decided = await engine.store.read(lambda conn: decided_of(conn, owner_id, day.began))
     assert [row[0] - day.began for row in decided] == [0, 601_000, 602_000, 603_000]
 
 
@@ -247,7 +187,7 @@ async def test_a_day_on_which_much_has_one_moment_is_replayed_in_the_order_it_wa
 
     for kind, entity_id in ((OwnerType.OBJECT, source), (OwnerType.LINK, link_id)):
         for since in (day.began, middle):
-            await _agrees(engine, kind, entity_id, Span(since, day.now))
+            await agrees(engine, kind, entity_id, Span(since, day.now))
 
 
 @pytest.mark.parametrize(("hold_s", "repeat_s"), [(0, 7), (5, None)])
@@ -277,7 +217,7 @@ async def test_a_state_that_was_forced_while_it_was_already_so_is_replayed(
         await engine.happens(owner_id, what)
     await day.pass_until(day.now + 10_000)
     for since in (day.began - 1, *(at + 1 for at in began)):
-        await _agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+        await agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
     changes = await engine.store.read(lambda conn: standings.changes(conn, limit=99, entity_id=owner_id))
     assert all(one.from_state != one.to_state for one in changes)
 
@@ -298,7 +238,7 @@ async def test_a_connection_that_ends_where_a_condition_says_so_too_is_replayed(
     ):
         await day.pass_until(day.now + 1000)
         await engine.happens(owner_id, what)
-    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))
 
 
 async def test_a_first_report_that_changes_nothing_is_replayed(
@@ -312,7 +252,7 @@ async def test_a_first_report_that_changes_nothing_is_replayed(
     for value in (20, 90, 20):
         await day.pass_until(day.now + 1000)
         await engine.report(owner_id, t=value)
-    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 10))
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 10))
 
 
 async def test_a_property_that_was_taken_away_is_replayed_as_not_there(
@@ -323,6 +263,8 @@ async def test_a_property_that_was_taken_away_is_replayed_as_not_there(
     link_id = await engine.link(owner_id, target)
     await engine.conditions(owner_id, {"state": "alarm", "when": "!has(properties.door)"})
     await engine.conditions(link_id, {"state": "alarm", "when": "!has(source.door)"}, owner_kind="link")
+    await engine.happens(owner_id, Looked())
+    await engine.happens(link_id, Looked(), OwnerType.LINK)
 
     def take_away(tx: Transaction) -> None:
         definitions.change(tx, Kind.OBJECT, owner_id, lambda _: {"properties": {"lid": "shut"}})
@@ -343,8 +285,8 @@ async def test_a_property_that_was_taken_away_is_replayed_as_not_there(
         await engine.store.write(take_away)
     await day.pass_until(day.now + 1000)
     for since in (moments[0], *(moment + 1 for moment in moments)):
-        await _agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
-        await _agrees(engine, OwnerType.LINK, link_id, Span(since, day.now))
+        await agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+        await agrees(engine, OwnerType.LINK, link_id, Span(since, day.now))
 
 
 async def test_values_are_replayed_as_they_were_written_whatever_their_moments_say(
@@ -356,7 +298,7 @@ async def test_values_are_replayed_as_they_were_written_whatever_their_moments_s
     for value, later_ms in ((20, 0), (90, 50), (70, -30), (95, -10)):  # nodes whose clocks differ
         day.now += later_ms
         await engine.report(owner_id, t=value)
-    await _agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 100))
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now + 100))
 
 
 async def test_what_held_already_when_a_replay_begins_counts_as_entered_then(
@@ -491,15 +433,14 @@ async def test_a_replay_knows_of_a_cooldown_that_began_before_the_oldest_trace(
     await engine.report(owner_id, t=9)
     await engine.report(owner_id, t=1)
     later = day.now + 1000
-    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=9, before=later)):
-        pass
+    await engine.store.write(lambda tx: retention.drop_traces(tx, behind=(0, 0), limit=500, before=later))
     await day.pass_until(later)
     await engine.report(owner_id, t=9)
 
     span = Span(later, clock.now_ms())
     [found] = await replays.of_trigger(engine.store, trigger_id, span)
     decided = [firing.ruling.decision.value for firing in found.replayed.firings]
-    really = await engine.store.read(lambda conn: _decided(conn, owner_id, later))
+    really = await engine.store.read(lambda conn: decided_of(conn, owner_id, later))
     assert decided == [row[-1] for row in really] == ["cooling_down"]
 
 
@@ -568,3 +509,58 @@ async def test_a_long_replay_lets_others_have_their_turn(engine: Engine) -> None
 def _condition(when: str) -> Condition:
     given = {"id": "c", "state": "alarm", "when": when, "hold_s": 0, "description": "", "period": None}
     return rules.condition_of(given)
+
+
+@pytest.mark.parametrize(("hold_s", "entered_s"), [(0, 0), (10, 10)])
+async def test_what_an_entity_was_made_with_has_not_held_before_it_was_made(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, hold_s: float, entered_s: int
+) -> None:
+    day = Day(engine, monkeypatch)
+    await day.pass_until(day.now + 100_000)
+    owner_id = await engine.thing(properties={"t": 90})
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80", "hold_s": hold_s})
+    made_at = day.now
+    await engine.happens(owner_id, Looked())
+    await day.pass_until(day.now + 50_000)
+    for since in (day.began, made_at, made_at + 1, made_at + 9999, made_at + 10_001):
+        await agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+    [change] = await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id))
+    assert change.at == made_at + entered_s * 1000
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+async def test_a_state_whose_change_is_not_kept_any_more_is_replayed_as_it_was(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, is_forced: bool
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id = await engine.thing()
+    await engine.report(owner_id, t=20)
+    if is_forced:
+        await engine.happens(owner_id, Said(Forced("disabled", ADMIN.user_id, "x", day.now, None)))
+    later = day.now + 1000
+    while await engine.store.write(lambda tx: retention.drop_traces(tx, limit=9, before=later)):
+        pass
+    await day.pass_until(later)
+    await engine.report(owner_id, t=21)
+    assert await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id)) == []
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(later, day.now))
+
+
+async def test_a_replay_says_when_a_value_was_set_longer_ago_than_values_are_kept(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day(engine, monkeypatch)
+    old, other = await engine.thing(), await engine.thing()
+    await engine.report(old, t=20)
+    await day.pass_until(day.now + 10 * DAY_MS)
+    await engine.report(other, t=20)
+    await engine.store.write(lambda tx: retention.drop_history(tx, limit=9, before=day.now))
+    await day.pass_until(day.now + 1000)
+    since = day.now
+    new = await engine.thing()
+    for owner_id in (old, other, new):
+        await engine.report(owner_id, t=90)
+    for owner_id, is_complete in ((old, False), (other, True), (new, True)):
+        proposed, span = [_condition("t < 50")], Span(since, day.now)
+        [found] = await replays.of_conditions(engine.store, "object", owner_id, proposed, span)
+        assert found.replayed.complete is is_complete

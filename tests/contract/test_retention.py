@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,22 @@ from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull
 from iotjobs.domain.jobs import Ending, Job, PendingReason
 from iotjobs.domain.rights import EVERYTHING
+from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome
+from iotjobs.domain.triggers import Decision
+from iotjobs.engine import replays
 from iotjobs.engine import retention as module
 from iotjobs.engine.leases import Always
+from iotjobs.engine.reactions import Said
+from iotjobs.engine.replays import Span
 from iotjobs.engine.retention import DAY_MS, Keep, Retention
+from iotjobs.engine.timers import Timers
 from iotjobs.inputs.job_shapes import job_json
-from iotjobs.store import events, jobs, output, reads, retention, tables
+from iotjobs.store import definitions, events, jobs, output, reads, retention, rules, standings, tables
+from iotjobs.store.definitions import Kind
 from iotjobs.store.output import Chunk
 from iotjobs.store.session import Store
-from iotjobs.store.state_tables import property_history, state_changes, traces
+from iotjobs.store.state_tables import property_history, state_changes, traces, trigger_timers
 from iotjobs.store.writer import Transaction
 from tests.services.rows import Engine, Failing, add_job, job_of, rows_of, running_job
 from tests.services.site import eventually
@@ -46,6 +54,13 @@ async def ended(store: Store, days_ago: float, said: bytes = b"", **columns: Any
 
     await store.write(item)
     return await job_of(store, job.id)
+
+
+@pytest.fixture
+async def engine(store: Store) -> AsyncIterator[Engine]:
+    made = Engine(store)
+    yield made
+    await made.stop()
 
 
 async def prune(store: Store, **keep: Any) -> dict[str, int]:
@@ -278,8 +293,9 @@ async def test_values_traces_and_changes_are_kept_by_age_and_values_by_number(st
         for table in (property_history, traces):
             first = select(func.min(table.c.id)).scalar_subquery()
             tx.conn.execute(update(table).where(table.c.id == first).values(at=old))
-        first_change = select(func.min(state_changes.c.id)).scalar_subquery()
-        tx.conn.execute(update(state_changes).where(state_changes.c.id == first_change).values(at=old))
+        first_two = select(state_changes.c.id).order_by(state_changes.c.id).limit(2)
+        changes = update(state_changes).where(state_changes.c.id.in_(first_two))
+        tx.conn.execute(changes.values(at=old))  # the second one says how things were when the rest begins
 
     await store.write(age)
     assert await prune(store, history_days=7, traces_days=7) == {"values": 1, "traces": 2}
@@ -287,6 +303,147 @@ async def test_values_traces_and_changes_are_kept_by_age_and_values_by_number(st
     assert await prune(store, history_values=2) == {"values": 1}
     assert await count(store, property_history) == 2
     await engine.stop()
+
+
+async def age(store: Store, days: float = 40) -> None:
+    """Let so much time pass for all that is on record of states, and for what waits."""
+    by = round(days * DAY_MS)
+    moments = ((property_history, "at"), (state_changes, "at"), (traces, "at"), (trigger_timers, "due_at"))
+    for table, moment in moments:
+        aged = update(table).values({moment: table.c[moment] - by})
+        await store.write(lambda tx, aged=aged: tx.conn.execute(aged))  # type: ignore[misc]
+
+
+async def in_alarm(engine: Engine, **trigger: Any) -> str:
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, **trigger})
+    await engine.report(owner_id, t=1)
+    await engine.report(owner_id, t=9)
+    return owner_id
+
+
+async def test_what_a_timer_names_is_kept_as_long_as_that(engine: Engine) -> None:
+    store = engine.store
+    holds, repeats = await in_alarm(engine, hold_s=35 * 86_400), await in_alarm(engine, repeat_s=35 * 86_400)
+    before = await in_alarm(engine, hold_s=86_400)
+    await engine.report(before, t=1)  # its wait is over
+    await age(store)
+    await prune(store)
+    assert await count(store, traces) == 1
+    assert await count(store, state_changes) == 3
+
+    assert await Timers(store, engine.reactions, Always()).look() == 2
+
+    J = tables.jobs.c
+    jobs_ = await store.read(lambda conn: conn.execute(select(J.owner_id, J.id, J.process_meta)).all())
+    assert {job.owner_id: job.process_meta["from"] for job in jobs_ if job.process_meta} == {
+        holds: "working",
+        repeats: "working",
+    }
+    found = await store.read(lambda conn: conn.execute(select(traces).order_by(traces.c.id)).all())
+    assert [(row.owner_id, row.decision) for row in found] == [(holds, "fired"), (repeats, "fired")]
+    assert {row.job_id for row in found} <= {job.id for job in jobs_}
+
+
+async def test_of_changes_the_last_one_before_what_is_kept_stays_and_holds_up_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEP_ENTRIES", 2)
+    store = engine.store
+    owners = [await in_alarm(engine) for _ in range(5)]
+    gone = await in_alarm(engine)
+    for value in (1, 9):
+        await engine.report(owners[-1], t=value)
+    await age(store)
+    for owner_id in owners[2:]:
+        await engine.report(owner_id, t=1)
+    await store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, gone))
+
+    await prune(store)
+    await prune(store)
+
+    async def kept(owner_id: str) -> list[tuple[str, str]]:
+        found = await store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id))
+        return [(row.from_state, row.to_state) for row in reversed(found)]
+
+    for owner_id in owners[:2]:
+        assert await kept(owner_id) == [("working", "alarm")]
+    for owner_id in owners[2:]:
+        assert await kept(owner_id) == [("working", "alarm"), ("alarm", "working")]
+    assert await kept(gone) == []
+
+
+async def test_of_reasons_the_last_one_before_what_is_kept_stays_beside_the_last_change(
+    engine: Engine,
+) -> None:
+    store, owner_id = engine.store, await in_alarm(engine)
+    word = Forced("alarm", "anna", "service", since=clock.now_ms())
+    for forced in (word, None, word):
+        await engine.happens(owner_id, Said(forced))
+    await age(store)
+
+    await prune(store)
+
+    query = select(state_changes).order_by(state_changes.c.id)
+    found = await store.read(lambda conn: conn.execute(query).all())
+    assert [(row.from_state, row.to_state, row.why["by"]) for row in found] == [
+        ("working", "alarm", "condition"),
+        ("alarm", "alarm", "forced"),
+    ]
+
+
+async def test_a_replay_knows_of_a_state_that_began_before_the_oldest_trace(engine: Engine) -> None:
+    store, now = engine.store, clock.now_ms()
+    forced, left = await in_alarm(engine, repeat_s=86_400), await in_alarm(engine, repeat_s=86_400)
+    await engine.happens(forced, Said(Forced("alarm", "anna", "service", since=now)))
+    await engine.report(forced, t=1)
+    await age(store)
+    await prune(store)
+    since = clock.now_ms() - 5 * DAY_MS
+    await engine.report(left, t=1)
+    await engine.report(forced, t=2)
+
+    for owner_id, changes in ((forced, []), (left, [("alarm", "working")])):
+        rows = await store.read(lambda conn, owner_id=owner_id: rules.trigger_rows(conn, owner_id))  # type: ignore[misc]
+        [found] = await replays.of_trigger(store, rows[0].id, Span(since, clock.now_ms()))
+        assert [(one.before, one.after) for one in found.replayed.changes] == changes
+        assert [one.ruling.decision for one in found.replayed.firings].count(Decision.FIRED) == 5
+
+
+async def test_each_step_over_states_reads_little(engine: Engine) -> None:
+    store = engine.store
+    for _ in range(3):
+        await in_alarm(engine, hold_s=86_400)
+    asked: list[tuple[str, Any]] = []
+
+    def item(tx: Transaction) -> list[str]:
+        conn = tx.conn
+
+        def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            asked.append((statement, parameters))
+
+        if conn.dialect.name == "postgresql":
+            for way in ("seqscan", "bitmapscan", "sort"):  # which few rows are read by otherwise
+                conn.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        event.listen(conn, "before_cursor_execute", note)
+        retention.drop_traces(tx, behind=(0, 0), limit=5, before=clock.now_ms() + 1)
+        retention.drop_changes(tx, behind="", limit=5, before=clock.now_ms() + 1)
+        event.remove(conn, "before_cursor_execute", note)
+        explain = "EXPLAIN QUERY PLAN " if conn.dialect.name == "sqlite" else "EXPLAIN "
+        return [
+            "\n".join(str(row) for row in conn.exec_driver_sql(explain + statement, parameters))
+            for statement, parameters in asked
+            if statement.startswith("SELECT")
+        ]
+
+    of_traces, of_timers, of_changes, of_standings = await store.write(item)
+
+    assert "trigger_trace_at" in of_traces
+    assert "Sort" not in of_traces.replace("Incremental Sort", "").replace("Sort Key", "")
+    assert "state_change_entity" in of_changes
+    for plan in (of_traces, of_timers, of_changes, of_standings):
+        assert not any(word in plan for word in ("Seq Scan", "SCAN", "TEMP B-TREE", "SubPlan 2")), plan
 
 
 async def test_the_event_of_a_change_of_state_goes_with_the_change(store: Store) -> None:

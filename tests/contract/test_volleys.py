@@ -14,11 +14,13 @@ from iotjobs import clock
 from iotjobs.domain.jobs import Delivery, Job, Transport
 from iotjobs.domain.operations import OperationType, Plan
 from iotjobs.domain.statuses import Outcome, Status
-from iotjobs.engine import volleys
+from iotjobs.engine import sending, volleys, worker
+from iotjobs.engine.devices import BATCH_MESSAGES
 from iotjobs.engine.intake import Fired
 from iotjobs.store import jobs, tables
 from iotjobs.store.session import Store
 from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher
+from iotjobs.transports.mqtt_messages import Received
 from iotjobs.transports.topics import JOB_ID_PROPERTY
 from tests.services.mosquitto import Mosquitto
 from tests.services.rows import Engine, job_of, job_row, rows_of
@@ -42,6 +44,13 @@ class Line:
         worker = self.engine.worker
         assert all(await self.engine.store.write(lambda tx: [worker.begin_at_once(tx, one) for one in fired]))
         return [one.row["id"] for one in fired]
+
+    async def ask(self, job_id: str) -> None:
+        """Cancel a job."""
+        job, now = await job_of(self.engine.store, job_id), clock.now_ms()
+        cancel = {"by": "u", "at": now, "reason": None, "confirmed": None}
+        await self.engine.store.write(lambda tx: jobs.ask(tx, job, Status.CANCELING, now, cancel))
+        self.engine.worker.end(job_id, job.attempt)
 
     async def ended(self, job_ids: list[str], within_s: float = 10.0) -> list[Job]:
         """The jobs, once all have ended."""
@@ -142,7 +151,7 @@ async def test_a_slow_broker_is_waited_for_and_nothing_is_sent_twice(
     assert set(line.engine.worker.under_way()) == set(ids)
 
     async def all_alone() -> bool:
-        return (line.engine.publishing._publisher.waiting or 0) >= 10  # type: ignore[union-attr]
+        return set(line.engine.executor._watches) == set(ids)
 
     await eventually(all_alone, 10)
     line.broker.thaw()
@@ -152,9 +161,62 @@ async def test_a_slow_broker_is_waited_for_and_nothing_is_sent_twice(
     assert line.heard == Counter(ids)
 
 
+@pytest.mark.parametrize("patience_s", [volleys.PATIENCE_S, 0.05], ids=["together", "alone"])
+async def test_messages_leave_in_the_order_of_their_commits_however_long_they_wait(
+    line: Line, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(volleys, "PATIENCE_S", patience_s)
+    line.broker.freeze()
+    ids = [job_id for count in (30, 1, 40, 1, 1, 60, 30) for job_id in await line.fire(count)]
+    if patience_s < volleys.PATIENCE_S:
+        await eventually(lambda: set(line.engine.executor._watches) == set(ids), 10)
+    line.broker.thaw()
+    await line.ended(ids)
+
+    assert list(line.heard) == ids
+    assert line.heard == Counter(ids)
+
+
+async def test_those_that_waited_so_long_that_each_asks_whether_it_is_still_ours_keep_their_order(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volleys, "PATIENCE_S", 0.05)
+    line.broker.freeze()
+    ids = await line.fire(30)
+    since = clock.monotonic()
+    monkeypatch.setattr(sending, "SEND_WITHIN_S", 0.2)
+    await eventually(lambda: clock.monotonic() - since > 0.2 and len(line.engine.executor._watches) == 30, 10)
+    ids += await line.fire(5)  # and these need not ask
+    line.broker.thaw()
+    await line.ended(ids)
+
+    assert list(line.heard) == ids
+
+
+async def test_commands_of_one_device_leave_in_the_order_of_its_changes(line: Line) -> None:
+    engine = line.engine
+    owner_id = await engine.thing(thing="press")
+    operation_id = await engine.operation(
+        owner_id, type="mqtt", parameters={"topic": "line/press", "message": "{{state}}"}
+    )
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["alarm", "working"], "operation_id": operation_id})
+    devices = engine.devices()
+    await devices.start()
+    count = 3 * BATCH_MESSAGES
+    for number in range(count):
+        said = b'{"t": 90}' if number % 2 == 0 else b'{"t": 20}'
+        devices.receive(Received("iotjobs/press/report", said, 1, False, False, number + 1))
+    await eventually(lambda: len(line.heard) == count, 20)
+    await devices.stop()
+
+    seqs = [(await job_of(engine.store, job_id or "")).seq for job_id in line.heard]
+    assert seqs == sorted(seqs)
+
+
 @pytest.mark.parametrize(("count", "which"), [(5, [0]), (25, [0, 24])])
 async def test_a_cancel_reaches_one_that_was_sent_and_one_that_waits_for_its_place(
-    line: Line, store: Store, monkeypatch: pytest.MonkeyPatch, count: int, which: list[int]
+    line: Line, monkeypatch: pytest.MonkeyPatch, count: int, which: list[int]
 ) -> None:
     if count == 5:  # all of them are sent: a cancel is heard at once, and not when patience ends
         monkeypatch.setattr(volleys, "PATIENCE_S", 15.0)
@@ -162,12 +224,7 @@ async def test_a_cancel_reaches_one_that_was_sent_and_one_that_waits_for_its_pla
     ids = await line.fire(count)
     asked = [ids[at] for at in which]
     for job_id in asked:
-        job = await job_of(store, job_id)
-        cancel = {"by": "u", "at": clock.now_ms(), "reason": None, "confirmed": None}
-        await store.write(
-            lambda tx, job=job, cancel=cancel: jobs.ask(tx, job, Status.CANCELING, clock.now_ms(), cancel)  # type: ignore[misc]
-        )
-        line.engine.worker.end(job_id, job.attempt)
+        await line.ask(job_id)
     canceled = await line.ended(asked)
     line.broker.thaw()
     others = await line.ended([job_id for job_id in ids if job_id not in asked])
@@ -191,14 +248,43 @@ async def test_one_that_was_ended_meanwhile_does_not_keep_the_others_from_their_
     assert await asyncio.wait_for(_idle(line), 5) is None
 
 
-async def test_a_cut_connection_loses_what_was_sent_and_nothing_else(line: Line) -> None:
+async def test_a_cancel_reaches_one_that_waits_for_messages_of_an_earlier_commit(line: Line) -> None:
     line.broker.freeze()
-    ids = await line.fire(30)
+    first, second = await line.fire(25), await line.fire(5)
+    await eventually(lambda: len(line.engine.executor._watches) == 30, 10)
+    await line.ask(second[0])
+    [canceled] = await line.ended(second[:1])
+    line.broker.thaw()
+    others = await line.ended(first + second[1:])
 
-    async def all_places_taken() -> bool:
-        return line.engine.publishing._publisher.free_places == 0  # type: ignore[union-attr]
+    assert (canceled.status, canceled.sent_at) == (Status.CANCELED, None)
+    assert {job.outcome for job in others} == {Outcome.SUCCEEDED}
+    assert list(line.heard) == first + second[1:]
 
-    await eventually(all_places_taken, 5)
+
+async def test_a_drain_leaves_what_waits_and_is_not_held_up(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "INTERRUPT_S", 0.1)
+    line.broker.freeze()
+    ids = await line.fire(25) + await line.fire(5)
+
+    left = await asyncio.wait_for(line.engine.worker.drain(0.1), 10)
+
+    assert sorted(left) == sorted(ids)
+    assert len(line.engine.publishing._line) == 0
+
+
+@pytest.mark.parametrize("counts", [(30,), (15, 1, 14)])
+async def test_a_cut_connection_loses_what_was_sent_and_nothing_else(
+    line: Line, counts: tuple[int, ...]
+) -> None:
+    line.broker.freeze()
+    ids = [job_id for count in counts for job_id in await line.fire(count)]
+
+    # Each goes its own way by now, so that what has a place has been written.
+    await eventually(lambda: set(line.engine.executor._watches) == set(ids), 10)
+    assert line.engine.publishing._publisher.free_places == 0  # type: ignore[union-attr]
     line.broker.kill()
     found = await line.ended(ids, 30)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from iotjobs_sim.mqtt_devices import PretendDevice
 
+from tests.services.fleet import ALONE_S
 from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, StartServe, eventually
 
@@ -63,7 +64,7 @@ async def test_a_broker_that_restarts_amid_a_hundred_messages_leaves_each_job_it
     broker = start_mosquitto()
     serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
     await serve.start()
-    device = PretendDevice("valve", "127.0.0.1", broker.port)
+    device = PretendDevice("valve", "127.0.0.1", broker.port, spread_s=ALONE_S)
     await device.start()
     try:
         async with Rest(serve) as rest:

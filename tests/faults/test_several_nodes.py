@@ -14,6 +14,7 @@ from iotjobs_sim.sshd import SshServer
 from paho.mqtt import publish
 
 from iotjobs import clock
+from tests.services.fleet import ALONE_S
 from tests.services.mosquitto import Mosquitto
 from tests.services.nodes import Nodes
 from tests.services.programs import free_port
@@ -51,7 +52,12 @@ async def test_a_dead_workers_jobs_end_and_its_devices_messages_go_on(
     worker = await nodes.add()
     runs = tmp_path / "runs"
     valve = PretendDevice(
-        "valve", "127.0.0.1", nodes.broker_port, behaviour=Behaviour.SLOW, answer_after_s=0.1
+        "valve",
+        "127.0.0.1",
+        nodes.broker_port,
+        behaviour=Behaviour.SLOW,
+        answer_after_s=0.1,
+        spread_s=ALONE_S,
     )
     await valve.start()
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from iotjobs_sim.mqtt_devices import Behaviour, PretendDevice
 
+from tests.services.fleet import ALONE_S
 from tests.services.mosquitto import Mosquitto
 from tests.services.site import Rest, Serve, StartServe, eventually, log_has, new_name
 
@@ -26,6 +27,7 @@ async def login(rest: Rest, owner: dict[str, Any], **given: Any) -> PretendDevic
         rest.serve.mqtt_port,
         answer.body["username"],
         answer.body["password"],
+        spread_s=ALONE_S,
         **given,
     )
 
@@ -168,7 +170,18 @@ async def test_hostile_payloads_are_dropped_and_counted_and_stop_nobody(
 
         job = await rest.job_that(job["id"], lambda job: job["results"])
 
+        async def told() -> Any:
+            state = await rest.get(f"/objects/{owner['id']}/state")
+            return state["refused"] == 2 * len(HOSTILE) + 2 and state
+
+        last = (await eventually(told, 10))["last_refusal"]
+
     assert [entry["payload"] for entry in job["results"]] == [{"still": "here"}]
+    assert last["at"].endswith("Z")
+    assert f"{last['topic']}: {last['why']}" in {
+        f"iotjobs/{owner['thing']}/jobs/{'0' * 32}/results: there is no job {'0' * 32}",
+        f"iotjobs/{owner['thing']}/jobs/..%2f/results: the topic is not one of ours",
+    }
     assert shared_serve.log.count(NO_EFFECT) - before == 2 * len(HOSTILE) + 2
     assert "failed in us" not in shared_serve.log
     assert "Traceback" not in shared_serve.log
@@ -322,7 +335,7 @@ async def test_what_was_not_committed_when_serve_was_killed_comes_again(
     broker = start_mosquitto()
     serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
     await serve.start()
-    device = PretendDevice("valve", "127.0.0.1", broker.port)
+    device = PretendDevice("valve", "127.0.0.1", broker.port, spread_s=ALONE_S)
     await device.start()
     try:
         async with Rest(serve) as rest:

@@ -19,6 +19,7 @@ from iotjobs.transports.mqtt import MqttConsumer, MqttPublisher, PublishEnd
 from iotjobs.transports.mqtt_address import BrokerAddress, ConnectionEnded
 from iotjobs.transports.mqtt_messages import MqttMessage, Received, pack_varint
 from iotjobs.transports.topics import JOB_ID_PROPERTY
+from tests.services.fleet import ALONE_S
 from tests.services.mosquitto import Mosquitto, OurBroker, nothing, until
 
 JOB = "0199f3c2a7d47c4e9f0b6f6f6c1f2a10"
@@ -93,7 +94,8 @@ async def devices() -> AsyncIterator[Callable[..., Awaitable[PretendDevice]]]:
     started: list[PretendDevice] = []
 
     async def make(thing: str, address: BrokerAddress, **more: object) -> PretendDevice:
-        device = PretendDevice(thing, address.host, address.port, address.username, address.password, **more)
+        given = {"spread_s": ALONE_S, **more}
+        device = PretendDevice(thing, address.host, address.port, address.username, address.password, **given)
         started.append(device)
         await device.start()
         return device

@@ -25,20 +25,27 @@ async def test_a_drained_site_takes_jobs_and_begins_none_until_it_is_opened(
         assert (drain["type"], drain["owner_type"], drain["label"]) == ("STOP_APP", 0, "drain the site")
         ready = await rest.get("/readyz")
         assert (ready["status"], list(ready["reasons"])) == ("degraded", ["dispatch"])
-        assert (await rest.get("/site")) == {
+        site = await rest.get("/site")
+        assert (site["drained"]["by"], site["drained"]["since"]) == (drain["run_by"], drain["created_at"])
+        again = await rest.call("PUT", "/site", {"dispatch": "drained"})
+        assert again.body["drained"] == site["drained"]
+        assert site == {
             "dispatch": "drained",
+            "drained": site["drained"],
             "triggers": "open",
+            "paused": None,
             "running": 0,
             "waiting": 1,
             "job_id": None,
         }
 
         async def over() -> bool:
-            return (await rest.get(f"/jobs/{drain['id']}"))["outcome"] == "succeeded"
+            return (await rest.get(f"/jobs/{again.body['job_id']}"))["outcome"] == "succeeded"
 
         await eventually(over, 10)
     finally:
         opened = await rest.call("PUT", "/site", {"dispatch": "open"})
+    assert opened.body["drained"] is None
     assert (await rest.get(f"/jobs/{opened.body['job_id']}"))["type"] == "START_APP"
     done = await rest.ended(waits["id"])
     assert (done["outcome"], done["description"]["stdout"]) == ("succeeded", "ran\n")

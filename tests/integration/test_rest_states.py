@@ -7,7 +7,8 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -131,7 +132,21 @@ async def test_a_report_over_rest_is_answered_with_all_properties_and_once(rest:
     await rest.call("POST", path, {"temperature": 2, "_id": "r-2"})
     repeated = await rest.call("POST", path, {"temperature": 1}, Idempotency_Key="r-1")
     assert repeated.body["temperature"] == 2
+    state = await rest.get(f"/objects/{owner['id']}/state")
+    assert (state["reports"], state["repeated"], state["refused"], state["last_refusal"]) == (2, 1, 0, None)
     await rest.refused("POST", path, [1], status=400, code="badRequest")
+    target = (await rest.thing())["id"]
+    other = await rest.make("/links", name=new_name("link"), source=owner["id"], target=target)
+    for method, where in (
+        ("POST", path),
+        ("PATCH", f"/objects/{owner['id']}/properties"),
+        ("POST", f"/links/{other['id']}/report"),
+        ("PATCH", f"/links/{other['id']}/properties"),
+    ):
+        twice = b'{"door": 1, "o": {"a": 1, "a": 2}}'
+        problem = await rest.refused(method, where, content=twice, status=400, code="badRequest")
+        assert "the name a stands twice" in problem["detail"]
+    assert (await rest.get(f"/objects/{owner['id']}/properties"))["temperature"] == 2
     await rest.refused("POST", path, {"x" * 201: 1}, status=400, code="badRequest")
     await rest.refused("POST", "/objects/nothing/report", {}, status=404, code="notFound")
 
@@ -160,6 +175,16 @@ async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -
     decisions = [one["decision"] for one in await traces(rest, owner)]
     assert (decisions.count("fired"), decisions.count("loop_guard")) == (5, 3)
     await rest.refused("POST", f"{path}/report", {"_job_id": 7}, status=400, code="badRequest")
+    writes = (("POST", f"{path}/report"), ("PATCH", f"{path}/properties"), ("PATCH", path))
+    for (method, where), none in product(writes, ("nope", "9" * 18, "f" * 32)):
+        body = {"properties": {"temperature": 1}} if where == path else {"temperature": 1}
+        problem = await rest.refused(method, where, body, status=400, code="badRequest", Job_Id=none)
+        assert (problem["errors"][0]["field"], none in problem["detail"]) == ("Job-Id", True)
+    seq = (await rest.get(f"/jobs/{job_id}"))["seq"]
+    for temperature in (20, 90):
+        report = {"temperature": temperature}
+        assert (await rest.call("POST", f"{path}/report", report, Job_Id=str(seq))).status == 200
+    assert (await traces(rest, owner))[0]["decision"] == "loop_guard"
     await rest.refused("PATCH", f"{path}/properties", {"_job_id": "x"}, status=400, code="badRequest")
 
 
@@ -356,6 +381,12 @@ async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> Non
         "disabled",
         "service",
     )
+    user = {"id": answer.body["forced"]["user"]["id"], "name": "admin"}
+    assert len(user["id"]) == 32
+    assert set(answer.body["forced"]) == {"state", "user", "reason", "since", "until"}
+    [change] = (await rest.get("/state-changes", entity_id=owner["id"]))["items"]
+    for told in (answer.body["forced"], answer.body["why"], answer.body["now"]["why"], change["why"]):
+        assert told["user"] == user
     assert answer.body["why"]["by"] == "forced"
     back = await rest.call("DELETE", f"{path}/forced-state")
     assert (back.status, back.body["state"], back.body["forced"]) == (200, "working", None)
@@ -366,6 +397,18 @@ async def test_a_state_is_forced_with_a_reason_and_taken_back(rest: Rest) -> Non
         {"state": "alarm", "reason": "x", "until": "tomorrow"},
     ):
         await rest.refused("PUT", f"{path}/forced-state", body, status=400, code="badRequest")
+
+
+async def test_until_when_a_state_is_forced_is_told_as_every_other_moment(rest: Rest) -> None:
+    owner = await rest.thing()
+    path, until = f"/objects/{owner['id']}", "2126-01-02T03:04:05.678Z"
+    given = {"state": "disabled", "reason": "service", "until": until}
+    state = (await rest.call("PUT", f"{path}/forced-state", given)).body
+    changes = await rest.get(f"/state-changes?entity_id={owner['id']}")
+    whys = [state["why"], state["now"]["why"], changes["items"][0]["why"]]
+    assert [why["until"] for why in whys] == [state["forced"]["until"]] * 3 == [until] * 3
+    endless = (await rest.call("PUT", f"{path}/forced-state", {**given, "until": None})).body
+    assert endless["now"]["why"]["until"] is None
 
 
 async def test_conditions_of_a_class_are_inherited_live_and_overridden(rest: Rest) -> None:
@@ -394,6 +437,12 @@ async def test_conditions_of_a_class_are_inherited_live_and_overridden(rest: Res
     ("conditions", "field", "said"),
     [
         ([{"state": "alarm", "when": "temperature >"}], "items[0].when", "line 1, column 14"),
+        ([{"state": "alarm", "when": "a > 1 && size(tags)"}], "items[0].when", "line 1, column 10"),
+        (
+            [{"state": "alarm", "when": "source.a > 1"}],
+            "items[0].when",
+            "only links have one (line 1, column 1)",
+        ),
         ([{"state": "nosuch", "when": "a == 1"}], "items[0].state", "POST /states"),
         ([{"state": "alarm", "when": "a", "hold_s": -1}], "items[0].hold_s", "0"),
         ([{"state": "alarm", "when": "a", "period": {"zone": "Mars"}}], "items[0].period.zone", "IANA"),
@@ -409,6 +458,18 @@ async def test_a_condition_that_cannot_be_is_refused_with_its_place(
     problem = await rest.refused("PUT", path, conditions, status=400, code="badRequest")
     assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
     assert (await rest.get(path))["items"] == []
+    proposed = {"owner_kind": "object", "owner_id": owner["id"], "items": conditions}
+    problem = await rest.refused("POST", "/state-conditions/replay", proposed, status=400, code="badRequest")
+    assert (problem["errors"][0]["field"], said in problem["errors"][0]["message"]) == (field, True), problem
+
+
+async def test_links_and_classes_may_read_their_ends(rest: Rest) -> None:
+    one, other = await rest.thing(), await rest.thing()
+    link = await rest.make("/links", name=new_name("link"), source=one["id"], target=other["id"])
+    class_ = await rest.make("/classes", name=new_name("class"))
+    for path in (f"/links/{link['id']}", f"/classes/{class_['id']}"):
+        items = [{"state": "alarm", "when": "source.a > target.a"}]
+        assert (await rest.call("PUT", f"{path}/state-conditions", items)).status == 200
 
 
 async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None:
@@ -422,6 +483,36 @@ async def test_a_trigger_starts_operations_of_its_owner_only(rest: Rest) -> None
         await rest.refused("PUT", path, [{**item, **wrong}], status=400, code="badRequest")
 
 
+async def test_a_report_cannot_lock_its_object_s_definition(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    for name in ("a\nb", " ", "a\u2028"):
+        await rest.refused("POST", f"{path}/report", {name: 1, "t": 1}, status=400, code="badRequest")
+        await rest.refused("PATCH", f"{path}/properties", {name: 1}, status=400, code="badRequest")
+
+    assert (await rest.call("PATCH", path, {"tags": ["x"]})).status == 200
+    assert await rest.get(f"{path}/properties") == {}
+
+
+async def test_triggers_are_put_back_as_they_were_read(rest: Rest) -> None:
+    kind = await rest.make("/classes", name=new_name("class"))
+    owner = await rest.thing(class_id=kind["id"])
+    of_class = await rest.operation(kind, "mqtt", owners="classes", topic="a", message="b")
+    own = await rest.operation(owner, "mqtt", topic="a", message="b")
+    for path, operation in ((f"/classes/{kind['id']}", of_class), (f"/objects/{owner['id']}", own)):
+        item = {"name": "t", "states": ["alarm"], "operation_id": operation["id"]}
+        assert (await rest.call("PUT", f"{path}/state-triggers", [item])).status == 200
+
+    path = f"/objects/{owner['id']}/state-triggers"
+    read = (await rest.get(path))["items"]
+    assert [trigger["owner_kind"] for trigger in read] == ["object", "class"]
+    assert (await rest.call("PUT", path, read)).body["items"] == read[:1]
+    assert (await rest.get(path))["items"] == read
+
+    other = await rest.thing()
+    await rest.refused("PUT", f"/objects/{other['id']}/state-triggers", read, status=400, code="badRequest")
+
+
 async def test_states_of_the_site_s_own(rest: Rest) -> None:
     name = new_name("state")
     made = await rest.make("/states", name=name, priority=55)
@@ -433,6 +524,15 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     path = f"/states/{made['id']}"
     assert (await rest.call("PUT", path, {"name": name, "priority": 5})).body["priority"] == 5
     await rest.refused("PUT", path, {"name": "other", "priority": 5}, status=400, code="badRequest")
+    await rest.refused("PUT", path, {"name": name}, status=400, code="badRequest")  # it would be 10 again
+    assert (await rest.call("PATCH", path, {"name": name})).body["priority"] == 5
+    assert (await rest.call("PATCH", path, {"priority": 7})).body["priority"] == 7
+    await rest.refused("PATCH", path, {"name": "other"}, status=400, code="badRequest")
+    await rest.refused("PATCH", path, {"priority": "high"}, status=400, code="badRequest")
+    assert (await rest.get(path))["priority"] == 7
+    for method, body in (("GET", None), ("PATCH", {"priority": 1}), ("DELETE", None)):
+        problem = await rest.refused(method, "/states/alarm", body, status=404, code="notFound")
+        assert "built in" in problem["detail"]
 
     owner = await rest.thing()
     conditions = f"/objects/{owner['id']}/state-conditions"
@@ -442,15 +542,70 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     assert (await rest.call("DELETE", path)).status == 204
 
 
-async def test_the_site_pauses_all_triggers(rest: Rest) -> None:
+async def test_the_site_pauses_all_triggers_and_tells_who_did_it_and_since_when(rest: Rest) -> None:
     owner = await rest.thing()
     await alarming(rest, {**owner, "thing": "x"})
-    assert (await rest.call("PUT", "/site", {"triggers": "paused"})).body["triggers"] == "paused"
+    before = datetime.now(UTC)
+    paused = (await rest.call("PUT", "/site", {"triggers": "paused"})).body
     try:
-        await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 90})
-        assert [trace["decision"] for trace in await traces(rest, owner)] == ["paused"]
+        assert (paused["triggers"], paused["paused"]["by"]["name"]) == ("paused", "admin")
+        since = datetime.fromisoformat(paused["paused"]["since"])
+        assert abs(since - before) < timedelta(minutes=1)
+        user, token = await rest.user("admin")
+        async with Rest(rest.serve, token) as other:  # who pauses what is paused already changes nothing
+            again = (await other.call("PUT", "/site", {"triggers": "paused"})).body
+            assert again["paused"] == paused["paused"]
+            await rest.call("POST", f"/objects/{owner['id']}/report", {"temperature": 90})
+            assert [trace["decision"] for trace in await traces(rest, owner)] == ["paused"]
+            opened = (await other.call("PUT", "/site", {"triggers": "open"})).body
+            assert (opened["triggers"], opened["paused"]) == ("open", None)
+            by = (await other.call("PUT", "/site", {"triggers": "paused"})).body["paused"]["by"]
+            assert by == {"id": user["id"], "name": user["login"]}
     finally:
         assert (await rest.call("PUT", "/site", {"triggers": "open"})).body["triggers"] == "open"
+
+
+async def test_all_triggers_are_listed_and_those_that_the_loop_guard_stopped(rest: Rest) -> None:
+    owner = await rest.thing()
+    made = [await alarming(rest, await rest.thing()) for _ in range(3)]
+    operation = await rest.operation(owner, "mqtt", topic="a/b", message="{{jobId}}")
+    path = f"/objects/{owner['id']}"
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    items = [{"name": "loops", "states": ["alarm"], "operation_id": operation["id"]}]
+    [trigger] = (await rest.call("PUT", f"{path}/state-triggers", items)).body["items"]
+
+    async def listed(**query: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"next": None}
+        while not found or page["next"]:
+            more = {"cursor": page["next"]} if page["next"] else {}
+            page = await rest.get("/triggers", limit=2, **query, **more)
+            assert len(page["items"]) <= 2
+            found += page["items"]
+            if not page["items"]:
+                break
+        return found
+
+    everything = await listed()
+    assert [one["id"] for one in everything] == sorted({one["id"] for one in everything})
+    assert {one["id"] for one in everything} >= {trigger["id"], *(one["id"] for one in made)}
+    assert trigger in everything
+    assert trigger["id"] not in [one["id"] for one in await listed(broken="true")]
+
+    job_id = None
+    for _ in range(6):
+        for temperature in (20, 90):
+            report = {"temperature": temperature, **({"_job_id": job_id} if job_id else {})}
+            assert (await rest.call("POST", f"{path}/report", report)).status == 200
+        job_id = (await traces(rest, owner, decision="fired"))[0]["job_id"]
+    broken = next(one for one in await listed(broken="true") if one["id"] == trigger["id"])
+    assert broken["broken_at"]
+    assert trigger["id"] not in [one["id"] for one in await listed(broken="false")]
+    reset = await rest.call("POST", f"/triggers/{trigger['id']}/reset")
+    assert (reset.status, reset.body) == (200, trigger)
+    assert trigger["id"] not in [one["id"] for one in await listed(broken="true")]
+    await rest.refused("GET", "/triggers", query={"owner": "x"}, status=400, code="badRequest")
+    await rest.refused("GET", "/triggers", query={"broken": "perhaps"}, status=400, code="badRequest")
 
 
 async def test_a_link_has_states_and_triggers_of_its_own(rest: Rest) -> None:
@@ -505,10 +660,51 @@ async def test_a_trigger_and_proposed_conditions_are_replayed_against_what_was_r
     await rest.call("PUT", f"{path}/state-conditions", proposed["items"])
     some = (await rest.call("POST", f"/triggers/{trigger['id']}/replay")).body
     assert some["fired"] == 2
+    assert {one["trigger_name"] for one in some["firings"]} == {"t"}
     for since in ("soon", "2100-01-01T00:00:00Z"):
         body = {"since": since}
         await rest.refused("POST", f"/triggers/{trigger['id']}/replay", body, status=400, code="badRequest")
     await rest.refused("POST", "/triggers/nosuch/replay", {}, status=404, code="notFound")
+
+
+async def test_records_are_asked_for_by_their_owner_under_either_name(rest: Rest) -> None:
+    owner, other = await rest.thing(), await rest.thing()
+    for one in (owner, other):
+        await alarming(rest, {**one, "thing": "x"})
+        await rest.call("POST", f"/objects/{one['id']}/report", {"temperature": 90})
+    for where, column in (("/state-changes", "entity_id"), ("/trigger-traces", "owner_id")):
+        for name in ("entity_id", "owner_id"):
+            found = (await rest.get(where, **{name: owner["id"]}))["items"]
+            assert {one[column] for one in found} == {owner["id"]}
+        query = {"entity_id": owner["id"], "owner_id": other["id"]}
+        await rest.refused("GET", where, status=400, code="badRequest", query=query)
+        problem = await rest.refused("GET", where, status=400, code="badRequest", query={"object_id": "x"})
+        assert "known here: owner_id, entity_id" in problem["detail"]
+
+
+async def test_records_are_asked_for_by_when_they_were(rest: Rest) -> None:
+    owner = await rest.thing()
+    path = f"/objects/{owner['id']}"
+    await alarming(rest, {**owner, "thing": "x"})
+    for temperature in (20, 90, 20):
+        await rest.call("POST", f"{path}/report", {"temperature": temperature})
+    lists = (
+        ("/state-changes", {"owner_id": owner["id"]}),
+        ("/trigger-traces", {"owner_id": owner["id"]}),
+        (f"{path}/properties/temperature/history", {}),
+    )
+    for where, query in lists:
+        everything = (await rest.get(where, **query))["items"]
+        assert len(everything) == 3
+        assert (await rest.get(where, **query, since="1h"))["items"] == everything
+        assert (await rest.get(where, **query, until="1h"))["items"] == []
+        middle = everything[1]["at"]
+        later = (await rest.get(where, **query, since=middle))["items"]
+        assert later == [one for one in everything if one["at"] >= middle]
+        earlier = (await rest.get(where, **query, until=middle, limit=1))["items"]
+        assert earlier == [one for one in everything if one["at"] <= middle][:1]
+        for wrong in ({"since": "soon"}, {"until": "1 hour"}, {"since": "1h", "until": "2h"}):
+            await rest.refused("GET", where, status=400, code="badRequest", query={**query, **wrong})
 
 
 async def test_what_a_trigger_starts_stays_and_what_is_deleted_takes_its_rules_along(rest: Rest) -> None:

@@ -153,7 +153,7 @@ def _served(tls: ssl.SSLContext | None) -> Iterator[Site]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do
+        do_GET = do_POST = do_PUT = do
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""

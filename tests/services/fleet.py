@@ -15,13 +15,20 @@ from iotjobs_sim.sshd import SshServer
 from tests.services.site import Rest, ended
 
 DEVICES = 5
+ALONE_S = 0.2  # a device that meets nobody else when the broker comes back
 
 
 @asynccontextmanager
 async def slow_valve(port: int, *login: str, answer_after_s: float = 0.2) -> AsyncIterator[PretendDevice]:
     """The fleet's device on MQTT, on a broker's port, while the block goes on; it takes its time to answer."""
     valve = PretendDevice(
-        "valve", "127.0.0.1", port, *login, behaviour=Behaviour.SLOW, answer_after_s=answer_after_s
+        "valve",
+        "127.0.0.1",
+        port,
+        *login,
+        behaviour=Behaviour.SLOW,
+        answer_after_s=answer_after_s,
+        spread_s=ALONE_S,
     )
     await valve.start()
     try:

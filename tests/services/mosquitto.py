@@ -143,6 +143,11 @@ class Mosquitto:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def log(self) -> str:
+        """What it wrote, of all its lives."""
+        return (self._folder / "log").read_text()
+
     def start(self) -> None:
         """Start it and wait until it takes connections."""
         self._process = subprocess.Popen(

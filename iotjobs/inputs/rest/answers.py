@@ -10,11 +10,14 @@ import msgspec
 from fastapi import Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from iotjobs import clock
 from iotjobs.clock import rfc3339
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest
+from iotjobs.inputs.moments import SPAN, read_ago
 from iotjobs.inputs.shapes import Name, formed
 from iotjobs.store.definitions import Definition, Kind, Page
+from iotjobs.store.spans import Between
 
 PREFIX = "/api/v1"
 # Owners of operations, where they are found; those of them that jobs run on.
@@ -98,9 +101,37 @@ def only(*names: str) -> Any:
     async def check(request: Request) -> None:
         unknown = sorted(set(request.query_params) - set(names))
         if unknown:
-            raise BadRequest(f"unknown parameter {', '.join(unknown)}", field=unknown[0])
+            known = ", ".join(names) or "none"
+            raise BadRequest(f"unknown parameter {', '.join(unknown)}; known here: {known}", field=unknown[0])
 
     return Depends(check)
+
+
+async def _between(
+    since: Annotated[str | None, Query(max_length=40, description=f"{SPAN}: how long ago, or when")] = None,
+    until: Annotated[str | None, Query(max_length=40, description="likewise")] = None,
+) -> Between:
+    now = clock.now_ms()
+    begin = None if since is None else read_ago("since", since, now)
+    end = None if until is None else read_ago("until", until, now)
+    if begin is not None and end is not None and begin > end:
+        raise BadRequest("since is after until", field="since")
+    return Between(begin, end)
+
+
+# Of which span a list is wanted; `since` and `until` in its query.
+When = Annotated[Between, Depends(_between)]
+
+
+def entity_of(entity_id: str | None, owner_id: str | None) -> str | None:
+    """Whose records are wanted: an entity is the owner of what was decided and done for it.
+
+    Raises:
+        BadRequest: two are given.
+    """
+    if None not in (entity_id, owner_id) and entity_id != owner_id:
+        raise BadRequest("entity_id and owner_id name one entity: give one of them", field="entity_id")
+    return entity_id or owner_id
 
 
 Listing = Annotated[ListQuery, Query()]

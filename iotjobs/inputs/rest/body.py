@@ -17,6 +17,7 @@ from fastapi import Request
 from pydantic import TypeAdapter
 
 from iotjobs.domain.errors import BadRequest, TooLarge
+from iotjobs.domain.payloads import refuse_repeated
 from iotjobs.inputs.problems import dotted
 from iotjobs.inputs.rest.services import caller_of
 from iotjobs.inputs.validation import validated
@@ -98,7 +99,7 @@ async def _read(request: Request) -> bytes:
 
 
 def decode(raw: bytes) -> Any:
-    """JSON that every part of us can hold: bounded depth and numbers, text without NUL or surrogates.
+    """JSON that every part of us can hold: bounded depth and numbers, names once, text without NUL or surrogates.
 
     Raises:
         BadRequest: it is something else; names the place where it can.
@@ -111,6 +112,10 @@ def decode(raw: bytes) -> Any:
         _explain(raw)
         raise BadRequest(f"the body is no JSON: {error}") from None
     _refuse_unfit(value)
+    try:
+        refuse_repeated(raw, value)
+    except ValueError as error:
+        raise BadRequest(f"the body is ambiguous: {error}") from None
     return value
 
 

@@ -16,7 +16,7 @@ from iotjobs.inputs.rest.answers import ENTITIES, ListQuery, created, no_content
 from iotjobs.inputs.rest.properties import refuse_unwritable
 from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.inputs.validation import patched
-from iotjobs.store import definitions, states
+from iotjobs.store import chains, definitions, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -100,6 +100,7 @@ async def patch_entity(
         return values
 
     def follow(tx: Transaction, after: Definition) -> None:
+        chains.refuse_unknown(tx.conn, job_ids, "Job-Id")
         own, engine = after.values["properties"], services.engine
         if operators.equal(own, before) or engine is None:
             return

@@ -13,9 +13,19 @@ from iotjobs.domain.entities import PropertyType
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
-from iotjobs.engine.reactions import Happening, What, Written
+from iotjobs.engine.reactions import Happening, Reported, Written
 from iotjobs.engine.reports import JOB_ID_MEMBER, REPORT_ID_MEMBER, check_names, reported
-from iotjobs.inputs.rest.answers import ENTITIES, FOLDERS, Id, JobId, JobsBehind, json_response, listed, only
+from iotjobs.inputs.rest.answers import (
+    ENTITIES,
+    FOLDERS,
+    Id,
+    JobId,
+    JobsBehind,
+    When,
+    json_response,
+    listed,
+    only,
+)
 from iotjobs.inputs.rest.body import MOST, body_of, patch_of
 from iotjobs.inputs.rest.services import (
     ApiServices,
@@ -27,7 +37,7 @@ from iotjobs.inputs.rest.services import (
 )
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import PropertiesOut, PropertyOut
-from iotjobs.store import definitions, standings
+from iotjobs.store import chains, definitions, standings
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -96,13 +106,14 @@ def history_of(kind: Kind) -> APIRouter:
     @router.get(
         "/properties/{name:path}/history",
         responses={200: {"model": Listed[PropertyOut]}},
-        dependencies=[only("limit", "cursor")],
+        dependencies=[only("since", "until", "limit", "cursor")],
     )
     async def read_history(
         services: Services,
         entity_id: Id,
         name: Annotated[str, Path(min_length=1, max_length=200)],
         *,
+        span: When,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
         cursor: Annotated[int | None, Query(ge=1, le=MOST)] = None,
     ) -> Response:
@@ -110,7 +121,7 @@ def history_of(kind: Kind) -> APIRouter:
 
         def query(conn: Connection) -> Any:
             definitions.get(conn, kind, entity_id, EVERYTHING)
-            return standings.history(conn, entity_id, name, limit=limit + 1, before=cursor)
+            return standings.history(conn, entity_id, name, limit=limit + 1, before=cursor, span=span)
 
         found = await services.store.read(query)
         following = str(found[limit - 1].id) if len(found) > limit else None
@@ -121,11 +132,12 @@ def history_of(kind: Kind) -> APIRouter:
 
 
 async def _happen(
-    services: ApiServices, engine: EngineServices, kind: Kind, entity_id: str, what: What
+    services: ApiServices, engine: EngineServices, kind: Kind, entity_id: str, what: Reported | Written
 ) -> Response:
     def item(tx: Transaction) -> dict[str, Any]:
         if isinstance(what, Written):
             refuse_unwritable(tx.conn, definitions.get(tx.conn, kind, entity_id, EVERYTHING), what.values)
+        chains.refuse_unknown(tx.conn, what.job_ids, "Job-Id")
         engine.reactions.react(tx, Happening(ENTITIES[kind], entity_id, what))
         return _properties(tx.conn, kind, entity_id)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,12 +19,12 @@ from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
 from iotjobs.engine import replays
 from iotjobs.engine.replays import EntityReplay, Span
-from iotjobs.inputs.moments import read_moment
+from iotjobs.inputs.moments import SPAN, read_ago
 from iotjobs.inputs.rest.answers import Id, json_response
 from iotjobs.inputs.rest.body import body_of
-from iotjobs.inputs.rest.services import Services, operator_for
+from iotjobs.inputs.rest.services import ApiServices, Services, operator_for
 from iotjobs.inputs.shapes import Reference, Shape
-from iotjobs.inputs.state_shapes import CONDITIONS, ConditionBody, with_ids
+from iotjobs.inputs.state_shapes import CONDITIONS, ConditionBody, refuse_ends, with_ids
 from iotjobs.store import definitions, rules, states
 from iotjobs.store.definitions import Kind
 
@@ -34,14 +33,12 @@ router = APIRouter(tags=["triggers"])
 T = TypeVar("T", Change, Firing)
 LISTED = 1000
 _operator = [operator_for("replaying")]  # it costs the server seconds
-_SPAN = re.compile(r"([0-9]{1,6})(s|m|h|d)\Z")
-_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class ReplayBody(Shape):
     """From when on."""
 
-    since: str = Field("24h", max_length=40, description="`90m`, `24h`, `7d`, or a moment in RFC 3339")
+    since: str = Field("24h", max_length=40, description=f"{SPAN}: how long ago it begins, or when")
 
 
 class ConditionsReplayBody(ReplayBody):
@@ -60,7 +57,10 @@ class ReplayedChange(BaseModel):
     from_: str = Field(alias="from")
     to: str
     at: str
-    why: dict[str, Any]
+    why: dict[str, Any] = Field(
+        description="as of a state; `by` is also recorded: that the state was forced, down or no_data is taken from"
+        " the record, GET /state-changes has the reason of then"
+    )
 
 
 class ReplayedFiring(BaseModel):
@@ -69,6 +69,7 @@ class ReplayedFiring(BaseModel):
     entity_id: str
     entity_name: str
     trigger_id: str
+    trigger_name: str
     state: str
     decision: Decision
     reason: str
@@ -102,7 +103,7 @@ async def replay_trigger(
     """What a trigger would have decided, as if it had been on."""
     span = _span(body.since)
     found = await replays.of_trigger(services.store, trigger_id, span)
-    return json_response(_shown(found, span))
+    return await _answer(services, found, span)
 
 
 @router.post("/state-conditions/replay", dependencies=_operator, responses=_ANSWER)
@@ -112,6 +113,8 @@ async def replay_conditions(
     """What proposed conditions would have led to, with the triggers that are there."""
     span, kind = _span(body.since), Kind(body.owner_kind)
     items = with_ids(body.items)
+    if kind is Kind.OBJECT:
+        refuse_ends(items)
 
     def check(conn: Connection) -> None:
         definitions.get(conn, kind, body.owner_id, EVERYTHING)
@@ -120,19 +123,28 @@ async def replay_conditions(
     await services.store.read(check)
     proposed = [rules.condition_of(item) for item in items]
     found = await replays.of_conditions(services.store, kind, body.owner_id, proposed, span)
-    return json_response(_shown(found, span))
+    return await _answer(services, found, span)
 
 
 def _span(since: str) -> Span:
     now = clock.now_ms()
-    match = _SPAN.match(since)
-    begin = now - int(match[1]) * _UNIT_MS[match[2]] if match else read_moment("since", since)
+    begin = read_ago("since", since, now)
     if begin > now:
         raise BadRequest("since is still to come", field="since")
-    return Span(max(0, begin), now)
+    return Span(begin, now)
 
 
-def _shown(found: list[EntityReplay], span: Span) -> dict[str, Any]:
+async def _answer(services: ApiServices, found: list[EntityReplay], span: Span) -> Response:
+    ids = {firing.trigger_id for one in found for firing in one.replayed.firings}
+
+    def named(conn: Connection) -> dict[str, str]:
+        rows = ((one, rules.trigger_row(conn, one)) for one in ids)
+        return {one: "" if row is None else row.name for one, row in rows}  # it may be deleted meanwhile
+
+    return json_response(_shown(found, span, await services.store.read(named)))
+
+
+def _shown(found: list[EntityReplay], span: Span, names: Mapping[str, str]) -> dict[str, Any]:
     firings = [one.replayed.firings for one in found]
     fired = sum(firing.ruling.decision is Decision.FIRED for each in firings for firing in each)
     complete = len(found) < replays.ENTITIES and all(one.replayed.complete for one in found)
@@ -143,7 +155,7 @@ def _shown(found: list[EntityReplay], span: Span) -> dict[str, Any]:
         "fired": fired,
         "complete": complete,
         "changes": _first(found, lambda one: one.replayed.changes, _change),
-        "firings": _first(found, _decisions, _firing),
+        "firings": _first(found, _decisions, lambda firing: _firing(firing, names[firing.trigger_id])),
     }
 
 
@@ -172,9 +184,10 @@ def _decisions(one: EntityReplay) -> Iterator[Firing]:
     return (firing for firing in one.replayed.firings if firing.ruling.decision is not Decision.NOT_IN_STATES)
 
 
-def _firing(firing: Firing) -> dict[str, Any]:
+def _firing(firing: Firing, name: str) -> dict[str, Any]:
     return {
         "trigger_id": firing.trigger_id,
+        "trigger_name": name,
         "state": firing.state,
         "decision": firing.ruling.decision,
         "reason": firing.ruling.reason,

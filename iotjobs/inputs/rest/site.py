@@ -9,13 +9,13 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Connection
 
+from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import NotFound
-from iotjobs.engine.firing import PAUSED
 from iotjobs.inputs.rest.answers import PREFIX, json_response, listed, no_content, only
 from iotjobs.inputs.rest.body import body_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for
-from iotjobs.inputs.shapes import Listed, QueueName, Shape
-from iotjobs.store import facts, queues
+from iotjobs.inputs.shapes import Listed, QueueName, Shape, Who
+from iotjobs.store import queues, switch
 from iotjobs.store.queues import QueueState
 
 router = APIRouter(tags=["site"])
@@ -35,11 +35,20 @@ class SiteBody(Shape):
         return self
 
 
+class SwitchedOut(BaseModel):
+    """Who put a switch of the site as it is, and when."""
+
+    by: Who
+    since: str
+
+
 class SiteOut(BaseModel):
     """The site as it is now."""
 
     dispatch: Literal["open", "drained"]
+    drained: SwitchedOut | None = Field(description="who drained it; null while it is open")
     triggers: Literal["open", "paused"]
+    paused: SwitchedOut | None = Field(description="who paused all triggers; null while they may fire")
     running: int = Field(description="attempts that hold a worker, on all nodes")
     waiting: int = Field(description="jobs PENDING")
     job_id: str | None = Field(None, description="of the job that stands for the switch just made")
@@ -63,12 +72,20 @@ class QueueOut(BaseModel):
 
 def _site(conn: Connection) -> dict[str, Any]:
     states = queues.states(conn)
+    drained, paused = not queues.dispatching(conn), switch.paused(conn)
     return {
-        "dispatch": "open" if queues.dispatching(conn) else "drained",
-        "triggers": "paused" if facts.value(conn, PAUSED) == "yes" else "open",
+        "dispatch": "drained" if drained else "open",
+        "drained": _switched(conn, switch.DISPATCH) if drained else None,
+        "triggers": "paused" if paused else "open",
+        "paused": _switched(conn, switch.PAUSED) if paused else None,
         "running": sum(state.running for state in states),
         "waiting": sum(state.waiting for state in states),
     }
+
+
+def _switched(conn: Connection, name: str) -> dict[str, Any] | None:
+    found = switch.signature(conn, name)
+    return None if found is None else {**found, "since": rfc3339(found["since"])}
 
 
 @router.get("/site", responses={200: {"model": SiteOut}}, dependencies=[only()])
@@ -90,8 +107,7 @@ async def switch_site(
     answer (STOP_APP) ends when nothing runs any more.
     """
     if body.triggers is not None:
-        paused = "yes" if body.triggers == "paused" else "no"
-        await services.store.write(lambda tx: facts.put(tx, PAUSED, paused))
+        await engine.switch.pause(paused=body.triggers == "paused", caller=caller)
     job_id = None
     if body.dispatch is not None:
         job_id = await engine.switch.switch(is_open=body.dispatch == "open", caller=caller)

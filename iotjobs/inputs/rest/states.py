@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
 from iotjobs import clock
@@ -14,20 +16,22 @@ from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.states import Forced, Judgement
 from iotjobs.engine.reactions import Happening, Reactions, Said
-from iotjobs.inputs.moments import read_moment
+from iotjobs.inputs.moments import read_ahead
 from iotjobs.inputs.rest.answers import (
     ENTITIES,
     FOLDERS,
     Id,
     JobsBehind,
+    When,
     created,
+    entity_of,
     json_response,
     listed,
     no_content,
     only,
 )
-from iotjobs.inputs.rest.body import body_of, list_of
-from iotjobs.inputs.rest.services import CallerOf, Engine, Services, admin_for, operator_for
+from iotjobs.inputs.rest.body import body_of, list_of, patch_of
+from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for, operator_for
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import (
     ConditionBody,
@@ -37,16 +41,22 @@ from iotjobs.inputs.state_shapes import (
     StateBody,
     StateChangeOut,
     StateOut,
+    WholeStateBody,
     change_json,
     forced_json,
+    refuse_ends,
+    why_json,
     with_ids,
 )
-from iotjobs.store import definitions, rules, standings, states
+from iotjobs.inputs.validation import patched
+from iotjobs.store import chains, definitions, rules, standings, states, unheeded
 from iotjobs.store.definitions import Kind
+from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
 
 router = APIRouter(tags=["states"])
 _admin = [admin_for("changing states")]
+_shape = TypeAdapter(StateBody)
 
 
 def _state_json(state: dict[str, Any]) -> dict[str, Any]:
@@ -72,20 +82,35 @@ async def create_state(
 
 @router.get("/states/{state_id}", responses={200: {"model": StateOut}})
 async def read_state(services: Services, state_id: Id) -> Response:
-    """One state of the site's own."""
+    """One state of the site's own; the built-in ones have no id."""
     return json_response(_state_json(await services.store.read(lambda conn: states.get(conn, state_id))))
 
 
 @router.put("/states/{state_id}", dependencies=_admin, responses={200: {"model": StateOut}})
 async def change_state(
-    services: Services, state_id: Id, body: Annotated[StateBody, Depends(body_of(StateBody))]
+    services: Services, state_id: Id, body: Annotated[WholeStateBody, Depends(body_of(WholeStateBody))]
+) -> Response:
+    """Give a state another priority; its name stays, and both have to be given."""
+    return await _change(services, state_id, lambda _: body)
+
+
+@router.patch("/states/{state_id}", dependencies=_admin, responses={200: {"model": StateOut}})
+async def patch_state(
+    services: Services, state_id: Id, body: Annotated[dict[str, Any], Depends(patch_of(StateBody))]
 ) -> Response:
     """Give a state another priority; its name stays."""
+    return await _change(services, state_id, lambda before: patched(_shape, before, body))
 
+
+async def _change(
+    services: ApiServices, state_id: str, changed: Callable[[dict[str, Any]], StateBody]
+) -> Response:
     def item(tx: Transaction) -> dict[str, Any]:
-        if states.get(tx.conn, state_id)["name"] != body.name:
+        before = states.get(tx.conn, state_id)
+        after = changed({name: before[name] for name in StateBody.model_fields})
+        if after.name != before["name"]:
             raise BadRequest("a state keeps its name: records have it", field="name")
-        return states.change(tx, state_id, body.priority)
+        return states.change(tx, state_id, after.priority)
 
     return json_response(_state_json(await services.store.write(item)))
 
@@ -100,18 +125,21 @@ async def delete_state(services: Services, state_id: Id) -> Response:
 @router.get(
     "/state-changes",
     responses={200: {"model": Listed[StateChangeOut]}},
-    dependencies=[only("entity_id", "limit", "cursor")],
+    dependencies=[only("owner_id", "entity_id", "since", "until", "limit", "cursor")],
 )
 async def list_state_changes(
     services: Services,
     *,
-    entity_id: Annotated[str | None, Query(max_length=64)] = None,
+    owner_id: Annotated[str | None, Query(max_length=64)] = None,
+    entity_id: Annotated[str | None, Query(max_length=64, description="the same as owner_id")] = None,
+    span: When,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None,
 ) -> Response:
     """Changes of state, the newest first, each with why."""
+    whose = entity_of(entity_id, owner_id)
     found = await services.store.read(
-        lambda conn: standings.changes(conn, limit=limit + 1, entity_id=entity_id, before=cursor)
+        lambda conn: standings.changes(conn, limit=limit + 1, entity_id=whose, before=cursor, span=span)
     )
     following = found[limit - 1].id if len(found) > limit else None
     return listed(map(change_json, found[:limit]), following)
@@ -141,6 +169,8 @@ def conditions_of(kind: Kind) -> APIRouter:
     ) -> Response:
         """Put the whole list; it takes the place of the class's, and entities are judged anew."""
         items = with_ids(body.items)
+        if kind is Kind.OBJECT:
+            refuse_ends(items)
 
         def item(tx: Transaction) -> None:
             definitions.owner(tx.conn, kind, owner_id)
@@ -195,13 +225,12 @@ def state_of(kind: Kind) -> APIRouter:
 
         What a job does says so (Job-Id), so that a loop of triggers is seen.
         """
-        until = None if body.until is None else read_moment("until", body.until)
         now = clock.now_ms()
-        if until is not None and until <= now:
-            raise BadRequest("until is over already", field="until")
-        forced = Forced(body.state, caller.user_id, body.reason, now, until)
+        until = None if body.until is None else read_ahead("until", body.until, now)
+        forced = Forced(body.state, caller.user_id, body.reason, now, until, caller.login)
 
         def item(tx: Transaction) -> dict[str, Any]:
+            chains.refuse_unknown(tx.conn, job_ids, "Job-Id")
             states.check_names(tx.conn, [("state", body.state)])
             engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced, job_ids)))
             return _state(tx.conn, engine.reactions, kind, entity_id)
@@ -215,6 +244,7 @@ def state_of(kind: Kind) -> APIRouter:
         """Let the conditions decide again."""
 
         def item(tx: Transaction) -> dict[str, Any]:
+            chains.refuse_unknown(tx.conn, job_ids, "Job-Id")
             engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None, job_ids)))
             return _state(tx.conn, engine.reactions, kind, entity_id)
 
@@ -232,18 +262,24 @@ def _state(conn: Connection, reactions: Reactions, kind: Kind, entity_id: str) -
     return {
         "state": standing.state,
         "since": rfc3339(standing.since or created_at),
-        "forced": None if standing.forced is None else forced_json(asdict(standing.forced)),
-        "why": found.why,
+        "forced": None if standing.forced is None else forced_json(standing.forced),
+        "why": why_json(found.why),
         "now": _judged(reactions.judged_now(conn, found)),
         "state_change_id": found.change_id,
         "heard_at": rfc3339(standing.heard_at),
         "reports": found.reports,
         "superseded": found.superseded,
+        **_unheeded(unheeded.of(conn, entity_id)),
     }
 
 
+def _unheeded(found: Unheeded) -> dict[str, Any]:
+    last = None if found.last is None else {**asdict(found.last), "at": rfc3339(found.last.at)}
+    return {"repeated": found.repeated, "refused": found.refused, "last_refusal": last}
+
+
 def _judged(now: Judgement) -> dict[str, Any]:
-    why = {name: value for name, value in now.why.items() if name != "problems"}
+    why = {name: value for name, value in why_json(now.why).items() if name != "problems"}
     waiting = [
         {
             "state": one.condition.state,

@@ -11,7 +11,7 @@ from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, FieldError, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.rest.answers import FOLDERS, Id, json_response, listed, only
+from iotjobs.inputs.rest.answers import FOLDERS, Id, When, entity_of, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, list_of
 from iotjobs.inputs.rest.services import Services, admin_for
 from iotjobs.inputs.shapes import Listed
@@ -48,10 +48,12 @@ def triggers_of(kind: Kind) -> APIRouter:
         services: Services, owner_id: Id, body: Annotated[TriggersBody, Depends(list_of(TriggersBody))]
     ) -> Response:
         """Put all triggers of the owner's own; one that keeps its id keeps its history and its breaker."""
-        items = [{**item.model_dump(), "id": item.id or clock.new_id()} for item in body.items]
+        given = [{**item.model_dump(), "id": item.id or clock.new_id()} for item in body.items]
 
         def item(tx: Transaction) -> list[Any]:
             owner = definitions.owner(tx.conn, kind, owner_id)
+            class_id = owner.values.get("class_id")
+            items = [one for one in given if class_id is None or one["owner_id"] != class_id]
             _check(tx.conn, owner, items)
             rules.put_triggers(tx, kind, owner_id, items)
             return list(rules.trigger_rows(tx.conn, owner_id))
@@ -81,6 +83,28 @@ def _check(conn: Connection, owner: Definition, items: list[dict[str, Any]]) -> 
         raise BadRequest(f"{first.field}: {first.message}", errors=tuple(problems))
 
 
+@router.get(
+    "/triggers",
+    responses={200: {"model": Listed[TriggerOut]}},
+    dependencies=[only("broken", "limit", "cursor")],
+)
+async def list_triggers(
+    services: Services,
+    *,
+    broken: Annotated[
+        bool | None, Query(description="true: only those whose breaker is open, that the loop guard stopped")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """All triggers of objects, links and classes, by id."""
+    found = await services.store.read(
+        lambda conn: rules.trigger_page(conn, limit=limit + 1, after=cursor, broken=broken)
+    )
+    following = found[limit - 1].id if len(found) > limit else None
+    return listed(map(trigger_json, found[:limit]), following)
+
+
 @router.post("/triggers/{trigger_id}/reset", dependencies=_admin, responses={200: {"model": TriggerOut}})
 async def reset_trigger(services: Services, trigger_id: Id) -> Response:
     """Close the breaker of a trigger that was part of a loop: it may fire again."""
@@ -97,12 +121,19 @@ async def reset_trigger(services: Services, trigger_id: Id) -> Response:
 @router.get(
     "/trigger-traces",
     responses={200: {"model": Listed[TraceOut]}},
-    dependencies=[only("owner_id", "trigger_id", "state_change_id", "job_id", "decision", "limit", "cursor")],
+    dependencies=[
+        only(
+            *("owner_id", "entity_id", "trigger_id", "state_change_id", "job_id", "decision"),
+            *("since", "until", "limit", "cursor"),
+        )
+    ],
 )
 async def list_traces(
     services: Services,
     *,
     owner_id: _Wanted = None,
+    entity_id: Annotated[str | None, Query(max_length=64, description="the same as owner_id")] = None,
+    span: When,
     trigger_id: _Wanted = None,
     state_change_id: _Wanted = None,
     job_id: _Wanted = None,
@@ -111,15 +142,15 @@ async def list_traces(
     cursor: Annotated[int | None, Query(ge=1, le=MOST)] = None,
 ) -> Response:
     """What triggers decided and why, the newest first."""
-    wanted = {
-        "owner_id": owner_id,
+    wanted: dict[str, Any] = {
+        "owner_id": entity_of(entity_id, owner_id),
         "trigger_id": trigger_id,
         "state_change_id": state_change_id,
         "job_id": job_id,
         "decision": decision,
     }
     found = await services.store.read(
-        lambda conn: rules.trace_rows(conn, limit=limit + 1, before=cursor, **wanted)
+        lambda conn: rules.trace_rows(conn, limit=limit + 1, before=cursor, span=span, **wanted)
     )
     following = str(found[limit - 1].id) if len(found) > limit else None
     return listed(map(trace_json, found[:limit]), following)

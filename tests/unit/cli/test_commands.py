@@ -337,7 +337,7 @@ def test_pairs_are_read() -> None:
     assert pairs("--arg", None) == {}
 
 
-@pytest.mark.parametrize("group", [[], ["job"]], ids=["all", "job"])
+@pytest.mark.parametrize("group", [[], ["job"], ["trigger"]], ids=["all", "job", "trigger"])
 def test_the_help_has_a_whole_sentence_for_each_command(group: list[str]) -> None:
     said = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*group, "--help"]).stdout
     lines = said.partition("Commands:\n")[2].splitlines()

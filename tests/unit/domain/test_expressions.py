@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iotjobs.domain.expressions import Expression, ExpressionError, Facts, Reference, compile_expression
+from iotjobs.domain.expressions import Expression, Facts, Reference, compile_expression
+from iotjobs.domain.operators import HINTS
+from iotjobs.domain.tokens import ExpressionError
 
 PROPERTIES: dict[str, Any] = {
     "temperature": 80.5,
@@ -97,6 +99,44 @@ def test_what_has_no_value_does_not_hold_and_names_the_culprit(text: str, why: s
     assert (found.holds, found.problem) == (False, why)
 
 
+def test_the_value_that_was_read_is_told_and_not_the_whole_that_it_is_a_part_of() -> None:
+    readings = {"TotalStartTime": "2026-01-01T00:00:00", "Power": 7, "phases": [{"u": 230}, {"u": 231}]}
+    facts = Facts({"sensor.ENERGY": readings, "b": 1}, name="plug", tags=("a",))
+    for text, values in (
+        ('properties["sensor.ENERGY"].Power > 5', {'properties["sensor.ENERGY"].Power': 7}),
+        (
+            'properties["sensor.ENERGY"].phases[1].u > 230 && tags[0] == "a"',
+            {'properties["sensor.ENERGY"].phases[1].u': 231, "tags[0]": "a"},
+        ),
+        ('name.startsWith("pl") && size(tags) == 1', {"name": "plug", "tags": ["a"]}),
+        ("!has(properties.a) && has(properties.b)", {"b": 1}),
+        ('properties["sensor.ENERGY"].nosuch > 5 || b.c == 1 || tags[3] == "x" || b == 1', {"b": 1}),
+        ('"b" in properties', {}),
+    ):
+        expression = compile_expression(text)
+        assert (expression.evaluate(facts).holds, expression.values(facts)) == (True, values), text
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("battery-level < 20", 'there is no property battery: there is properties["battery-level"]'),
+        ("sensor.ENERGY.Power > 5", 'there is no property sensor: there is properties["sensor.ENERGY"]'),
+        ("relay/0 == 1", 'there is no property relay: there is properties["relay/0"]'),
+        ("sens > 1", "there is no property sens"),
+    ],
+)
+def test_a_name_that_is_no_identifier_is_told_as_it_has_to_be_written(text: str, why: str) -> None:
+    names = ("battery-level", "sensor.ENERGY", "sensor.Time", "relay/0", "sensors")
+    facts = Facts(dict.fromkeys(names, 1))
+    assert compile_expression(text).evaluate(facts).problem == why
+    for _ in range(HINTS):
+        last = compile_expression(text).evaluate(facts).problem or ""
+    assert "there is properties" not in last  # names are sought so often, and then no more
+    facts.budget.renew()
+    assert compile_expression(text).evaluate(facts).problem == why
+
+
 def test_a_link_reads_the_properties_of_its_ends() -> None:
     text = 'source.temperature + target.temperature == 12 && source["a-b"] == 1 && load == 4'
     expression = compile_expression(text)
@@ -116,7 +156,13 @@ def test_a_link_reads_the_properties_of_its_ends() -> None:
         ('properties["battery-level"] < 20', {'properties["battery-level"]'}),
         ("properties[door] == 1", {"properties", "door"}),
         ('"x" in properties && "a" in tags', {"properties", "tags"}),
-        ("source.x.y == pump.speed", {"source.x", "pump"}),
+        ("source.x.y == pump.speed", {"source.x.y", "pump.speed"}),
+        ('properties["sensor.ENERGY"].Power > 5', {'properties["sensor.ENERGY"].Power'}),
+        ('a.b["c d"][0] == 1 && a.b == 2', {'a.b["c d"][0]', "a.b"}),
+        ("l[i] == l[0] && m[-1] == 1", {"l", "i", "l[0]", "m"}),
+        ('name.startsWith("press") && a.b.contains("x")', {"name", "a.b"}),
+        ('tags[0] == "x" && size(source) > 1', {"tags[0]", "source"}),
+        ('properties.name == "x" && properties["in"] == 1', {"properties.name", "properties.in"}),
         ("has(target.x)", {"target.x"}),
         ("1 == 2", set()),
     ],
@@ -126,7 +172,7 @@ def test_what_an_expression_reads_is_known(text: str, references: set[str]) -> N
 
 
 def test_a_bare_name_and_a_member_of_properties_are_one_reference() -> None:
-    assert compile_expression("a == properties.a").references == {Reference("properties", "a")}
+    assert compile_expression("a == properties.a").references == {Reference("properties", ("a",))}
 
 
 @pytest.mark.parametrize(
@@ -137,8 +183,15 @@ def test_a_bare_name_and_a_member_of_properties_are_one_reference() -> None:
         ("temperature >", "a value is missing before the end", 13),
         ("temperature\n  > > 1", "a value is missing before >", 16),
         ("a b", "b cannot stand here", 2),
-        ("a = 1", "'=' cannot stand here", 2),
-        ("a % 2 == 0", "'%' cannot stand here", 2),
+        ("a = 1", "'=' cannot stand here: write == to compare", 2),
+        ("a % 2 == 0", "'%' cannot stand here: there is + - * /", 2),
+        ("a > 1 & b", "'&' cannot stand here: write &&", 6),
+        ("a > 1 | b", "'|' cannot stand here: write ||", 6),
+        ("a > 1 and b", "write && for and", 6),
+        ("(a > 1 OR b)", "write || for OR", 7),
+        ("not a", "write ! for not", 0),
+        ("a > 1 && not (b)", "write ! for not", 9),
+        ("(not a == 1)", "write ! for not", 1),
         ('a == "abc', "the text is not closed", 5),
         ("if > 1", 'if is a word of the language: write properties["if"]', 0),
         ("(a == 1", ") is missing before the end", 7),
@@ -169,6 +222,65 @@ def test_what_is_refused_and_where(text: str, message: str, position: int) -> No
     with pytest.raises(ExpressionError) as refused:
         compile_expression(text)
     assert (refused.value.message, refused.value.position) == (message, position)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "position"),
+    [
+        ("1", "1 is never true or false: compare it", 0),
+        (' "a"', '"a" is never true or false: compare it', 1),
+        ("null", "null is never true or false: compare it", 0),
+        ("[true]", "[true] is never true or false: compare it", 0),
+        ("name", "name is never true or false: compare it", 0),
+        ("properties", "properties is never true or false: compare it", 0),
+        ("size(tags)", "size(tags) is never true or false: compare it", 0),
+        ("a + b", "a + b is never true or false: compare it", 0),
+        ("-a", "-a is never true or false: compare it", 0),
+        ("(1)", "(1) is never true or false: compare it", 0),
+        ("a ? 1 : b - 2", "a ? 1 : b - 2 is never true or false: compare it", 0),
+        ("a > 1 && 2", "2 is never true or false: compare it", 9),
+        ('a || "b"', '"b" is never true or false: compare it', 5),
+        ("!size(a)", "size(a) is never true or false: compare it", 1),
+        ("size(a) ? b : c", "size(a) is never true or false: compare it", 0),
+    ],
+)
+def test_what_can_never_be_true_or_false_is_known_before_it_is_evaluated(
+    text: str, message: str, position: int
+) -> None:
+    senseless = compile_expression(text).senseless
+    assert senseless is not None
+    assert (senseless.message, senseless.position) == (message, position)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "true",
+        "a",
+        "a.b",
+        "a[0]",
+        "[true][0]",
+        "source.on",
+        "!a",
+        "a ? 1 : b",
+        "(a)",
+        "1 == 2",
+        "has(a.b)",
+        "1 in tags",
+    ],
+)
+def test_what_may_be_true_is_no_nonsense(text: str) -> None:
+    assert compile_expression(text).senseless is None
+
+
+def test_it_is_known_where_an_expression_reads_what_only_links_have() -> None:
+    for text, position in (
+        ("a > 1 || source.x > 1", 9),
+        ("has(target.x)", 4),
+        ("properties.source == 1", None),
+    ):
+        found = compile_expression(text).of_links
+        assert (None if found is None else found.position) == position, text
 
 
 def test_has_takes_a_member_only_and_says_what_to_write_instead() -> None:
@@ -264,7 +376,10 @@ def test_it_says_what_cel_says(text: str, values: dict[str, Any]) -> None:
         ours: Expression = compile_expression(text)
     except ExpressionError:
         return  # over a limit
-    assert ours.evaluate(Facts(everything)).holds == _of_cel(text, everything), json.dumps(values)
+    said = ours.evaluate(Facts(everything))
+    assert said.holds == _of_cel(text, everything), json.dumps(values)
+    if ours.senseless is not None and "||" not in text and "?" not in text:
+        assert not said.holds  # it was no loss to refuse it
 
 
 @pytest.mark.parametrize(

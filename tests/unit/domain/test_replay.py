@@ -62,20 +62,35 @@ def test_what_waits_at_the_beginning_goes_on() -> None:
     assert replay([HOT], [holding], unknown).firings == []
 
 
-def test_a_condition_that_holds_at_the_beginning_has_held_before_it() -> None:
+def test_a_condition_that_held_long_enough_before_the_span_counts_when_it_begins() -> None:
     held, hot = replace(HOT, hold_s=5), Facts({"temperature": 90})
-    events = [at(2000, temperature=95), at(20_000, temperature=20)]
+    events = [at(8000, temperature=95), at(20_000, temperature=20)]
 
-    def changes(standing: Standing, **why: Any) -> list[tuple[int, str]]:
-        found = replay([held], [], Past(hot, standing, events, 30_000, since=1001, why=why))
+    def changes(standing: Standing, **given: int) -> list[tuple[int, str]]:
+        found = replay([held], [], Past(hot, standing, events, 30_000, since=7000, warm_ms=5000, **given))
         return [(change.at, change.after) for change in found.changes]
 
-    assert changes(WORKING) == [(6000, "alarm"), (20_000, "working")]
-    alarm = replace(WORKING, state="alarm", since=1)
-    decided_it = {"condition_id": "c", "when": "temperature > 80"}
-    assert changes(alarm, **decided_it) == [(20_000, "working")]
-    other = {**decided_it, "when": "temperature > 70"}
-    assert changes(alarm, **other) == [(2000, "working"), (6000, "alarm"), (20_000, "working")]
+    assert changes(replace(WORKING, state="alarm", since=6000)) == [(20_000, "working")]
+    assert changes(WORKING) == [(7000, "alarm"), (20_000, "working")]
+    assert changes(WORKING, made_at=3000) == [(8000, "alarm"), (20_000, "working")]
+
+
+def test_what_began_to_hold_before_the_span_is_entered_in_it() -> None:
+    held = replace(HOT, hold_s=5)
+    events = [at(4000, temperature=95), at(5000, temperature=20), at(6000, temperature=95)]
+    found = replay([held], [COOL], past(events, 30_000, since=7000, warm_ms=5000))
+    assert [(change.at, change.after) for change in found.changes] == [(11_000, "alarm")]
+    assert decided(found) == [(11_000, "fired")]
+
+
+def test_a_state_entered_before_the_span_counts_as_entered_when_it_really_was() -> None:
+    held, cooling = replace(HOT, hold_s=5), replace(COOL, hold_s=8, repeat_s=10)
+    standing = replace(WORKING, state="alarm", since=5500)
+    found = replay(
+        [held], [cooling], Past(Facts({"temperature": 90}), standing, [], 30_000, since=6000, warm_ms=5000)
+    )
+    assert found.changes == []
+    assert decided(found) == [(13_500, "fired"), (23_500, "fired")]
 
 
 def test_cooldown_counts_what_fired_before_the_first_event() -> None:

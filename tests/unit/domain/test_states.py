@@ -199,10 +199,15 @@ def test_the_end_of_the_connection_stands_above_silence_and_a_person_above_all()
     down = judged(replace(HEARD, offline=True), 99_000, no_data=10)
     assert (down.state, down.why) == ("down", {"by": "offline"})
 
-    forced = Forced("disabled", "anna", "service", since=0, until=100_000)
+    forced = Forced("disabled", "u1", "service", since=0, until=100_000, login="anna")
     found = judged(replace(HEARD, offline=True, forced=forced), 99_000, no_data=10)
     assert (found.state, found.wake_at) == ("disabled", 100_000)
-    assert found.why == {"by": "forced", "user": "anna", "reason": "service", "until": 100_000}
+    assert found.why == {
+        "by": "forced",
+        "user": {"id": "u1", "name": "anna"},
+        "reason": "service",
+        "until": 100_000,
+    }
     over = judged(replace(HEARD, offline=True, forced=forced), 100_000, no_data=10)
     assert over.state == "down"
     assert judged(replace(HEARD, forced=replace(forced, until=None)), 1 << 50).state == "disabled"
@@ -267,6 +272,54 @@ def test_the_whole_time_anew_is_a_quarter_of_an_hour_at_most() -> None:
     assert found.state == "no_data"
     found = judge((), Facts({}), HEARD, day, no_data_after_s=86_400, heard=Heard(day - 1000, day))
     assert (found.state, found.wake_at) == ("working", day - 1000 + PATIENCE_MS)
+
+
+def held(standing: Standing, now: int, heard: Heard, *conditions: Condition, **values: Any) -> Judgement:
+    return judge(conditions or (HOT, WARM), Facts(values), standing, now, heard=heard)
+
+
+@pytest.mark.parametrize(
+    ("now", "heard_until", "state", "wake_at"),
+    [
+        (5999, 5999, "working", 6000),
+        (6000, 6000, "overloaded", None),
+        (6000, 5999, "working", 7000),  # it may have said since that it is cold: soon we know
+        (60_000, 0, "working", 61_000),  # nobody listens
+        (60_000, 6000, "overloaded", None),  # nobody listens any more, and that was heard
+        (5999, 6000, "working", 6000),
+    ],
+)
+def test_a_hold_is_over_when_all_that_was_said_until_then_was_heard(
+    now: int, heard_until: int, state: str, wake_at: int | None
+) -> None:
+    on = replace(HEARD, holding={WARM.hold_key: 1000})
+    found = held(on, now, Heard(0, heard_until), temperature=70)
+    assert (found.state, found.wake_at, found.holding) == (state, wake_at, on.holding)
+    waits = [(one.since, one.counts_at) for one in found.waiting]
+    assert waits == ([(1000, 6000)] if state == "working" else [])
+
+
+def test_a_hold_that_was_over_stays_so_while_nobody_listens() -> None:
+    on = replace(HEARD, holding={WARM.hold_key: 1000})
+    over = held(on, 7000, Heard(0, 6500), temperature=90)  # something else decides
+    assert (over.state, over.known_until) == ("alarm", 6500)
+    on = replace(on, state="alarm", known_until=over.known_until)
+    nobody = Heard(9000, 0)
+
+    found = held(on, 9000, nobody, temperature=70)
+    assert (found.state, found.known_until) == ("overloaded", 6500)
+    longer = held(on, 9000, nobody, replace(WARM, hold_s=6), temperature=70)
+    assert (longer.state, longer.known_until) == ("working", 6500)
+    ended = held(on, 9000, nobody, temperature=50)
+    assert (ended.state, ended.holding, ended.known_until) == ("working", {}, None)
+
+
+def test_edges_of_periods_and_the_end_of_what_was_forced_come_by_the_clock() -> None:
+    nobody = Heard(1000, 0)
+    forced = Forced("stopped", "u1", "work", since=0, until=1000)
+    assert held(replace(HEARD, forced=forced), 1000, nobody, HOT, temperature=90).state == "alarm"
+    always = Period(frozenset(range(7)), time(0), time(0), "UTC")
+    assert held(HEARD, 1000, nobody, replace(HOT, period=always), temperature=90).state == "alarm"
 
 
 def test_who_was_found_silent_stays_so_while_nobody_listens() -> None:

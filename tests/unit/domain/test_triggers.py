@@ -16,6 +16,7 @@ from iotjobs.domain.triggers import (
     Trigger,
     cause_key,
     repeat_after_s,
+    repeat_of,
     rule,
 )
 
@@ -51,8 +52,15 @@ def test_it_fires_on_each_of_its_states_and_on_no_other() -> None:
         ({}, {"depth": 5}, Decision.LOOP_GUARD, "5 triggers stand before this change in one chain of causes"),
         ({}, {"depth": 4}, Decision.FIRED, "entered alarm"),
         ({"hold_s": 5}, {}, Decision.HELD, "fires after 5 s in alarm"),
-        ({"hold_s": 5}, {"waited": True}, Decision.FIRED, "entered alarm"),
-        ({"dry": True}, {}, Decision.DRY, "would have fired on alarm, and only tries"),
+        ({"hold_s": 5}, {"waited": True}, Decision.FIRED, "after 5 s in alarm"),
+        ({"hold_s": 5}, {"waited": True, "number": 3}, Decision.FIRED, "repeat 3 in alarm"),
+        ({"dry": True}, {}, Decision.DRY, "entered alarm: would have fired, and only tries"),
+        (
+            {"hold_s": 0.5, "dry": True},
+            {"waited": True},
+            Decision.DRY,
+            "after 0.5 s in alarm: would have fired, and only tries",
+        ),
     ],
 )
 def test_what_keeps_it_from_firing(
@@ -101,3 +109,7 @@ def test_repeats_that_have_begun_go_on_in_the_state(decision: Decision) -> None:
 
 def test_the_key_of_a_firing_names_trigger_change_and_repeat() -> None:
     assert cause_key("t", "c", 0) == "trigger:t:c:0"
+
+
+def test_which_repeat_a_firing_is_stands_in_its_key() -> None:
+    assert [repeat_of(cause_key("t:1", "c", number)) for number in (0, 7, 12)] == [0, 7, 12]

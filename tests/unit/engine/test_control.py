@@ -228,7 +228,7 @@ class Hanging:
     def __init__(self, sends: bool) -> None:
         self.sends, self.began = sends, asyncio.Event()
 
-    async def hand_over(self, _message: object, before_send: Any) -> None:
+    async def hand_over(self, _message: object, before_send: Any, *, since: float | None) -> None:
         if self.sends:
             await before_send()
         self.began.set()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -357,3 +358,23 @@ async def test_while_nobody_can_tell_which_ids_came_before_nothing_is_acknowledg
     found = await sqlite_store.read(lambda conn: standings.load_object(conn, owner_id))
     assert found is not None
     assert found.entity.properties == {"n": 7}
+
+
+async def test_while_much_is_read_others_have_their_turns(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices_module, "SLICE_S", 0.0)  # the first message uses it up
+    engine, acknowledged, turns = make_engine(), list[int](), list[int]()
+    devices = engine.devices()
+    await devices.start()
+    for n in range(300):
+        message = received("iotjobs/press/report", b"{", acknowledged)
+        message.mid = n + 1
+        devices.receive(message)
+    try:
+        while len(acknowledged) < 300:
+            turns.append(len(acknowledged))
+            await asyncio.sleep(0)
+    finally:
+        await devices.stop()
+    assert len(set(turns)) >= 250

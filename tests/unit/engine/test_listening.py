@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from iotjobs import clock
 from iotjobs.domain.states import PATIENCE_MS, Heard
-from iotjobs.engine.listening import BREAK_S, GRACE_S, LOOK_EVERY_S, Listening
+from iotjobs.engine.listening import BREAK_S, GRACE_S, LOOK_EVERY_S, LOOK_WITHIN_S, Listening
 from iotjobs.store import facts, nodes
 from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
@@ -102,6 +102,39 @@ async def test_another_node_is_known_to_listen_as_far_as_it_beats(watch: Watch) 
 
     await watch.says("us")
     assert (await watch.pass_s(GRACE_S + 1)).until == NOW
+
+
+async def test_who_listens_is_us_or_another_node_as_far_as_it_beats(watch: Watch) -> None:
+    def found() -> tuple[bool, bool]:
+        return watch.listening.ours, watch.listening.another
+
+    await watch.store.write(lambda tx: nodes.register(tx, "other", NODE))
+    await watch.pass_s(2)
+    assert found() == (False, False)
+    for _ in range(3):
+        await watch.says("other")
+        await watch.pass_s(4)
+        assert found() == (False, True)
+        await watch.says("us")
+        await watch.pass_s(1)
+        assert found() == (True, False)
+
+    await watch.says("other")
+    for _ in range(60):
+        await watch.pass_s(0.5, beats="other")
+        assert found() == (False, True)
+    await watch.pass_s(6)  # it is frozen
+    assert found() == (False, False)
+    await watch.says("")
+    await watch.pass_s(1)
+    assert found() == (False, False)
+
+
+async def test_a_look_that_takes_a_moment_makes_nothing_late(watch: Watch) -> None:
+    await watch.says("us")
+    await watch.pass_s(30)
+    watch.at += LOOK_WITHIN_S
+    assert watch.heard().until == NOW
 
 
 async def test_who_slept_does_not_know_what_it_missed(watch: Watch) -> None:

@@ -8,13 +8,16 @@ from sqlalchemy import update
 from iotjobs import clock
 from iotjobs.engine.firing import Firing
 from iotjobs.engine.leases import Always
+from iotjobs.engine.listening import Listening
 from iotjobs.engine.timers import AGAIN_MS, Timers
-from iotjobs.store import definitions, rules
+from iotjobs.store import definitions, facts, nodes, rules
 from iotjobs.store.definitions import Kind
+from iotjobs.store.nodes import Node
 from iotjobs.store.session import Store
 from iotjobs.store.standings import Snapshot
 from iotjobs.store.state_tables import standings as standing_table
 from iotjobs.store.state_tables import trigger_timers
+from iotjobs.store.writer import Transaction
 from tests.services.rows import Engine, MakeEngine, standing_of
 
 
@@ -43,6 +46,64 @@ async def test_what_is_due_has_its_effect_once_and_what_is_ahead_none(
     assert await timers.look() == 0
     [trace] = await sqlite_store.read(lambda conn: rules.trace_rows(conn, limit=9, owner_id=owner_id))
     assert trace.decision == "fired"
+
+
+class Part(Always):
+    """A lease that is ours, or not."""
+
+    def __init__(self) -> None:
+        self.leads, self.checked = False, 0
+
+    def check(self, tx: Transaction) -> None:
+        self.checked += 1
+
+
+@pytest.mark.parametrize(
+    ("leads", "has_ingest", "listens", "looks_by"),
+    [
+        (True, False, "", "leader"),  # nobody listens
+        (True, True, "", "leader"),
+        (False, True, "", None),
+        (True, False, "us", "leader"),  # the lease has just gone
+        (True, True, "us", "ingest"),
+        (False, True, "us", "ingest"),
+        (False, False, "us", None),
+        (True, True, "other", None),
+        (False, False, "other", None),
+    ],
+)
+async def test_who_listens_looks_and_where_nobody_does_who_leads(
+    sqlite_store: Store,
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    leads: bool,
+    has_ingest: bool,
+    listens: str,
+    looks_by: str | None,
+) -> None:
+    engine = make_engine()
+    owner_id, _ = await waiting(engine)
+    await hurry(sqlite_store)
+    await sqlite_store.write(lambda tx: nodes.register(tx, "other", Node("host", 7, "1.0", (), 500)))
+    await sqlite_store.write(lambda tx: facts.put(tx, facts.LISTENS, listens))
+    listening = Listening(sqlite_store, lambda: "us")
+    await listening.look()
+    parts = {"leader": Part(), "ingest": Part()}
+    parts["leader"].leads, parts["ingest"].leads = leads, has_ingest
+    timers = Timers(sqlite_store, engine.reactions, **parts, listening=listening)
+
+    async def sleep(_: float) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    with pytest.raises(ZeroDivisionError):
+        await timers._loop()
+
+    [trace] = await sqlite_store.read(lambda conn: rules.trace_rows(conn, limit=9, owner_id=owner_id))
+    assert trace.decision == ("held" if looks_by is None else "fired")
+    assert {name: part.checked for name, part in parts.items()} == {
+        name: int(name == looks_by) for name in parts
+    }
 
 
 async def test_what_waits_for_an_entity_that_is_gone_is_let_go_of(

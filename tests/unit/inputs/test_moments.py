@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from iotjobs.domain.errors import BadRequest
-from iotjobs.inputs.moments import LATEST_MS, read_moment
+from iotjobs.inputs.moments import LATEST_MS, read_ago, read_ahead, read_moment
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,32 @@ def test_what_no_calendar_has_is_refused_with_the_parameters_name(text: str) -> 
         read_moment("start_at", text)
 
     assert refused.value.errors[0].field == "start_at"
+
+
+NOW = 1_795_328_126_916
+
+
+@pytest.mark.parametrize(
+    ("text", "away_ms"), [("30s", 30_000), ("90m", 5_400_000), ("2h", 7_200_000), ("7d", 604_800_000)]
+)
+def test_a_span_counts_back_or_ahead_as_the_parameter_means_it(text: str, away_ms: int) -> None:
+    assert read_ago("since", text, NOW) == NOW - away_ms
+    assert read_ahead("until", text, NOW) == NOW + away_ms
+
+
+def test_a_moment_is_as_good_as_a_span_and_has_its_zone() -> None:
+    before, after = "2026-11-01T10:00:00Z", "2026-12-01T10:00:00Z"
+    assert read_ago("since", before, NOW) == read_moment("since", before)
+    assert read_ahead("until", after, NOW) == read_moment("until", after)
+    assert read_ago("since", "999999d", NOW) == 0
+    assert read_ago("since", after, NOW) == read_moment("since", after)  # a list may be asked for it
+    for over in (before, "0s"):
+        with pytest.raises(BadRequest, match="until is over already"):
+            read_ahead("until", over, NOW)
+
+
+@pytest.mark.parametrize("text", ["1 hour", "", "2w", "-2h", "1.5h", "٢h", "2026-11-22T10:00:00", "h"])
+def test_what_is_neither_is_refused_with_both_named(text: str) -> None:
+    for read in (read_ago, read_ahead):
+        with pytest.raises(BadRequest, match="since: a span such as 90m, 2h or 7d, or a moment in RFC 3339"):
+            read("since", text, NOW)

@@ -378,6 +378,26 @@ async def test_a_window_lets_so_many_in_and_the_next_in_order() -> None:
     await tasks[3]
 
 
+async def test_one_who_stands_for_many_waits_behind_one_of_the_others_only() -> None:
+    window, entered = Window(1), []
+    await window.enter()
+
+    async def enter(name: str, *, soon: bool = False) -> None:
+        await window.enter(soon=soon)
+        entered.append(name)
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(enter(name))
+        await asyncio.sleep(0)
+        group.create_task(enter("many", soon=True))
+        await asyncio.sleep(0)
+        for _ in range(4):
+            window.leave()
+
+    assert entered == ["a", "many", "b", "c"]
+
+
 async def test_a_cancelled_wait_takes_no_place() -> None:
     window = Window(1)
     await window.enter()
@@ -733,6 +753,32 @@ async def test_packet_ids_in_use_are_passed_over(scripted: ScriptedBroker, publi
     kept[0][1].write(puback(mid))
 
     assert (await stuck).reason_code == 0
+
+
+async def test_while_the_broker_is_away_tries_are_few_and_none_is_far_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    turn = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+        await turn(0)
+
+    def away() -> mqtt.Connection:
+        raise ConnectionEnded("away")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    link = mqtt.Link("test", away)
+    await link.start()
+    await until(lambda: len(waits) >= 200)
+    await link.stop()
+
+    assert 0.1 <= waits[0] <= 0.2
+    assert max(waits) <= 5  # and the check for an outage of any length is ten
+    assert min(waits[10:]) >= 2.5
+    assert len({round(wait, 3) for wait in waits[10:]}) > 100  # no two of us keep step
 
 
 async def test_each_connection_has_a_name_of_its_own(

@@ -80,6 +80,25 @@ def test_other_topics_are_none_of_ours(topic: str) -> None:
     assert topics.parse_topic(topic) is None
 
 
+@pytest.mark.parametrize(
+    ("topic", "thing"),
+    [
+        ("iotjobs/a/report", "a"),
+        ("iotjobs/a/jobs/n1/results", "a"),
+        ("iotjobs/a", "a"),
+        ("$aws/things/a/shadow/update", "a"),
+        ("$aws/things/a", "a"),
+        ("iotjobs", None),
+        ("iotjobs/a.b/report", None),
+        ("iotjobs//report", None),
+        ("$aws/a/a", None),
+        ("other/a/report", None),
+    ],
+)
+def test_a_topic_says_whose_it_is_also_where_it_is_none_we_know(topic: str, thing: str | None) -> None:
+    assert topics.speaker(topic) == thing
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_parsed_or_is_none(topic: str) -> None:
     topics.parse_topic(topic)

@@ -72,5 +72,13 @@ def test_what_is_unfit_is_named_by_its_place(raw: bytes, field: str) -> None:
     assert [error.field for error in refused.value.errors] == [field]
 
 
+@pytest.mark.parametrize("raw", [b'{"a":1,"a":1}', b'{"o":[{"b":1},{"a":1,"\\u0061" : 2}]}'])
+def test_two_values_for_one_name_are_refused_and_it_is_named(raw: bytes) -> None:
+    with pytest.raises(BadRequest, match="the name a stands twice"):
+        decode(raw)
+    text = 'a text with ": in it is no name'
+    assert decode(json.dumps({"a": text, "o": {"a": text}}).encode()) == {"a": text, "o": {"a": text}}
+
+
 def test_a_pair_of_surrogates_is_text() -> None:
     assert decode(b'"\\ud83d\\ude00"') == "\U0001f600"
