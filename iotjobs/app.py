@@ -293,6 +293,7 @@ class Site:
             address,
             client_id=client_id,
             filters=filters,
+            earlier=await store.write(lambda tx: facts.subscribed(tx, filters)),
             handler=devices.receive,
             on_new_session=devices.new_session,
         )

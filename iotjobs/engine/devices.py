@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -75,6 +79,11 @@ class _Heard:
         yield from self.let_go
         for message in (*self.earlier, self.message):
             yield message.key
+
+
+# Who speaks and what it says; what it does; why that is nothing; or None, for it is nothing.
+_Read: TypeAlias = tuple[Who, Said] | _Heard | str | None
+_Known: TypeAlias = dict[tuple[Who, str], int]  # ids of reports that came before, and the QoS
 
 
 class DeviceMessages:
@@ -210,21 +219,44 @@ class DeviceMessages:
                 messages = []
             while not self._inbox.empty() and len(messages) < BATCH_MESSAGES:
                 messages.append(self._inbox.get_nowait())
-            now = clock.monotonic()
             if not goes_on:
-                slice_ends = now + SLICE_S
-            for who, held in self._rates.due(now):
-                batch += _held(who, held)
-            done.update((key, heard) for heard in batch for key in heard.keys)
+                slice_ends = clock.monotonic() + SLICE_S
+            read: list[tuple[Received, _Read]] = []
             for message in messages:
                 if clock.monotonic() >= slice_ends:
                     await asyncio.sleep(0)
                     slice_ends = clock.monotonic() + SLICE_S
+                read.append((message, self._read(message)))
+            known = await self._known_among([what for _, what in read])
+            now = clock.monotonic()
+            for who, held in self._rates.due(now):
+                batch += _held(who, held)
+                known.update(((who, one), qos) for one, qos in held.ids.items() if (who, one) not in known)
+            done.update((key, heard) for heard in batch for key in heard.keys)
+            for message, what in read:
+                if clock.monotonic() >= slice_ends:
+                    await asyncio.sleep(0)
+                    slice_ends = clock.monotonic() + SLICE_S
                 if not self._came_before(message, done):
-                    more = self._heard(message, now)
+                    more = self._heard(message, what, known, now)
                     batch += more
                     done.update((key, heard) for heard in more for key in heard.keys)
         return batch
+
+    async def _known_among(self, read: Sequence[_Read]) -> _Known:
+        """Which ids came before, of those that may have to wait: what waits tells of no other."""
+        told = [one for one in read if isinstance(one, tuple)]
+        if not any(what.report_id for _, what in told):
+            return {}
+        counts, now = Counter(who for who, _ in told), clock.monotonic()
+        short = {who for who, count in counts.items() if self._rates.is_short(who, count, now)}
+        wanted = {(who, what.report_id) for who, what in told if what.report_id and who in short}
+        while wanted:
+            try:
+                return await self._store.read(lambda conn: _came(conn, wanted))
+            except (StoreUnavailable, StorageFull):
+                await clock.sleep(STORE_RETRY_S)
+        return {}
 
     def _wait_s(self) -> float | None:
         waits = [wait for wait in (self._rates.wait_s(), self._tally.wait_s()) if wait is not None]
@@ -252,8 +284,8 @@ class DeviceMessages:
             self._tally.repeat(who)
         log.debug("the broker brought a message again", extra={"topic": message.topic[:200]})
 
-    def _heard(self, message: Received, now: float) -> list[_Heard]:
-        """What a message does; nothing when it has to wait."""
+    def _read(self, message: Received) -> _Read:
+        """Who speaks, and what it says; or what it does; or why that is nothing. Changes nothing."""
         try:
             if len(message.payload) > RESULT_LIMIT_BYTES:
                 raise ValueError(f"more than {RESULT_LIMIT_BYTES} bytes")
@@ -261,23 +293,34 @@ class DeviceMessages:
             if topic is None:
                 who, what = self._ingested(message)
             elif topic.job_id is not None:
-                return [self._word(message, topic)]
+                return self._word(message, topic)
             else:
-                who, what = ("thing", topic.thing), _read(message, topic.kind)
+                who, what = ("thing", topic.thing), _said(message, topic.kind)
         except (ValueError, RecursionError, RequestError) as error:
-            # What a device sends wrong must not stop the others.
-            self._drop(message, in_words(error))
-            message.ack()
-            return []
+            return in_words(error)  # what a device sends wrong must not stop the others
         if what is None:
+            return None
+        return who, replace(what, retained=True) if message.retain else what
+
+    def _heard(self, message: Received, read: _Read, known: _Known, now: float) -> list[_Heard]:
+        """What a message does; nothing when it has to wait."""
+        if isinstance(read, _Heard):
+            return [read]
+        if not isinstance(read, tuple):
+            if read is not None:
+                self._drop(message, read)
             message.ack()
             return []
+        who, what = read
         if message.duplicate and self._rates.came_before(who, message):
             self._count_repeated(message)
             return []
-        if message.retain:
-            what = replace(what, retained=True)
-        return [_happening([message], who, what)] if self._rates.admit(who, message, what, now) else []
+        came = None if what.report_id is None else known.get((who, what.report_id))
+        if not self._rates.admit(who, message, what, now, came):
+            return []
+        if what.report_id is not None and came is None:
+            known[who, what.report_id] = message.qos
+        return [_happening([message], who, what)]
 
     def _who_says(self, message: Received) -> Who | None:
         """Whom a message is of, whatever it says; None where its topic names nobody."""
@@ -373,7 +416,14 @@ class DeviceMessages:
         return refused
 
 
-def _read(message: Received, kind: TopicKind) -> Said | None:
+def _came(conn: Connection, wanted: Iterable[tuple[Who, str]]) -> _Known:
+    """Of what is on disk nobody has to say again what came with a lower QoS."""
+    objects = entities.objects_of(conn, {who for who, _ in wanted})
+    came = standings.known_reports(conn, objects.values(), {one for _, one in wanted})
+    return {(who, one): 2 for who, one in wanted if (objects.get(who), one) in came}
+
+
+def _said(message: Received, kind: TopicKind) -> Said | None:
     match kind:
         case TopicKind.STATUS:
             return read_status(message)

@@ -14,7 +14,7 @@ from iotjobs.domain.jobs import Cause, Ending, Job
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Circumstances, Decision, History, Ruling, Trigger
-from iotjobs.engine.intake import Execute, Fired, Intake, Origin
+from iotjobs.engine.intake import Execute, Fired, Intake, Origin, refused_row
 from iotjobs.engine.settle import Settler
 from iotjobs.store import jobs, queue, rules, standings, switch
 from iotjobs.store.known import Known
@@ -111,19 +111,35 @@ class Firing:
         cause: Cause,
         origin: Origin,
         caller: Caller | None = None,
+        *,
+        refusal: Ending | None = None,
     ) -> str:
-        """Insert a job; it begins with the commit, waits for its turn, or ends as refused. Its id."""
+        """Insert a job; it begins with the commit, waits for its turn, or ends as refused. Its id.
+
+        Args:
+            snapshot: whose it is.
+            operation_id: what it runs.
+            cause: what started it.
+            origin: which one.
+            caller: who, for somebody's write.
+            refusal: how it ends, when it is not to begin at all.
+        """
         entity, parts, tx = snapshot.entity, self._parts, self._tx
         request = Execute(entity.owner_type, entity.id, operation_id, caller, cause=cause, origin=origin)
-        fired = parts.intake.fire(tx.conn, request, entity, self._known)
+        if refusal is None:
+            fired = parts.intake.fire(tx.conn, request, entity, self._known)
+        else:
+            operation = self._known.operation_for(tx.conn, entity, operation_id)
+            fired = Fired(refused_row(request, entity, operation))
         job_id: str = fired.row["id"]
         if parts.at_once.begin_at_once(tx, fired):
             return job_id
         job = jobs.inserted(fired.row, jobs.insert_job(tx, fired.row, fired.plan, None))
         if fired.refusal is not None:
             said = fired.refusal.detail
-            ending = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
-            parts.settler.finish(tx, job, ending, job.timestamp)
+            refusal = Ending(Outcome.REJECTED, error_code=fired.refusal.code, error_message=said)
+        if refusal is not None:
+            parts.settler.finish(tx, job, refusal, job.timestamp)
         elif job.lane is None:
             parts.offers.offer(tx, queue.ticket_of(tx.conn, job))
         else:

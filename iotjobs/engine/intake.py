@@ -181,7 +181,7 @@ class Intake:
             operation = known.operation_for(conn, owner, request.operation_id)
             rendered = self._render(request, job_id, _Seen(operation, owner, _script_of(conn, operation)))
         except RequestError as error:
-            return Fired(_refused_row(request, job_id, owner, operation), refusal=error)
+            return Fired(refused_row(request, owner, operation, job_id), refusal=error)
         assert rendered.secret is None, "only arguments are secret"
         return Fired(rendered.row, rendered.plan)
 
@@ -329,11 +329,13 @@ def _started_by(request: Execute, job_id: str, owner: Entity, now: int) -> dict[
     }
 
 
-def _refused_row(request: Execute, job_id: str, owner: Entity, operation: Operation | None) -> dict[str, Any]:
-    """Of a run that was refused; `operation`: None where that was not found."""
+def refused_row(
+    request: Execute, owner: Entity, operation: Operation | None, job_id: str | None = None
+) -> dict[str, Any]:
+    """The columns of a job that never begins; `operation`: None where that was not found."""
     listener = None if request.origin is None else request.origin.listener
     row = {
-        **_started_by(request, job_id, owner, clock.now_ms()),
+        **_started_by(request, job_id or clock.new_id(), owner, clock.now_ms()),
         "label": f"{listener or request.operation_id} on {owner.name}",
         "operation_id": request.operation_id,
         "data": {"args": {}, "entityName": owner.name, **({"listenerName": listener} if listener else {})},

@@ -3,12 +3,15 @@
 Above the rate the last value wins: a report waits for its token, and one that comes meanwhile is merged
 into it; so does the word of its connection, `online` or `offline`, behind the report that came before it. So
 a device that floods us costs the others nothing and loses nothing but values that were old.
+
+What has an id that came before takes no part in it: it would take newer values back. Who asks here knows what the
+store has seen (`known`); ids of what waits are known here.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -29,7 +32,16 @@ _HEARD_OF, _WORD = 0, 1  # what a message says beside values
 
 Who = tuple[str, str]  # `thing` or `external_id`, and its value
 Said: TypeAlias = Reported | Connection
-_Slot: TypeAlias = tuple[str | int, int]  # a property's name, or one of these; and the QoS
+_Name: TypeAlias = str | int | tuple[str]  # of a property; one of these; or in a tuple an id
+_Slot: TypeAlias = tuple[_Name, int]  # and the QoS
+
+
+@dataclass(slots=True)
+class _Place:
+    """What a message says, and how many of its names no later one has."""
+
+    said: Said
+    names: int = 0
 
 
 @dataclass(slots=True)
@@ -49,12 +61,20 @@ class Held:
     # The newest message of each. One of QoS 0 takes the place of no other: that one has to come again, and this one
     # does not, should we die before their effects are committed.
     _newest: dict[_Slot, Received] = field(default_factory=dict)
-    _places: dict[Received, int] = field(default_factory=dict)  # how many each has of these, in their order
+    _places: dict[Received, _Place] = field(default_factory=dict)  # in their order
+    _ids: dict[str, int] = field(
+        default_factory=dict
+    )  # of all that was said, the newest; and the QoS it came with
 
     @property
     def messages(self) -> list[Received]:
         """Those that have values, or the word, which no later one has; in their order."""
         return list(self._places)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it stands for nothing."""
+        return self.reported is None and self.connection is None
 
     @property
     def is_too_much(self) -> bool:
@@ -66,13 +86,26 @@ class Held:
         """What it stands for in the order of its effects, each with its messages."""
         words: list[Received] = []
         if self.connection is not None:
-            words = [one for qos in (1, 0) if (one := self._newest.get((_WORD, qos))) is not None]
+            words = [one for one, place in self._places.items() if isinstance(place.said, Connection)]
         found: list[tuple[list[Received], Said]] = []
         if self.reported is not None:
-            found.append(([one for one in self._places if one not in words], self.reported))
+            waiting = [one for one in self._places if one not in words]
+            found.append((waiting, self._with_parts(self.reported, waiting)))
         if self.connection is not None:
             found.append((words, self.connection))
         return found
+
+    def _with_parts(self, reported: Reported, messages: Sequence[Received]) -> Reported:
+        """With the reports of messages, which were merged; what the broker had kept is older than the others."""
+        reports = [said for one in messages if isinstance(said := self._places[one].said, Reported)]
+        if len(reports) == 1 and not reported.superseded:
+            return reported
+        return replace(reported, parts=tuple(sorted(reports, key=lambda one: not one.retained)))
+
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """Of all that it stands for, the newest, each with the QoS that it came with first."""
+        return self._ids
 
     def came_before(self, message: Received) -> bool:
         """Whether the broker brings again what waits here, or what this stands for: it has its place already."""
@@ -84,18 +117,56 @@ class Held:
                 message.ack()
             return stands_for
         # The connection on which the other one could be acknowledged is lost.
-        self._places = {message if one is before else one: count for one, count in self._places.items()}
+        self._places = {message if one is before else one: place for one, place in self._places.items()}
         self._newest = {slot: message if one is before else one for slot, one in self._newest.items()}
         return True
 
-    def add(self, message: Received, what: Said) -> None:
-        """Merge a later one into it; messages that then have no effect any more are acknowledged."""
+    def add(self, message: Received, what: Said, known: int | None = None) -> None:
+        """Merge a later one into it; messages that then have no effect any more are acknowledged.
+
+        Args:
+            message: the one that says it.
+            what: what it says.
+            known: its id came before, with this QoS; None: as far as is known elsewhere it did not.
+        """
+        report_id = what.report_id
+        came = None if report_id is None else self._ids.get(report_id, known)
+        if came is not None:
+            assert report_id is not None
+            self._again(message, what, () if came >= message.qos else ((report_id,),))
+            return
+        if report_id is not None:
+            self._ids[report_id] = message.qos
+            if len(self._ids) > REPORT_IDS_KEPT:
+                del self._ids[next(iter(self._ids))]
         if isinstance(what, Connection):
             self._say(message, what)
         else:
             self._report(message, what)
 
-    def _report(self, message: Received, report: Reported) -> None:
+    def _again(self, message: Received, what: Said, names: tuple[_Name, ...]) -> None:
+        """An id came again: of a report that is a sign of life, and says nothing.
+
+        Args:
+            message: the one that says it.
+            what: what it says.
+            names: what it stands for beside that, as the first one is not sent again.
+        """
+        if isinstance(what, Reported) and (not what.retained or self.reported is None):
+            self._report(message, replace(what, values={}, job_ids=()), names, again=True)
+        elif isinstance(what, Connection) and self.is_empty and names:
+            self._say(message, what)
+        else:
+            self._place(message, what, names)
+
+    def _report(
+        self, message: Received, report: Reported, names: tuple[_Name, ...] = (), *, again: bool = False
+    ) -> None:
+        said = report
+        if again and self.reported is not None:
+            report = replace(
+                report, report_id=None
+            )  # it is known, and all that was merged must not be taken for it
         if self.connection is not None and not report.retained:  # it is heard of, whatever was said before
             before_ids = (*self.connection.ids, *report.earlier_ids)
             report = replace(report, superseded=self.connection.superseded + 1, earlier_ids=before_ids)
@@ -104,7 +175,7 @@ class Held:
         before = self.reported
         self.reported = report if before is None else _merged(before, report)
         is_older = before is not None and _is_older(report, before)
-        self._place(message, (_HEARD_OF, *report.values), is_older=is_older)
+        self._place(message, said, (_HEARD_OF, *report.values, *names), is_older=is_older)
 
     def _say(self, message: Received, word: Connection) -> None:
         before = self.connection
@@ -117,25 +188,28 @@ class Held:
             ids = before.ids[-REPORT_IDS_KEPT:]
             word = replace(word, superseded=before.superseded + 1, earlier_ids=ids)
         self.connection = word
-        self._place(message, (_WORD,))
+        self._place(message, word, (_WORD,))
 
-    def _place(self, message: Received, names: Iterable[str | int], *, is_older: bool = False) -> None:
-        self._places[message] = 0
+    def _place(
+        self, message: Received, said: Said, names: Iterable[_Name], *, is_older: bool = False
+    ) -> None:
+        place = self._places[message] = _Place(said)
         for name in names:
             if not is_older:
                 self._clear(name, message.qos)
             if self._newest.setdefault((name, message.qos), message) is message:
-                self._places[message] += 1
-        if not self._places[message]:
+                place.names += 1
+        if not place.names:
             self._end(message)
 
-    def _clear(self, name: str | int, qos: int) -> None:
+    def _clear(self, name: _Name, qos: int) -> None:
         """Let a newer message of this QoS take the place of what was said before."""
         for lower in range(qos + 1):
             before = self._newest.pop((name, lower), None)
             if before is not None:
-                self._places[before] -= 1
-                if not self._places[before]:
+                place = self._places[before]
+                place.names -= 1
+                if not place.names:
                     self._end(before)
 
     def _end(self, superseded: Received) -> None:
@@ -191,14 +265,32 @@ class Rates:
     _most: int = 0
     _let_go: deque[deque[Key]] = field(default_factory=deque)
 
-    def admit(self, who: Who, message: Received, what: Said, now: float) -> bool:
-        """Whether it may have its effect now; else it is held. `now`: of the monotonic clock, seconds."""
+    def is_short(self, who: Who, messages: int, now: float) -> bool:
+        """Whether one of so many messages that a device sent would be held now."""
+        if not self.per_s:
+            return False
+        bucket = self._buckets.get(who)
+        tokens = self._burst if bucket is None else self._tokens(bucket, now)
+        return who in self.held or tokens < messages
+
+    def admit(self, who: Who, message: Received, what: Said, now: float, known: int | None = None) -> bool:
+        """Whether it may have its effect now; else it is held.
+
+        Args:
+            who: the device.
+            message: the one that says it.
+            what: what it says.
+            now: of the monotonic clock, seconds.
+            known: see `Held.add`.
+        """
         waiting = self.held.get(who)
         if waiting is None:
             if self._take(who, now):
                 return True
             waiting = self.held[who] = Held(_all_let_go=self._let_go)
-        waiting.add(message, what)
+        waiting.add(message, what, known)
+        if waiting.is_empty:
+            del self.held[who]
         return False
 
     def came_before(self, who: Who, message: Received) -> bool:
@@ -218,18 +310,23 @@ class Rates:
     def _take(self, who: Who, now: float) -> bool:
         if not self.per_s:
             return True
-        burst = max(1.0, self.per_s * BURST_S)
         bucket = self._buckets.get(who)
         if bucket is None:
             if len(self._buckets) >= max(_MOST, self._most):
                 self._forget_full(now)
-            bucket = self._buckets[who] = _Bucket(burst, now)
-        bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * self.per_s)
-        bucket.at = now
+            bucket = self._buckets[who] = _Bucket(self._burst, now)
+        bucket.tokens, bucket.at = self._tokens(bucket, now), now
         if bucket.tokens < 1:
             return False
         bucket.tokens -= 1
         return True
+
+    @property
+    def _burst(self) -> float:
+        return max(1.0, self.per_s * BURST_S)
+
+    def _tokens(self, bucket: _Bucket, now: float) -> float:
+        return min(self._burst, bucket.tokens + (now - bucket.at) * self.per_s)
 
     def _forget_full(self, now: float) -> None:
         """Forget the buckets that are full again: anybody may make up names."""

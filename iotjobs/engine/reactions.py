@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection as DatabaseConnection
@@ -18,10 +18,12 @@ from iotjobs import clock
 from iotjobs.domain import operators, states
 from iotjobs.domain.entities import OwnerType, PropertyType
 from iotjobs.domain.errors import BadRequest, NotFound
-from iotjobs.domain.jobs import Cause
+from iotjobs.domain.jobs import Cause, Ending
 from iotjobs.domain.payloads import measure
 from iotjobs.domain.rights import Caller
 from iotjobs.domain.states import Condition, Forced, Heard, Judgement
+from iotjobs.domain.statuses import Outcome
+from iotjobs.domain.triggers import MAX_DEPTH
 from iotjobs.engine.firing import Firing, FiringParts
 from iotjobs.engine.intake import Origin
 from iotjobs.store import chains, entities, rules, standings, unheeded
@@ -32,6 +34,7 @@ from iotjobs.store.writer import Transaction
 
 PROPERTIES = 1000  # of one entity's own, as its definition may have
 PROPERTIES_BYTES = 256 * 1024  # of all of these
+LOOP_GUARD_CODE = "loopGuard"
 LITTLE_BYTES = 1024  # a report of known names that says no more is not measured with the rest
 
 
@@ -45,6 +48,8 @@ class Reported:
         superseded: how much of what the device said it stands for beside itself, that came too quickly.
         earlier_ids: those of reports among that, which have come as well.
         retained: the broker had kept it, nobody knows how long: values, and no sign of life.
+        parts: those that it was merged from, as far as no later one has their values; each has its own effect, when
+            one of them came before, or is refused.
     """
 
     values: Mapping[str, Any]
@@ -53,6 +58,12 @@ class Reported:
     superseded: int = 0
     earlier_ids: tuple[str, ...] = ()
     retained: bool = False
+    parts: tuple[Reported, ...] = field(default=(), compare=False)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """That of the report, behind those that it stands for."""
+        return self.earlier_ids if self.report_id is None else (*self.earlier_ids, self.report_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +112,10 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A person forces a state, or takes that back."""
+    """A person forces a state, or takes that back; `job_ids` as of `Reported`."""
 
     forced: Forced | None
+    job_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,12 @@ class Reactions:
         turn.finish()
         return had_effect
 
+    def catch_up(self, tx: Transaction, owner_type: OwnerType, entity_id: str) -> None:
+        """Give what has come due for an entity its effect, before its definition is changed; NotFound if there is none."""
+        turn = self.turn(tx)
+        turn.catch_up(owner_type, entity_id)
+        turn.finish()
+
     def judged_now(self, conn: DatabaseConnection, snapshot: Snapshot) -> Judgement:
         """What would be decided of an entity's state, if it were looked at now; nothing is written."""
         now = clock.now_ms()
@@ -183,6 +201,8 @@ class Turn:
         snapshot, depth = self._snapshot(happening.owner_type, happening.entity_id), 0
         self._catch_up(snapshot)
         standing = snapshot.standing
+        if isinstance(happening.what, Reported) and not self._is_whole(snapshot, happening.what):
+            return self._take_parts(snapshot, happening, happening.what)
         if isinstance(happening.what, Reported | Written):
             _refuse_too_many(snapshot, happening.what.values)
         match happening.what:
@@ -201,8 +221,9 @@ class Turn:
                 if not report.retained:
                     snapshot.heard(self._now)
                 self._merge(snapshot, report.values, None, depth, alive=not report.retained)
-            case Written(values, caller, job_ids):
-                self._merge(snapshot, values, caller, self._depth_behind(job_ids))
+            case Written() as written:
+                depth = self._depth_behind(written.job_ids)
+                self._merge(snapshot, written.values, written, depth)
             case Redefined() as redefined:
                 self._redefine(snapshot, redefined)
             case Connection() as word:
@@ -215,12 +236,18 @@ class Turn:
                     snapshot.standing = replace(standing, offline=not word.online)
                 snapshot.online = word.online
                 self._judge(snapshot, depth)
-            case Said(forced):
+            case Said(forced, job_ids):
                 snapshot.standing = replace(standing, forced=forced)
-                self._judge(snapshot, depth)
+                self._judge(snapshot, self._depth_behind(job_ids))
             case Looked():
                 self._judge(snapshot, depth)
         return True
+
+    def catch_up(self, owner_type: OwnerType, entity_id: str) -> None:
+        """See `Reactions.catch_up`."""
+        snapshot = self._snapshot(owner_type, entity_id)
+        self._catch_up(snapshot)
+        self._links_of(snapshot)
 
     def finish(self) -> None:
         """Write what is to be written of entities and of what fired."""
@@ -257,10 +284,40 @@ class Turn:
     def _depth_behind(self, job_ids: Sequence[str]) -> int:
         return chains.depth_behind(self._tx.conn, job_ids) if job_ids else 0
 
+    def _is_whole(self, snapshot: Snapshot, report: Reported) -> bool:
+        """Whether a report has its effect as one; else one that it was merged from would take others along."""
+        if not report.parts:
+            return True
+        try:
+            _refuse_too_many(snapshot, report.values)
+        except BadRequest:
+            return False
+        return not report.ids or not standings.known_reports(self._tx.conn, [snapshot.entity.id], report.ids)
+
+    def _take_parts(self, snapshot: Snapshot, happening: Happening, report: Reported) -> bool:
+        """Give each that a report was merged from its own effect; whether one had one.
+
+        Raises:
+            BadRequest: the last that was refused; the others had theirs.
+        """
+        own = {part.report_id for part in report.parts}
+        for report_id in report.ids:
+            if report_id not in own:
+                standings.is_new_report(self._tx, snapshot.entity.id, report_id, snapshot.reports + 1)
+        snapshot.superseded += report.superseded + 1 - len(report.parts)
+        refused, had_effect = None, False
+        for part in report.parts:
+            try:
+                had_effect |= self.take(replace(happening, what=part))
+            except BadRequest as error:
+                refused = error
+        if refused is not None:
+            raise refused
+        return had_effect
+
     def _is_new(self, snapshot: Snapshot, report: Reported | Connection, number: int) -> bool:
         """Note the ids of a report and of those that it stands for; whether one of them did not come before."""
-        ids = [one for one in (*report.earlier_ids, report.report_id) if one is not None]
-        new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in ids]
+        new = [standings.is_new_report(self._tx, snapshot.entity.id, one, number) for one in report.ids]
         if report.earlier_ids:
             standings.forget_oldest_reports(self._tx, snapshot.entity.id)
         if report.report_id is None or any(new):
@@ -272,7 +329,7 @@ class Turn:
         self,
         snapshot: Snapshot,
         values: Mapping[str, Any],
-        caller: Caller | None,
+        written: Written | None,
         depth: int,
         *,
         alive: bool = True,
@@ -284,25 +341,29 @@ class Turn:
             for name, value in values.items()
             if name not in before or not operators.equal(before[name], value)
         }
-        if changed:
-            snapshot.set_properties(changed)
+        # What its class says too becomes its own as well: the class may say something else tomorrow.
+        own = {name: value for name, value in values.items() if name in changed or name not in snapshot.own}
+        if own:
+            self._links_of(snapshot)  # what is due for them is so by what their ends are until now
+            snapshot.set_properties(own)
             self._written.add(snapshot.entity.id)
+        caller = None if written is None else written.caller
         self._follow(snapshot, changed, caller, depth, alive=alive)
-        if caller is not None:
-            self._run_on_write(snapshot, values, caller, depth)
+        if written is not None:
+            self._run_on_write(snapshot, values, written, depth)
 
     def _redefine(self, snapshot: Snapshot, redefined: Redefined) -> None:
         """Properties were written with the definition: what would have followed from them as such follows."""
         own, effective = snapshot.own, snapshot.entity.properties
-        before, caller, depth = redefined.before, redefined.caller, self._depth_behind(redefined.job_ids)
+        before, depth = redefined.before, self._depth_behind(redefined.job_ids)
         given = {
             name: value
             for name, value in own.items()
             if name not in before or not operators.equal(before[name], value)
         }
         gone = {name: effective.get(name, standings.GONE) for name in before if name not in own}
-        self._follow(snapshot, {**given, **gone}, caller, depth)
-        self._run_on_write(snapshot, given, caller, depth)
+        self._follow(snapshot, {**given, **gone}, redefined.caller, depth)
+        self._run_on_write(snapshot, given, redefined, depth)
 
     def _follow(
         self,
@@ -318,28 +379,40 @@ class Turn:
             by = None if caller is None else caller.user_id
             standings.add_history(self._tx, snapshot.entity.id, changed, by, self._now)
         self._judge(snapshot, depth)
-        if changed and snapshot.entity.owner_type is OwnerType.OBJECT:
+        for link in self._links_of(snapshot) if changed else ():
+            link.see_ends(snapshot.entity)
+            if alive:
+                link.heard(self._now)
+            self._judge(link, depth)
+
+    def _links_of(self, snapshot: Snapshot) -> list[Snapshot]:
+        """The links that an object is an end of, caught up."""
+        found = []
+        if snapshot.entity.owner_type is OwnerType.OBJECT:
             for link_id in self._known.links_of(self._tx.conn, snapshot.entity.id):
                 try:
                     link = self._snapshot(OwnerType.LINK, link_id)
                 except NotFound:
                     continue  # it was deleted since
                 self._catch_up(link)
-                link.see_ends(snapshot.entity)
-                if alive:
-                    link.heard(self._now)
-                self._judge(link, depth)
+                found.append(link)
+        return found
 
     def _run_on_write(
-        self, snapshot: Snapshot, values: Mapping[str, Any], caller: Caller, depth: int
+        self, snapshot: Snapshot, values: Mapping[str, Any], write: Written | Redefined, depth: int
     ) -> None:
         readwrite = [name for name in values if snapshot.types.get(name) == PropertyType.READWRITE]
         if not readwrite:
             return
+        writes, refusal = chains.writes_behind(self._tx.conn, write.job_ids) if write.job_ids else 0, None
+        if writes >= MAX_DEPTH:
+            said = f"{writes} writes of properties that ran something stand before this one in one chain of causes"
+            refusal = Ending(Outcome.REJECTED, error_code=LOOP_GUARD_CODE, error_message=said)
+        before = {chains.TRIGGERS_BEFORE: depth, chains.WRITES_BEFORE: writes}
+        meta = {name: count for name, count in before.items() if count} or None
+        origin = Origin(meta=meta, listener=", ".join(sorted(readwrite)))
         for operation_id in entities.operations_on_write(self._tx.conn, snapshot.entity):
-            meta = {chains.TRIGGERS_BEFORE: depth} if depth else None
-            origin = Origin(meta=meta, listener=", ".join(sorted(readwrite)))
-            self._firing.start(snapshot, operation_id, Cause.PROPERTY, origin, caller)
+            self._firing.start(snapshot, operation_id, Cause.PROPERTY, origin, write.caller, refusal=refusal)
 
     # --- states ---------------------------------------------------------------------------
 

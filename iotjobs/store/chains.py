@@ -14,7 +14,8 @@ from iotjobs.store.state_tables import state_changes
 from iotjobs.store.statements import Among, Prepared
 
 J, H = tables.jobs.c, state_changes.c
-TRIGGERS_BEFORE = "triggers_before"  # in the `process_meta` of what a write of a property ran
+# In the `process_meta` of what a write of a property ran; of writes those that ran something, one right behind another.
+TRIGGERS_BEFORE, WRITES_BEFORE = "triggers_before", "writes_before"
 _SEQ_DIGITS = 18
 
 _by_id, _by_seq = (
@@ -46,10 +47,16 @@ def refuse_unknown(conn: Connection, references: Iterable[str], field: str) -> N
             raise BadRequest(f"{field}: there is no job {one}; give its id, or its seq", field=field)
 
 
+def writes_behind(conn: Connection, references: Iterable[str]) -> int:
+    """How many writes of properties stand before a write that one of these jobs does, one right behind another."""
+    of_writes = [row.process_meta or {} for row in _jobs(conn, references) if row.cause == Cause.PROPERTY]
+    return max((int(meta.get(WRITES_BEFORE, 0)) + 1 for meta in of_writes), default=0)
+
+
 def depth_behind(conn: Connection, references: Iterable[str]) -> int:
     """How many triggers stand before what these jobs led to, in the longest of their chains; they may be made up."""
     rows = [row for row in _jobs(conn, references) if row.process_meta is not None]
-    of_writes = [int(row.process_meta[TRIGGERS_BEFORE]) for row in rows if row.cause == Cause.PROPERTY]
+    of_writes = [int(row.process_meta.get(TRIGGERS_BEFORE, 0)) for row in rows if row.cause == Cause.PROPERTY]
     changes = [row.process_meta["state_change_id"] for row in rows if row.cause == Cause.TRIGGER]
     depth = _deepest.scalar(conn, {"wanted": changes}) if changes else None
     of_firings = [] if depth is None else [int(depth) + 1]

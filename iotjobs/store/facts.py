@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -13,6 +13,8 @@ from iotjobs.store.writer import Transaction
 
 # Of who consumes what devices send; there since the site first had a broker.
 MQTT_CLIENT_ID = "mqtt_client_id"
+# What the broker may send it: every filter, a line each, that was ever subscribed to under that id.
+MQTT_FILTERS = "mqtt_filters"
 # The worker that does, or nobody: empty. Not there before somebody did for the first time.
 LISTENS = "listens"
 
@@ -32,6 +34,15 @@ def remembered(tx: Transaction, name: str, make: Callable[[], str]) -> str:
         value = make()
         tx.conn.execute(insert(tables.site), {"name": name, "value": value})
     return value
+
+
+def subscribed(tx: Transaction, filters: Iterable[str]) -> set[str]:
+    """Note what is about to be subscribed to; with what was before."""
+    lock_start(tx.conn)
+    before = value(tx.conn, MQTT_FILTERS)
+    known_filters = {*filters, *(before.split("\n") if before else ())}
+    put(tx, MQTT_FILTERS, "\n".join(sorted(known_filters)))
+    return known_filters
 
 
 _value = Prepared(select(tables.site.c.value).where(tables.site.c.name == bindparam("wanted")))

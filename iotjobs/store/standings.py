@@ -356,6 +356,9 @@ R = report_ids.c
 _known_report = Prepared(
     select(R.number).where(R.entity_id == bindparam("entity"), R.report_id == bindparam("report"))
 )
+_known_reports = Prepared(
+    select(R.entity_id, R.report_id).where(Among(R.entity_id, "entities"), Among(R.report_id, "reports"))
+)
 _insert_report = Prepared(report_ids.insert(), ("entity_id", "report_id", "number"))
 _forget_reports = Prepared(
     report_ids.delete().where(R.entity_id == bindparam("entity"), R.number <= bindparam("upto"))
@@ -374,6 +377,14 @@ _forget_oldest = Prepared(
 def forget_oldest_reports(tx: Transaction, entity_id: str) -> None:
     """Of an entity whose reports have many ids each no more are kept than of others, and those of one."""
     _forget_oldest.run(tx.conn, {"entity": entity_id})
+
+
+def known_reports(
+    conn: Connection, entity_ids: Iterable[str], report_ids: Iterable[str]
+) -> set[tuple[str, str]]:
+    """Which of these reports of these entities came before: the ids of both."""
+    rows = _known_reports.all(conn, {"entities": list(entity_ids), "reports": list(report_ids)})
+    return {(row.entity_id, row.report_id) for row in rows}
 
 
 def is_new_report(tx: Transaction, entity_id: str, report_id: str, number: int) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -323,6 +323,7 @@ class MqttConsumer(Link):
         address: the broker.
         client_id: `iotjobs-<128 random bits>`, kept in the store, never logged.
         filters: what to subscribe to.
+        earlier: what the session may be subscribed to: of these, the others are taken back.
         handler: called in the loop for each message, in the order of arrival; it must not block.
             What it raises is logged, and the message acknowledged.
         session_expiry_s: how long the broker keeps the session while we are away.
@@ -337,12 +338,14 @@ class MqttConsumer(Link):
         *,
         client_id: str,
         filters: Sequence[str],
+        earlier: Iterable[str] = (),
         handler: Callable[[Received], None],
         session_expiry_s: int = 7 * 86_400,
         receive_maximum: int = 256,
         on_new_session: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._filters = tuple(check_filter(topic_filter) for topic_filter in filters)
+        self._stale = sorted({*earlier} - {*filters})
         self._address, self._handler, self._on_new_session = address, handler, on_new_session
         self._session = Session(
             client_id=client_id,
@@ -363,6 +366,12 @@ class MqttConsumer(Link):
             self._address, self._session, on_message=self._arrived, on_malformed=self._arrived_malformed
         )
 
+    async def start(self) -> None:
+        """See `Link`."""
+        if self._task is None:
+            self._subscribed = False  # another node, of other settings, may have had the session meanwhile
+        await super().start()
+
     async def _subscribe(self, connection: Connection) -> None:
         if not connection.session_present:
             # Also for the next one, should this connection end before it is done: that finds the session there.
@@ -370,9 +379,11 @@ class MqttConsumer(Link):
         if not self._is_told and self._on_new_session is not None:
             await self._on_new_session()
         self._is_told = True
-        # Once in every process even when the session is known: an older run may have had other filters.
+        # Once in every run even when the session is known: an earlier one may have had other filters.
         if self._subscribed:
             return
+        if self._stale and connection.session_present:
+            await connection.unsubscribe(self._stale)
         granted = await connection.subscribe(self._filters) if self._filters else {}
         self.refused = {name: reason.getName() for name, reason in granted.items() if reason.is_failure}
         for topic_filter, reason in self.refused.items():

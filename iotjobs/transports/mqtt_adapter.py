@@ -161,14 +161,28 @@ class Connection:
         if self.lost.is_set():
             raise self.why
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
-        rc, mid = self._client.subscribe([(topic_filter, options) for topic_filter in filters])
+        asked = self._client.subscribe([(topic_filter, options) for topic_filter in filters])
+        return dict(zip(filters, await self._reasons(*asked), strict=True))
+
+    async def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Take subscriptions back, also such as are not there.
+
+        Raises:
+            ConnectionEnded: it ended before the broker answered.
+        """
+        if self.lost.is_set():
+            raise self.why
+        await self._reasons(*self._client.unsubscribe(list(filters)))
+
+    async def _reasons(self, rc: MQTTErrorCode, mid: int | None) -> list[ReasonCode]:
+        """The broker's answer to what was asked with this packet id."""
         if rc != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
             raise ConnectionEnded(mqtt.error_string(rc))
         answered: asyncio.Future[list[ReasonCode]] = self._loop.create_future()
         self._subscribing[mid] = answered
         try:
             async with asyncio.timeout(_CONNACK_TIMEOUT_S):
-                return dict(zip(filters, await answered, strict=True))
+                return await answered
         except TimeoutError as error:
             raise ConnectionEnded(f"{self._address} does not answer a subscription") from error
 
@@ -193,6 +207,7 @@ class Connection:
         client.on_socket_register_write = self._wants_write
         client.on_connect, client.on_disconnect = self._answered, self._disconnected
         client.on_publish, client.on_subscribe = self._published, self._subscribed
+        client.on_unsubscribe = self._subscribed
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = session.expiry_s
         properties.ReceiveMaximum = session.receive_maximum
@@ -321,7 +336,7 @@ class Connection:
         _data: object,
         mid: int,
         reasons: list[ReasonCode],
-        _properties: Properties,
+        _properties: Properties | None,
     ) -> None:
         answered = self._subscribing.pop(mid, None)
         if answered is not None and not answered.done():

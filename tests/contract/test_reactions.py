@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from pytest_mock import MockerFixture
 from sqlalchemy import Connection, select, update
 
@@ -22,6 +24,8 @@ from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
 from iotjobs.engine.reactions import Connection as Broker
 from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
+from iotjobs.inputs.rest.definitions import patch_entity
+from iotjobs.inputs.shapes import ObjectBody
 from iotjobs.store import chains, definitions, facts, retention, rules, standings, states, switch, tables
 from iotjobs.store.definitions import Kind
 from iotjobs.store.jobs import J, job_columns, job_of
@@ -1055,3 +1059,71 @@ async def test_names_that_a_device_makes_up_are_bounded(engine: Engine) -> None:
     with pytest.raises(BadRequest, match="1000 at most"):
         await engine.report(owner_id, "r1", one_more=1)
     assert await engine.report(owner_id, "r1", n1=2)  # the refused one has left nothing behind
+
+
+@pytest.mark.parametrize("who", ["a device", "a person"])
+async def test_a_value_that_its_class_has_too_is_the_entity_s_own_once_it_was_told(
+    engine: Engine, who: str
+) -> None:
+    class_id = await engine.class_(properties={"temperature": 20, "door": "open"})
+    owner_id = await engine.thing(class_id=class_id)
+    told = {"temperature": 20.0}
+    await engine.happens(owner_id, Reported(told) if who == "a device" else Written(told, ADMIN))
+    assert await rows(engine, property_history) == []
+
+    def item(tx: Any) -> None:
+        values = {"properties": {"temperature": 90, "door": "shut"}}
+        definitions.change(tx, Kind.CLASS, class_id, lambda _before: values)
+
+    await engine.store.write(item)
+    found = await engine.store.read(lambda conn: standings.load_object(conn, owner_id))
+    assert found is not None
+    assert found.entity.properties == {"temperature": 20, "door": "shut"}
+
+
+async def test_a_report_of_what_is_known_writes_no_properties(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_id = await engine.class_(properties={"p1": 1})
+    owner_id, written = await engine.thing(class_id=class_id), list[str]()
+    keep = standings.save_properties
+
+    def noted(tx: Any, snapshots: Any) -> None:
+        written.extend(one.entity.id for one in snapshots)
+        keep(tx, snapshots)
+
+    monkeypatch.setattr(standings, "save_properties", noted)
+    for _ in range(3):
+        await engine.report(owner_id, **{f"p{number}": number for number in range(50)})
+    assert written == [owner_id]
+
+
+@pytest.mark.parametrize("of_link", [False, True])
+@pytest.mark.parametrize("way", ["properties", "definition"])
+async def test_what_was_held_long_enough_counts_whatever_is_written_then(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, of_link: bool, way: str
+) -> None:
+    """Of the entity, and of a link that it is an end of."""
+    owner_id, other_id = await engine.thing(mqtt={"read": [], "write": []}), await engine.thing()
+    entity_id, kind, when = owner_id, "object", "temperature > 80"
+    if of_link:
+        entity_id, kind, when = await engine.link(owner_id, other_id), "link", "source.temperature > 80"
+    await engine.conditions(entity_id, {"state": "alarm", "when": when, "hold_s": 5}, owner_kind=kind)
+    began = clock.now_ms()
+    monkeypatch.setattr(clock, "now_ms", lambda: began)
+    await engine.report(owner_id, temperature=90)
+    monkeypatch.setattr(clock, "now_ms", lambda: began + 5050)  # over, and the look comes in a moment
+    if way == "properties":
+        await engine.happens(owner_id, Written({"temperature": 20}, ADMIN))
+    else:
+        services: Any = SimpleNamespace(store=engine.store, engine=engine, definitions_changed=list)
+        shape, members = TypeAdapter[Any](ObjectBody), {"properties": {"temperature": 20}}
+        await patch_entity(
+            services, (Kind.OBJECT, owner_id), shape, members, expected=None, caller=ADMIN, job_ids=()
+        )
+
+    assert await changes_of(engine, entity_id) == [
+        ("created", "working"),
+        ("working", "alarm"),
+        ("alarm", "working"),
+    ]

@@ -224,3 +224,30 @@ async def test_a_rule_that_can_never_be_reached_is_refused_at_the_start(make_ser
     serve = make_serve(ingest=json.dumps(list(reversed(documented()))))
     with pytest.raises(Exception, match="is never reached"):
         await serve.start()
+
+
+async def test_what_a_rule_that_is_gone_had_subscribed_to_is_taken_back(
+    make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto]
+) -> None:
+    broker = start_mosquitto()
+    serve = make_serve(mqtt_url=f"mqtt://127.0.0.1:{broker.port}")
+    for rule in ("shellies/{external_id}/+", "tele/{external_id}/SENSOR"):
+        serve.settings["ingest"] = json.dumps([{"topic": rule}])
+        await serve.start()
+        async with Rest(serve) as rest:
+            thing = await rest.thing(thing=new_name("thing"))
+            for topic in ("shellies/nobody/x", "tele/nobody/SENSOR", f"iotjobs/{thing['thing']}/report"):
+                await asyncio.to_thread(
+                    publish.single, topic, "{}", 1, hostname="127.0.0.1", port=broker.port
+                )
+
+            async def heard(of: dict[str, Any] = thing, rest: Rest = rest) -> bool:
+                return bool((await rest.get(f"/objects/{of['id']}/state"))["reports"])
+
+            await eventually(heard, 10)
+        await serve.stop()
+    told = [line for line in serve.log.splitlines() if "no effect" in line]
+    assert [sum(topic in line for line in told) for topic in ("shellies/nobody/x", "tele/nobody/SENSOR")] == [
+        1,
+        1,
+    ]

@@ -589,6 +589,31 @@ async def test_a_session_that_the_broker_forgot_is_subscribed_anew(
     assert (await inbox.next()).topic == "t/1"
 
 
+async def test_what_an_earlier_run_subscribed_to_and_this_one_does_not_is_taken_back(
+    start_mosquitto: Start, connect
+) -> None:
+    mosquitto, inbox = start_mosquitto(), Inbox()
+    publisher = await connect(mosquitto.address)
+    for filters in (["old/#", "t/#"], ["t/#", "new/#"]):
+        consumer = MqttConsumer(
+            mosquitto.address,
+            client_id="iotjobs-one",
+            filters=filters,
+            earlier=["old/#", "t/#"],
+            handler=inbox,
+        )
+        await consumer.start()
+        assert await consumer.wait_connected(10)
+        heard = [topic for topic in ("old/1", "t/1", "new/1") if not (await told(publisher, topic))]
+        await consumer.stop()
+        assert heard == [one.replace("#", "1") for one in filters]
+
+
+async def told(publisher: MqttPublisher, topic: str) -> bool:
+    """Whether nobody has subscribed to it."""
+    return (await publisher.publish(MqttMessage(topic), nothing)).no_subscriber
+
+
 async def test_a_new_session_is_told_before_anything_comes_of_it_and_subscribed_also_after_a_failure(
     start_mosquitto: Start, connect
 ) -> None:

@@ -189,6 +189,43 @@ async def test_a_loop_over_reports_by_rest_is_stopped_at_the_fifth(rest: Rest) -
 
 
 @pytest.mark.check(43)
+@pytest.mark.parametrize("way", ["properties", "definition", "link", "forced"])
+async def test_a_loop_over_what_a_script_writes_is_stopped_whichever_way_it_writes(
+    rest: Rest, way: str
+) -> None:
+    owner = await rest.thing()
+    path, entity, folder, when = f"/objects/{owner['id']}", owner, "objects", "t > 80"
+    if way == "link":
+        entity = await rest.make(
+            "/links", name=new_name("link"), source=owner["id"], target=(await rest.thing())["id"]
+        )
+        folder, when = "links", "source.t > 80"
+    operation = await rest.operation(entity, "mqtt", owners=folder, topic="a/b", message="x")
+    of_entity = f"/{folder}/{entity['id']}"
+    await rest.call("PUT", f"{of_entity}/state-conditions", [{"state": "alarm", "when": when}])
+    items = [{"name": "t", "states": ["alarm", "working"], "operation_id": operation["id"]}]
+    assert (await rest.call("PUT", f"{of_entity}/state-triggers", items)).status == 200
+    assert (await rest.call("POST", f"{path}/report", {"t": 20})).status == 200
+
+    for number in range(10):
+        values, hot = {"t": 20 if number % 2 else 90}, number % 2 == 0
+        job_id = (await traces(rest, entity, decision="fired"))[0]["job_id"]
+        if way == "properties":
+            answer = await rest.call("PATCH", f"{path}/properties", values, Job_Id=job_id)
+        elif way != "forced":
+            answer = await rest.call("PATCH", path, {"properties": values}, Job_Id=job_id)
+        elif hot:
+            forced = {"state": "alarm", "reason": "x"}
+            answer = await rest.call("PUT", f"{path}/forced-state", forced, Job_Id=job_id)
+        else:
+            answer = await rest.call("DELETE", f"{path}/forced-state", Job_Id=job_id)
+        assert answer.status == 200, answer
+
+    decisions = [one["decision"] for one in await traces(rest, entity)]
+    assert (decisions.count("fired"), decisions.count("loop_guard")) == (5, 6)
+
+
+@pytest.mark.check(43)
 async def test_a_write_of_properties_says_which_job_does_it_and_what_it_runs_says_so_too(rest: Rest) -> None:
     owner = await rest.thing(property_types={"setpoint": "readwrite"})
     path = f"/objects/{owner['id']}"

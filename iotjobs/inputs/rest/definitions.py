@@ -10,10 +10,9 @@ from pydantic import TypeAdapter
 
 from iotjobs import clock
 from iotjobs.domain import operators
-from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.rights import Caller, scope_of
 from iotjobs.engine.reactions import Happening, Redefined
-from iotjobs.inputs.rest.answers import ListQuery, created, no_content, page_of, shown, with_etag
+from iotjobs.inputs.rest.answers import ENTITIES, ListQuery, created, no_content, page_of, shown, with_etag
 from iotjobs.inputs.rest.properties import refuse_unwritable
 from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.inputs.validation import patched
@@ -113,7 +112,7 @@ async def patch_entity(
         given = [name for name in own if name not in before or not operators.equal(own[name], before[name])]
         refuse_unwritable(tx.conn, after, given)
         what = Redefined(before, caller, job_ids)
-        engine.reactions.react(tx, Happening(OwnerType[after.kind.name], after.id, what))
+        engine.reactions.react(tx, Happening(ENTITIES[after.kind], after.id, what))
 
     return await change(services, definition, changed, expected, follow)
 
@@ -134,10 +133,12 @@ async def change(
 
     def item(tx: Transaction) -> Definition:
         _tell(services, tx, kind)
+        if kind in ENTITIES and services.engine is not None:  # what is due is so by what it was until now
+            services.engine.reactions.catch_up(tx, ENTITIES[kind], definition_id)
         after = definitions.change(tx, kind, definition_id, changed, expected=expected)
-        if kind in _JUDGED:
-            states.wake(tx, kind, definition_id, clock.now_ms())
         follow(tx, after)
+        if kind in _JUDGED:  # behind what follows, that knows what led to it: a look does not
+            states.wake(tx, kind, definition_id, clock.now_ms())
         return after
 
     return with_etag(shown(await services.store.write(item)))

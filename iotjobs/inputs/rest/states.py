@@ -22,6 +22,7 @@ from iotjobs.inputs.rest.answers import (
     FOLDERS,
     Id,
     IfMatch,
+    JobsBehind,
     When,
     created,
     entity_of,
@@ -50,7 +51,7 @@ from iotjobs.inputs.state_shapes import (
     with_ids,
 )
 from iotjobs.inputs.validation import patched
-from iotjobs.store import definitions, rules, standings, states, unheeded
+from iotjobs.store import chains, definitions, rules, standings, states, unheeded
 from iotjobs.store.definitions import Kind
 from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
@@ -234,25 +235,34 @@ def state_of(kind: Kind) -> APIRouter:
         caller: CallerOf,
         entity_id: Id,
         body: Annotated[ForcedBody, Depends(body_of(ForcedBody))],
+        *,
+        job_ids: JobsBehind,
     ) -> Response:
-        """Be in this state whatever the conditions say, until it is taken back or its time is over."""
+        """Be in this state whatever the conditions say, until it is taken back or its time is over.
+
+        What a job does says so (Job-Id), so that a loop of triggers is seen.
+        """
         now = clock.now_ms()
         until = None if body.until is None else read_ahead("until", body.until, now)
         forced = Forced(body.state, caller.user_id, body.reason, now, until, caller.login)
 
         def item(tx: Transaction) -> dict[str, Any]:
+            chains.refuse_unknown(tx.conn, job_ids, "Job-Id")
             states.check_names(tx.conn, [("state", body.state)])
-            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced)))
+            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(forced, job_ids)))
             return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))
 
     @router.delete("/forced-state", dependencies=operator, responses=what)
-    async def release_state(services: Services, engine: Engine, entity_id: Id) -> Response:
+    async def release_state(
+        services: Services, engine: Engine, entity_id: Id, job_ids: JobsBehind
+    ) -> Response:
         """Let the conditions decide again."""
 
         def item(tx: Transaction) -> dict[str, Any]:
-            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None)))
+            chains.refuse_unknown(tx.conn, job_ids, "Job-Id")
+            engine.reactions.react(tx, Happening(owner_type, entity_id, Said(None, job_ids)))
             return _state(tx.conn, engine.reactions, kind, entity_id)
 
         return json_response(await services.store.write(item))

@@ -326,6 +326,40 @@ async def test_a_report_that_the_broker_had_kept_is_no_sign_of_life(
     assert (standing.state, standing.offline, standing.heard_at) == ("down", True, None)
 
 
+async def test_while_nobody_can_tell_which_ids_came_before_nothing_is_acknowledged_and_nothing_lost(
+    sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, acknowledged, seen = make_engine(), list[int](), list[list[int]]()
+    owner_id = await engine.thing(thing="press")
+
+    class Unreadable(Failing):
+        async def read(self, query: Any) -> Any:
+            if self.errors:
+                raise self.errors.pop(0)
+            return await sqlite_store.read(query)
+
+        async def write(self, item: Any, **given: Any) -> Any:
+            return await sqlite_store.write(item, **given)
+
+    async def sleep(_seconds: float) -> None:
+        seen.append(list(acknowledged))
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    devices = engine.devices(Unreadable(sqlite_store, [StoreUnavailable("away")] * 2), reports_per_s=1)
+    for n in range(8):
+        devices.receive(received("iotjobs/press/report", {"n": n, "_id": f"r{n}"}, acknowledged))
+    await devices.start()
+    try:
+        await eventually(lambda: len(acknowledged) == 8, 3)
+    finally:
+        await devices.stop()
+
+    assert seen == [[], []]
+    found = await sqlite_store.read(lambda conn: standings.load_object(conn, owner_id))
+    assert found is not None
+    assert found.entity.properties == {"n": 7}
+
+
 async def test_while_much_is_read_others_have_their_turns(
     sqlite_store: Store, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,54 @@ def test_of_the_ids_of_a_flood_the_newest_are_kept() -> None:
     newest = BURST_S + 1000 - 1
     assert held.reported.report_id == f"r{newest}"
     assert held.reported.earlier_ids == tuple(f"r{n}" for n in range(newest - 256, newest))
+    assert list(held.ids) == [f"r{n}" for n in range(newest - 255, newest + 1)]
+
+
+def test_what_came_before_has_no_value_and_is_acknowledged_with_the_next_sign_of_life() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    acknowledged.clear()
+    rates.admit(ONE, message(acknowledged, 10), Reported({"t": 95}, "b"), 0.1)
+    rates.admit(ONE, message(acknowledged, 11), Reported({"t": 20}, "a"), 0.1, known=1)
+    rates.admit(ONE, message(acknowledged, 12), Reported({"t": 95}, "b"), 0.1)
+    rates.admit(ONE, message(acknowledged, 13), Connection(False, report_id="w"), 0.1, known=1)
+    assert acknowledged == [11, 13]
+    [(messages, what)] = rates.held[ONE].parts
+    assert ([one.mid for one in messages], what) == (
+        [10, 12],
+        Reported({"t": 95}, superseded=2, earlier_ids=("b",)),
+    )
+    assert isinstance(what, Reported)
+    assert what.parts == (Reported({"t": 95}, "b"), Reported({}, "b"))
+
+
+def test_a_word_that_came_before_and_nothing_else_waits_for_no_token() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    assert not rates.admit(ONE, message(acknowledged, 10), Connection(False, report_id="w"), 0.1, known=1)
+    assert acknowledged == [10]
+    assert not rates.held
+
+
+def test_what_came_with_qos_0_is_not_sent_again_so_its_repeat_waits_with_it() -> None:
+    acknowledged = list[int]()
+    rates = spent(acknowledged)
+    acknowledged.clear()
+    rates.admit(ONE, message(acknowledged, 10, 0), Reported({"t": 95}, "b"), 0.1)
+    rates.admit(ONE, message(acknowledged, 11), Reported({"t": 95}, "b"), 0.1)
+    rates.admit(ONE, message(acknowledged, 12), Connection(False, report_id="w"), 0.1, known=0)
+    rates.admit(ONE, message(acknowledged, 13), Reported({}), 0.1)
+    assert acknowledged == []
+    [(messages, _)] = rates.held[ONE].parts
+    assert [one.mid for one in messages] == [10, 11, 12, 13]
+
+
+def test_who_may_have_to_wait_is_told_before() -> None:
+    rates = Rates(1)
+    assert [rates.is_short(ONE, count, 0.0) for count in (BURST_S, BURST_S + 1)] == [False, True]
+    rates = spent([])
+    assert [rates.is_short(ONE, 1, now) for now in (0.5, 1.0)] == [True, False]
+    assert not Rates(0).is_short(ONE, 99, 0.0)
 
 
 def test_what_waits_unacknowledged_is_bounded() -> None:
