@@ -25,7 +25,6 @@ from sqlalchemy import (
 
 from iotjobs import clock
 from iotjobs.domain.entities import Entity
-from iotjobs.domain.errors import PreconditionFailed
 from iotjobs.domain.expressions import compile_expression
 from iotjobs.domain.periods import DAYS, Period
 from iotjobs.domain.states import Condition
@@ -43,7 +42,7 @@ from iotjobs.store.state_tables import (
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
-N, T, Y = condition_lists.c, triggers.c, rule_lists.c
+N, T = condition_lists.c, triggers.c
 X, M, F = traces.c, trigger_timers.c, firings.c
 
 _VERSION = "rules_version"  # a fact of the site
@@ -61,29 +60,6 @@ def changed(tx: Transaction) -> None:
 def version(conn: Connection) -> str | None:
     """What `changed` has made different last."""
     return facts.value(conn, _VERSION)
-
-
-CONDITIONS, TRIGGERS = "conditions", "triggers"
-
-
-def list_version(conn: Connection, owner_id: str, what: str) -> int:
-    """The version of an owner's `CONDITIONS` or `TRIGGERS`, also of a list that was never put."""
-    found = conn.execute(select(Y.version).where(Y.owner_id == owner_id, Y.what == what)).scalar()
-    return 1 if found is None else int(found)
-
-
-def next_version(tx: Transaction, owner_id: str, what: str, expected: frozenset[int] | None) -> int:
-    """Bring a list to its next version, which is returned; its owner's row is locked.
-
-    Raises:
-        PreconditionFailed: it is at none of the `expected` versions.
-    """
-    before = list_version(tx.conn, owner_id, what)
-    if expected is not None and before not in expected:
-        raise PreconditionFailed(f"the list is at version {before}: read it again and change that")
-    tx.conn.execute(delete(rule_lists).where(Y.owner_id == owner_id, Y.what == what))
-    tx.conn.execute(insert(rule_lists), {"owner_id": owner_id, "what": what, "version": before + 1})
-    return before + 1
 
 
 _items = Prepared(select(N.conditions, N.version).where(N.owner_id == bindparam("owner")))
@@ -380,7 +356,7 @@ def forget(conn: Connection, owner_id: str) -> None:
     cancel_waits(conn, M.entity_id == owner_id, "the object or link was deleted")
     own = select(T.id).where(T.owner_id == owner_id)
     conn.execute(delete(firings).where(or_(F.entity_id == owner_id, F.trigger_id.in_(own))))
-    for column in (N.owner_id, T.owner_id, Y.owner_id):
+    for column in (N.owner_id, T.owner_id, rule_lists.c.owner_id):
         conn.execute(column.table.delete().where(column == owner_id))
 
 

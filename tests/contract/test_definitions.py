@@ -11,7 +11,7 @@ from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound, PreconditionFailed
 from iotjobs.domain.operations import OperationType, Via
 from iotjobs.domain.rights import EVERYTHING
-from iotjobs.store import definitions, entities, rules, states
+from iotjobs.store import definitions, entities, rule_lists, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
@@ -435,15 +435,15 @@ async def test_of_many_that_change_a_list_or_state_as_it_was_one_does(store: Sto
 
     def put(tx: Transaction, what: str) -> None:
         definitions.lock(tx, Kind.OBJECT, owner.id, None)
-        rules.next_version(tx, owner.id, what, frozenset({1}))
+        rule_lists.next_version(tx, owner.id, what, frozenset({1}))
 
     for item in (
-        lambda tx: put(tx, rules.CONDITIONS),
-        lambda tx: put(tx, rules.TRIGGERS),
+        lambda tx: put(tx, rule_lists.CONDITIONS),
+        lambda tx: put(tx, rule_lists.TRIGGERS),
         lambda tx: states.change(tx, state["id"], 7, frozenset({1})),
     ):
         answers = await asyncio.gather(*(store.write(item) for _ in range(10)), return_exceptions=True)
         assert [type(answer) for answer in answers].count(PreconditionFailed) == 9
     assert (await store.read(lambda conn: states.get(conn, state["id"])))["version"] == 2
     await store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, owner.id))
-    assert await store.read(lambda conn: rules.list_version(conn, owner.id, rules.CONDITIONS)) == 1
+    assert await store.read(lambda conn: rule_lists.version_of(conn, owner.id, rule_lists.CONDITIONS)) == 1

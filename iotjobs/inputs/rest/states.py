@@ -51,7 +51,7 @@ from iotjobs.inputs.state_shapes import (
     with_ids,
 )
 from iotjobs.inputs.validation import patched
-from iotjobs.store import chains, definitions, rules, standings, states, unheeded
+from iotjobs.store import chains, definitions, rule_lists, rules, standings, states, unheeded
 from iotjobs.store.definitions import Kind
 from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
@@ -170,7 +170,7 @@ def conditions_of(kind: Kind) -> APIRouter:
             items = rules.condition_items(conn, owner_id)
             if items is None and owner.values.get("class_id") is not None:
                 items = rules.condition_items(conn, owner.values["class_id"])
-            return items or [], rules.list_version(conn, owner_id, rules.CONDITIONS)
+            return items or [], rule_lists.version_of(conn, owner_id, rule_lists.CONDITIONS)
 
         items, version = await services.store.read(query)
         return listed(items, version=version)
@@ -189,7 +189,7 @@ def conditions_of(kind: Kind) -> APIRouter:
 
         def item(tx: Transaction) -> int:
             definitions.lock(tx, kind, owner_id, None)
-            version = rules.next_version(tx, owner_id, rules.CONDITIONS, expected)
+            version = rule_lists.next_version(tx, owner_id, rule_lists.CONDITIONS, expected)
             named = ((f"items[{at}].state", one["state"]) for at, one in enumerate(items))
             states.check_names(tx.conn, named)
             rules.put_conditions(tx, kind, owner_id, items)
@@ -204,7 +204,7 @@ def conditions_of(kind: Kind) -> APIRouter:
 
         def item(tx: Transaction) -> None:
             definitions.lock(tx, kind, owner_id, None)
-            rules.next_version(tx, owner_id, rules.CONDITIONS, expected)
+            rule_lists.next_version(tx, owner_id, rule_lists.CONDITIONS, expected)
             rules.put_conditions(tx, kind, owner_id, None)
             states.wake(tx, kind, owner_id, clock.now_ms())
 

@@ -16,7 +16,7 @@ from iotjobs.inputs.rest.body import MOST, list_of
 from iotjobs.inputs.rest.services import Services, admin_for
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import TraceOut, TriggerOut, TriggersBody, trace_json, trigger_json
-from iotjobs.store import definitions, entities, rules, states
+from iotjobs.store import definitions, entities, rule_lists, rules, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -39,7 +39,7 @@ def triggers_of(kind: Kind) -> APIRouter:
             found = list(rules.trigger_rows(conn, owner_id))
             if owner.values.get("class_id") is not None:
                 found += rules.trigger_rows(conn, owner.values["class_id"])
-            return found, rules.list_version(conn, owner_id, rules.TRIGGERS)
+            return found, rule_lists.version_of(conn, owner_id, rule_lists.TRIGGERS)
 
         found, version = await services.store.read(query)
         return listed(map(trigger_json, found), version=version)
@@ -56,7 +56,7 @@ def triggers_of(kind: Kind) -> APIRouter:
 
         def item(tx: Transaction) -> tuple[list[Any], int]:
             owner = definitions.lock(tx, kind, owner_id, None)
-            version = rules.next_version(tx, owner_id, rules.TRIGGERS, expected)
+            version = rule_lists.next_version(tx, owner_id, rule_lists.TRIGGERS, expected)
             class_id = owner.values.get("class_id")
             items = [one for one in given if class_id is None or one["owner_id"] != class_id]
             _check(tx.conn, owner, items)
