@@ -377,7 +377,7 @@ class Turn:
         """Keep properties' new values, and judge whatever can see them."""
         if changed:
             by = None if caller is None else caller.user_id
-            standings.add_history(self._tx, snapshot, changed, by, self._now)
+            standings.add_history(self._tx, snapshot.entity.id, changed, by, self._now)
         self._judge(snapshot, depth)
         for link in self._links_of(snapshot) if changed else ():
             link.see_ends(snapshot.entity)

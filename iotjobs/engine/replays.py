@@ -50,7 +50,8 @@ class Question:
 
     Attributes:
         of_class: of whatever entities a class has.
-        triggers: None: those that each entity has; `conditions` likewise.
+        triggers: None: those that each entity has; `conditions` likewise, and for a member of the class
+            that has a list of its own.
     """
 
     span: Span
@@ -140,7 +141,10 @@ def _start(conn: Connection, which: _Which, question: Question) -> _Start:
     if snapshot is None:
         raise NotFound(f"there is no {which[0].name.lower()} {which[1]}")
     entity, conditions, triggers = snapshot.entity, question.conditions, question.triggers
-    if conditions is None:
+    own = rules.own_conditions(conn, entity.id) if question.of_class else None
+    if own is not None:  # it stands in the place of whatever list its class has
+        conditions = own
+    elif conditions is None:
         conditions = rules.conditions_of(conn, entity)
     if triggers is None:
         triggers = [trigger for trigger, _ in rules.triggers_of(conn, entity)]

@@ -31,7 +31,14 @@ from iotjobs.domain.states import Condition
 from iotjobs.domain.triggers import HOUR_MS, Decision, History, Ruling, Trigger
 from iotjobs.store import facts
 from iotjobs.store.spans import ALWAYS, Between, newest
-from iotjobs.store.state_tables import condition_lists, firings, traces, trigger_timers, triggers
+from iotjobs.store.state_tables import (
+    condition_lists,
+    firings,
+    rule_lists,
+    traces,
+    trigger_timers,
+    triggers,
+)
 from iotjobs.store.statements import Prepared
 from iotjobs.store.writer import Transaction
 
@@ -349,7 +356,7 @@ def forget(conn: Connection, owner_id: str) -> None:
     cancel_waits(conn, M.entity_id == owner_id, "the object or link was deleted")
     own = select(T.id).where(T.owner_id == owner_id)
     conn.execute(delete(firings).where(or_(F.entity_id == owner_id, F.trigger_id.in_(own))))
-    for column in (N.owner_id, T.owner_id):
+    for column in (N.owner_id, T.owner_id, rule_lists.c.owner_id):
         conn.execute(column.table.delete().where(column == owner_id))
 
 

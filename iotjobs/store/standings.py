@@ -448,11 +448,9 @@ def _of(entity: Entity) -> dict[str, Any]:
 GONE = object()  # the value of a property that is not there any more
 
 
-def add_history(
-    tx: Transaction, snapshot: Snapshot, changed: Mapping[str, Any], by: str | None, at: int
-) -> None:
-    """Keep the new values of properties, or that they are gone."""
-    common = {"entity_id": snapshot.entity.id, "at": at, "by": by, "step": clock.new_step()}
+def add_history(tx: Transaction, entity_id: str, changed: Mapping[str, Any], by: str | None, at: int) -> None:
+    """Keep the new values of an entity's properties, or that they are gone."""
+    common = {"entity_id": entity_id, "at": at, "by": by, "step": clock.new_step()}
     for name, value in changed.items():
         gone = value is GONE
         row = {"name": name, "value": None if gone else value, "gone": gone}

@@ -49,6 +49,15 @@ class TriggerRow(SQLModel, table=True):
     __table_args__ = (Index("trigger_owner", "owner_id", "position"),)
 
 
+class RuleListRow(SQLModel, table=True):
+    """The version of an owner's `conditions` or `triggers` as a whole; it goes on when the list is deleted."""
+
+    __tablename__ = "rule_list"
+    owner_id: str = Field(primary_key=True)
+    what: str = Field(primary_key=True)
+    version: int
+
+
 class StandingRow(SQLModel, table=True):
     """What is remembered of an entity's state; `domain.states.Standing` says what each means.
 
@@ -209,6 +218,7 @@ class UnheededRow(SQLModel, table=True):
 
 
 states, condition_lists, triggers = core(StateRow), core(ConditionListRow), core(TriggerRow)
+rule_lists = core(RuleListRow)
 standings, state_changes = core(StandingRow), core(StateChangeRow)
 traces, trigger_timers, firings = core(TraceRow), core(TriggerTimerRow), core(FiringRow)
 property_history, report_ids, taken_messages = core(PropertyRow), core(ReportIdRow), core(TakenRow)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, literal, or_, select, update
+from sqlalchemy import Connection, Select, delete, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from iotjobs import clock
-from iotjobs.domain.errors import BadRequest, Conflict, FieldError, NotFound
+from iotjobs.domain.errors import BadRequest, Conflict, FieldError, NotFound, PreconditionFailed
 from iotjobs.domain.states import BUILT_IN, CREATED
 from iotjobs.store import tables
 from iotjobs.store.state_tables import condition_lists, standings, states, triggers
@@ -41,12 +41,23 @@ def get(conn: Connection, state_id: str) -> dict[str, Any]:
     Raises:
         NotFound: there is none.
     """
-    row = conn.execute(select(states).where(A.id == state_id)).first()
+    return _found(conn, select(states).where(A.id == state_id), state_id)
+
+
+def _found(conn: Connection, query: Select[Any], state_id: str) -> dict[str, Any]:
+    row = conn.execute(query).first()
     if row is None and state_id in BUILT_IN:
         raise NotFound(f"the state {state_id} is built in: it has no id, and stays as it is")
     if row is None:
         raise NotFound(f"there is no state {state_id}")
     return {**row._mapping, "built_in": False}
+
+
+def _lock(tx: Transaction, state_id: str, expected: frozenset[int] | None) -> dict[str, Any]:
+    found = _found(tx.conn, select(states).where(A.id == state_id).with_for_update(), state_id)
+    if expected is not None and found["version"] not in expected:
+        raise PreconditionFailed(f"the state {found['name']} is at version {found['version']}: read it again")
+    return found
 
 
 def create(tx: Transaction, name: str, priority: int, now: int) -> dict[str, Any]:
@@ -61,26 +72,29 @@ def create(tx: Transaction, name: str, priority: int, now: int) -> dict[str, Any
     return {**row, "built_in": False}
 
 
-def change(tx: Transaction, state_id: str, priority: int) -> dict[str, Any]:
+def change(
+    tx: Transaction, state_id: str, priority: int, expected: frozenset[int] | None = None
+) -> dict[str, Any]:
     """Give a state another priority; its name stays, for records have it.
 
     Raises:
         NotFound: there is none.
+        PreconditionFailed: it is at none of the `expected` versions.
     """
-    before = get(tx.conn, state_id)
+    before = _lock(tx, state_id, expected)
     values = {"priority": priority, "version": before["version"] + 1}
     tx.conn.execute(update(states).where(A.id == state_id).values(values))
     return {**before, **values}
 
 
-def remove(tx: Transaction, state_id: str) -> None:
+def remove(tx: Transaction, state_id: str, expected: frozenset[int] | None = None) -> None:
     """Delete a state that nothing leads to and nothing waits for.
 
     Raises:
-        NotFound: there is none.
+        NotFound, PreconditionFailed: see `change`.
         Conflict: something refers to it, or an entity is in it.
     """
-    name = get(tx.conn, state_id)["name"]
+    name = _lock(tx, state_id, expected)["name"]
     for row in tx.conn.execute(select(N.owner_kind, N.owner_id, N.conditions)):
         if any(item["state"] == name for item in row.conditions):
             raise Conflict(f"the state {name} is used by a condition of the {row.owner_kind} {row.owner_id}")

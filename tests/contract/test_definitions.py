@@ -11,10 +11,11 @@ from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import BadRequest, Conflict, NotFound, PreconditionFailed
 from iotjobs.domain.operations import OperationType, Via
 from iotjobs.domain.rights import EVERYTHING
-from iotjobs.store import definitions, entities
+from iotjobs.store import definitions, entities, rule_lists, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.secrets import Secrets
 from iotjobs.store.session import Store
+from iotjobs.store.writer import Transaction
 
 NOW = 1_795_328_126_916
 SECRETS = Secrets(b"k" * 32)
@@ -426,3 +427,23 @@ async def test_the_broker_is_told_about_enrolled_objects_only(store: Store, make
     assert list(await store.read(lambda conn: entities.objects_of(conn, named))) == [("thing", "t-2")]
     with pytest.raises(NotFound):
         await store.write(lambda tx: entities.set_mqtt_password(tx, NONE, "x"))
+
+
+async def test_of_many_that_change_a_list_or_state_as_it_was_one_does(store: Store, make) -> None:
+    owner = await make(Kind.OBJECT, an_object())
+    state = await store.write(lambda tx: states.create(tx, "worn-out", 5, NOW))
+
+    def put(tx: Transaction, what: str) -> None:
+        definitions.lock(tx, Kind.OBJECT, owner.id, None)
+        rule_lists.next_version(tx, owner.id, what, frozenset({1}))
+
+    for item in (
+        lambda tx: put(tx, rule_lists.CONDITIONS),
+        lambda tx: put(tx, rule_lists.TRIGGERS),
+        lambda tx: states.change(tx, state["id"], 7, frozenset({1})),
+    ):
+        answers = await asyncio.gather(*(store.write(item) for _ in range(10)), return_exceptions=True)
+        assert [type(answer) for answer in answers].count(PreconditionFailed) == 9
+    assert (await store.read(lambda conn: states.get(conn, state["id"])))["version"] == 2
+    await store.write(lambda tx: definitions.remove(tx, Kind.OBJECT, owner.id))
+    assert await store.read(lambda conn: rule_lists.version_of(conn, owner.id, rule_lists.CONDITIONS)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -120,3 +121,41 @@ async def test_a_span_that_begins_at_any_moment_is_replayed_as_it_was(
         )
         for since in _moments(chance, day, changes):
             await agrees(engine, kind, entity_id, Span(since, day.now))
+
+
+@pytest.mark.parametrize("hold_s", [0, 3])
+async def test_a_period_that_begins_and_ends_while_nothing_happens_is_replayed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, hold_s: float
+) -> None:
+    day = Day(engine, monkeypatch)
+    edges = [datetime.fromtimestamp(day.began / 1000 + after_s, UTC) for after_s in (600, 1200)]
+    begins, ends = (f"{edge:%H:%M:%S}" for edge in edges)
+    days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    period = {"days": days, "from": begins, "to": ends, "zone": "UTC"}
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(
+        owner_id, {"state": "alarm", "when": "t > 60", "period": period, "hold_s": hold_s}
+    )
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id})
+    await engine.report(owner_id, t=65)
+    await day.pass_until(day.began + 300_000)
+    since = day.now
+    await day.pass_until(day.began + 3_600_000)
+    changes = await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id))
+    assert [one.to_state for one in changes] == ["working", "alarm", "working"]
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(since, day.now))
+
+
+@pytest.mark.parametrize("later", [{"t": 21}, None])
+async def test_what_the_broker_had_kept_is_no_sign_of_life_in_a_replay_either(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, later: dict[str, Any] | None
+) -> None:
+    day = Day(engine, monkeypatch)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 80"})
+    await engine.triggers(owner_id, {"states": ["working"], "operation_id": operation_id})
+    for what in (Reported({"t": 20}, retained=True), *([] if later is None else [Reported(later)])):
+        await day.pass_until(day.now + 1000)
+        await engine.happens(owner_id, what)
+    await day.pass_until(day.now + 1000)
+    await agrees(engine, OwnerType.OBJECT, owner_id, Span(day.began - 1, day.now))

@@ -347,6 +347,28 @@ async def test_what_is_deleted_from_a_class_while_it_is_replayed_is_left_out(
         await replays.of_conditions(engine.store, "object", gone, [], span)
 
 
+async def test_a_list_for_a_class_is_not_replayed_for_members_that_have_their_own(engine: Engine) -> None:
+    class_id = await engine.class_()
+    inherits, has_one, has_none = [await engine.thing(class_id=class_id) for _ in range(3)]
+    await engine.conditions(has_one, {"state": "stopped", "when": "t > 50"})
+    await engine.conditions(has_none)
+    began = clock.now_ms() - 1
+    for owner_id in (inherits, has_one, has_none):
+        await engine.report(owner_id, t=65)
+    span = Span(began, clock.now_ms())
+
+    async def entered(kind: str, owner_id: str) -> dict[str, list[str]]:
+        found = await replays.of_conditions(engine.store, kind, owner_id, [_condition("t > 60")], span)
+        return {one.snapshot.entity.id: [change.after for change in one.replayed.changes] for one in found}
+
+    assert await entered("class", class_id) == {
+        inherits: ["alarm"],
+        has_one: ["stopped"],
+        has_none: ["working"],
+    }
+    assert await entered("object", has_one) == {has_one: ["alarm"]}  # asked for itself, it takes the place
+
+
 async def test_a_replay_of_a_trigger_covers_its_class_and_writes_nothing(engine: Engine) -> None:
     class_id = await engine.class_()
     operation_id = await engine.operation(class_id, owner_kind="class", parameters={"text": "true"})
@@ -544,6 +566,42 @@ async def test_a_state_whose_change_is_not_kept_any_more_is_replayed_as_it_was(
     await engine.report(owner_id, t=21)
     assert await engine.store.read(lambda conn: standings.changes(conn, limit=9, entity_id=owner_id)) == []
     await agrees(engine, OwnerType.OBJECT, owner_id, Span(later, day.now))
+
+
+@pytest.mark.parametrize(("given", "said"), [(90, (90, 20)), (20, (20, 90)), (90, (20, 90))])
+async def test_what_an_entity_was_made_with_is_replayed_and_is_no_sign_of_life(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, given: int, said: tuple[int, ...]
+) -> None:
+    day = Day(engine, monkeypatch)
+    target = await engine.thing()
+    owner_id = await engine.thing(properties={"t": given})
+    link_id = await engine.link(owner_id, target, properties={"t": given})
+    owners = (("object", OwnerType.OBJECT, owner_id), ("link", OwnerType.LINK, link_id))
+    for kind, on, entity_id in owners:
+        operation_id = await engine.operation(entity_id, owner_kind=kind, parameters={"text": "true"})
+        await engine.conditions(entity_id, {"state": "alarm", "when": "t > 80"}, owner_kind=kind)
+        trigger = {"states": ["alarm", "working"], "operation_id": operation_id}
+        await engine.triggers(entity_id, trigger, owner_kind=kind)
+        await engine.store.write(
+            lambda tx, entity_id=entity_id: standings.add_history(  # type: ignore[misc]
+                tx, entity_id, {"t": given}, ADMIN.user_id, day.now
+            )
+        )
+        await engine.happens(entity_id, Looked(), on)
+    moments = [day.now]
+    for value in said:
+        await day.pass_until(day.now + 1000)
+        moments.append(day.now)
+        for _, on, entity_id in owners:
+            await engine.happens(entity_id, Reported({"t": value}), on)
+    await day.pass_until(day.now + 1000)
+    for _, on, entity_id in owners:
+        for since in (day.began - 1, *moments, *(moment + 1 for moment in moments)):
+            await agrees(engine, on, entity_id, Span(since, day.now))
+    span = Span(day.began - 1, day.now)
+    [found] = await replays.of_conditions(engine.store, "object", owner_id, [_condition("t > 95")], span)
+    assert [(one.before, one.after) for one in found.replayed.changes] == [("created", "working")]
+    assert found.replayed.changes[0].at in moments[1:]
 
 
 async def test_a_replay_says_when_a_value_was_set_longer_ago_than_values_are_kept(

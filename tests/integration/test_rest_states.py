@@ -302,13 +302,17 @@ async def test_properties_set_with_the_definition_have_their_history_and_what_fo
         found = (await rest.get(f"{path}/properties/{name}/history"))["items"]
         return [(entry["value"], entry["by"] is not None) for entry in found]
 
-    assert (await history("setpoint"), await history("limit")) == ([(7, True)], [(5, True)])
+    assert await history("setpoint") == [(7, True)]
+    assert await history("limit") == [(5, True), (9, True)]
     for properties, field in (({"serial": "b"}, "serial"), ({"_id": "r"}, "_id")):
         for where, body in ((path, {"properties": properties}), (f"{path}/properties", properties)):
             problem = await rest.refused("PATCH", where, body, status=400, code="badRequest")
             assert problem["errors"][0]["field"] == field
     again = await rest.call("PATCH", path, {"properties": {"serial": "a", "setpoint": 7}})
-    assert (again.body["properties"], await history("serial")) == ({"serial": "a", "setpoint": 7}, [])
+    assert (again.body["properties"], await history("serial")) == (
+        {"serial": "a", "setpoint": 7},
+        [("a", True)],
+    )
     assert len((await rest.get(f"{path}/jobs"))["items"]) == 1
     assert (await rest.call("PATCH", path, {"properties": {"serial": None}})).status == 200
 
@@ -540,6 +544,55 @@ async def test_states_of_the_site_s_own(rest: Rest) -> None:
     await rest.refused("DELETE", path, status=409, code="conflict")
     await rest.call("PUT", conditions, [])
     assert (await rest.call("DELETE", path)).status == 204
+
+
+async def test_a_state_is_changed_as_it_was_seen_or_not_at_all(rest: Rest) -> None:
+    name = new_name("state")
+    made = await rest.make("/states", name=name, priority=55)
+    path, body = f"/states/{made['id']}", {"name": name, "priority": 5}
+    seen = (await rest.call("GET", path)).headers["etag"]
+    assert seen == f'"{made["version"]}"'
+    wrong: dict[str, Any] = {"status": 412, "code": "preconditionFailed"}
+    await rest.refused("PUT", path, body, If_Match='"99"', **wrong)
+    changed = await rest.call("PUT", path, body, If_Match=seen)
+    assert (changed.status, changed.headers["etag"]) == (200, '"2"')
+    await rest.refused("PUT", path, body, If_Match=seen, **wrong)
+    await rest.refused("PATCH", path, {"priority": 6}, If_Match=seen, **wrong)
+    await rest.refused("DELETE", path, If_Match=seen, **wrong)
+    assert (await rest.get(path))["priority"] == 5
+    assert (await rest.call("DELETE", path, If_Match=changed.headers["etag"])).status == 204
+
+
+@pytest.mark.parametrize("what", ["state-conditions", "state-triggers"])
+@pytest.mark.parametrize("folder", ["classes", "objects", "links"])
+async def test_a_list_of_rules_is_put_over_the_one_that_was_seen_or_not_at_all(
+    rest: Rest, folder: str, what: str
+) -> None:
+    ends = {end: (await rest.thing())["id"] for end in ("source", "target")} if folder == "links" else {}
+    owner = await rest.make(f"/{folder}", name=new_name("owner"), **ends)
+    operation = await rest.operation(owner, "mqtt", owners=folder, topic="a/b", message="x")
+    path = f"/{folder}/{owner['id']}/{what}"
+    items: list[dict[str, Any]] = [{"state": "alarm", "when": "t > 80"}]
+    if what == "state-triggers":
+        items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    wrong: dict[str, Any] = {"status": 412, "code": "preconditionFailed"}
+
+    seen = (await rest.call("GET", path)).headers["etag"]
+    await rest.refused("PUT", path, items, If_Match='"99"', **wrong)
+    put = await rest.call("PUT", path, items, If_Match=seen)
+    assert (put.status, len(put.body["items"])) == (200, 1)
+    await rest.refused("PUT", path, [], If_Match=seen, **wrong)
+    read = await rest.call("GET", path)
+    assert (read.body["items"], read.headers["etag"]) == (put.body["items"], put.headers["etag"])
+    if what == "state-conditions":
+        await rest.refused("DELETE", path, If_Match=seen, **wrong)
+        assert (await rest.call("DELETE", path, If_Match=read.headers["etag"])).status == 204
+        # Also where it is there again as it was.
+        assert (await rest.call("PUT", path, items)).status == 200
+        await rest.refused("PUT", path, [], If_Match=read.headers["etag"], **wrong)
+    # The owner's own version is another matter.
+    patched = await rest.call("PATCH", f"/{folder}/{owner['id']}", {"tags": ["x"]}, If_Match='"1"')
+    assert (patched.status, patched.body["version"]) == (200, 2)
 
 
 async def test_the_site_pauses_all_triggers_and_tells_who_did_it_and_since_when(rest: Rest) -> None:
@@ -861,6 +914,36 @@ async def test_what_an_object_is_made_with_decides_its_state_at_once(rest: Rest)
         return bool((await rest.get(f"/objects/{owner['id']}/state"))["state"] == "alarm")
 
     await eventually(alarm, 10)
+
+
+async def test_what_an_object_or_link_is_made_with_is_in_its_history_and_replayed(rest: Rest) -> None:
+    class_ = await rest.make("/classes", name=new_name("class"))
+    path = f"/classes/{class_['id']}"
+    await rest.call("PUT", f"{path}/state-conditions", [{"state": "alarm", "when": "temperature > 80"}])
+    operation = await rest.operation(class_, "mqtt", owners="classes", topic="a/b", message="x")
+    items = [{"name": "t", "states": ["alarm"], "operation_id": operation["id"]}]
+    [trigger] = (await rest.call("PUT", f"{path}/state-triggers", items)).body["items"]
+
+    given = {"class_id": class_["id"], "properties": {"temperature": 90}}
+    ends = {end: (await rest.thing())["id"] for end in ("source", "target")}
+    who, token = await rest.user("admin")
+    async with Rest(rest.serve, token) as maker:
+        made = await maker.thing(**given)
+        link = await maker.make("/links", name=new_name("link"), **ends, **given)
+    paths = [f"/objects/{made['id']}", f"/links/{link['id']}"]
+    for owner in paths:
+
+        async def alarm(owner: str = owner) -> bool:
+            return bool((await rest.get(f"{owner}/state"))["state"] == "alarm")
+
+        await eventually(alarm, 10)
+        await rest.call("POST", f"{owner}/report", {"temperature": 20})
+        history = (await rest.get(f"{owner}/properties/temperature/history"))["items"]
+        assert [(one["value"], one["by"]) for one in history] == [(20, None), (90, who["id"])]
+
+    fired = (await rest.get("/trigger-traces", trigger_id=trigger["id"], decision="fired"))["items"]
+    replayed = (await rest.call("POST", f"/triggers/{trigger['id']}/replay", {"since": "1h"})).body
+    assert replayed["fired"] == len(fired) == 2
 
 
 async def test_a_replay_needs_an_operator(rest: Rest) -> None:

@@ -47,20 +47,25 @@ def shown(definition: Definition) -> dict[str, Any]:
 
 def with_etag(content: Mapping[str, Any]) -> Response:
     """200 with the content, its `version` being the ETag."""
-    return json_response(content, headers={"ETag": f'"{content["version"]}"'})
+    return json_response(content, headers=_etag(content["version"]))
+
+
+def _etag(version: int) -> dict[str, str]:
+    return {"ETag": f'"{version}"'}
 
 
 def created(content: Mapping[str, Any], location: str) -> Response:
     """201 with where the new thing is, its ETag if it has a version, and itself."""
     headers = {"Location": f"{PREFIX}{location}"}
     if "version" in content:
-        headers["ETag"] = f'"{content["version"]}"'
+        headers |= _etag(content["version"])
     return json_response(content, 201, headers)
 
 
-def listed(items: Iterable[Any], cursor: str | None = None) -> Response:
-    """A list, or a part of one."""
-    return json_response({"items": list(items), "next": cursor})
+def listed(items: Iterable[Any], cursor: str | None = None, *, version: int | None = None) -> Response:
+    """A list, or a part of one; the ETag of one that is put whole is its version."""
+    headers = {} if version is None else _etag(version)
+    return json_response({"items": list(items), "next": cursor}, headers=headers)
 
 
 def page_of(page: Page, show: Callable[[Definition], Any] = shown) -> Response:

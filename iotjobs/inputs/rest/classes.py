@@ -21,10 +21,10 @@ _shape = TypeAdapter(ClassBody)
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ClassOut}})
 async def create_class(
-    services: Services, body: Annotated[ClassBody, Depends(body_of(ClassBody))]
+    services: Services, caller: CallerOf, body: Annotated[ClassBody, Depends(body_of(ClassBody))]
 ) -> Response:
     """Add a class."""
-    return await definitions.make(services, Kind.CLASS, body.model_dump(), "/classes")
+    return await definitions.make(services, Kind.CLASS, body.model_dump(), "/classes", caller)
 
 
 @router.get("", responses={200: {"model": Listed[ClassOut]}})

@@ -16,7 +16,7 @@ from iotjobs.inputs.rest.answers import ENTITIES, ListQuery, created, no_content
 from iotjobs.inputs.rest.properties import refuse_unwritable
 from iotjobs.inputs.rest.services import ApiServices
 from iotjobs.inputs.validation import patched
-from iotjobs.store import chains, definitions, states
+from iotjobs.store import chains, definitions, standings, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -27,14 +27,19 @@ _WATCHED = frozenset({Kind.CLASS, Kind.OBJECT, Kind.LINK, Kind.CREDENTIAL})
 _JUDGED = frozenset({Kind.CLASS, Kind.OBJECT, Kind.LINK})
 
 
-async def make(services: ApiServices, kind: Kind, values: Mapping[str, Any], path: str) -> Response:
+async def make(
+    services: ApiServices, kind: Kind, values: Mapping[str, Any], path: str, caller: Caller
+) -> Response:
     """201 with a new definition; its location is `path` and its id."""
 
     def item(tx: Transaction) -> Definition:
         _tell(services, tx, kind)
-        created_now = definitions.create(tx, kind, values, clock.now_ms())
+        now = clock.now_ms()
+        created_now = definitions.create(tx, kind, values, now)
         if kind in (Kind.OBJECT, Kind.LINK):
-            states.wake(tx, kind, created_now.id, clock.now_ms())  # what it is made with may hold already
+            # What it is made with may hold already.
+            standings.add_history(tx, created_now.id, values["properties"], caller.user_id, now)
+            states.wake(tx, kind, created_now.id, now)
         return created_now
 
     made = await services.store.write(item)

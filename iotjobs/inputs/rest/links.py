@@ -29,9 +29,11 @@ class LinkQuery(NamedQuery):
 
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": LinkOut}})
-async def create_link(services: Services, body: Annotated[LinkBody, Depends(body_of(LinkBody))]) -> Response:
+async def create_link(
+    services: Services, caller: CallerOf, body: Annotated[LinkBody, Depends(body_of(LinkBody))]
+) -> Response:
     """Add a link between two objects."""
-    return await definitions.make(services, Kind.LINK, body.model_dump(), "/links")
+    return await definitions.make(services, Kind.LINK, body.model_dump(), "/links", caller)
 
 
 @router.get("", responses={200: {"model": Listed[LinkOut]}})

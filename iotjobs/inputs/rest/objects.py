@@ -31,10 +31,10 @@ class ObjectQuery(NamedQuery):
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ObjectOut}})
 async def create_object(
-    services: Services, body: Annotated[ObjectBody, Depends(body_of(ObjectBody))]
+    services: Services, caller: CallerOf, body: Annotated[ObjectBody, Depends(body_of(ObjectBody))]
 ) -> Response:
     """Add an object."""
-    return await definitions.make(services, Kind.OBJECT, body.model_dump(), "/objects")
+    return await definitions.make(services, Kind.OBJECT, body.model_dump(), "/objects", caller)
 
 
 @router.get("", responses={200: {"model": Listed[ObjectOut]}})

@@ -25,10 +25,10 @@ _shape = TypeAdapter(ScriptBody)
 
 @router.post("", status_code=201, dependencies=_admin, responses={201: {"model": ScriptOut}})
 async def create_script(
-    services: Services, body: Annotated[ScriptBody, Depends(body_of(ScriptBody))]
+    services: Services, caller: CallerOf, body: Annotated[ScriptBody, Depends(body_of(ScriptBody))]
 ) -> Response:
     """Add a script."""
-    return await definitions.make(services, Kind.SCRIPT, _checked(body), "/scripts")
+    return await definitions.make(services, Kind.SCRIPT, _checked(body), "/scripts", caller)
 
 
 def _checked(script: ScriptBody) -> Mapping[str, Any]:

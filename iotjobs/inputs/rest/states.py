@@ -21,6 +21,7 @@ from iotjobs.inputs.rest.answers import (
     ENTITIES,
     FOLDERS,
     Id,
+    IfMatch,
     JobsBehind,
     When,
     created,
@@ -29,6 +30,7 @@ from iotjobs.inputs.rest.answers import (
     listed,
     no_content,
     only,
+    with_etag,
 )
 from iotjobs.inputs.rest.body import body_of, list_of, patch_of
 from iotjobs.inputs.rest.services import ApiServices, CallerOf, Engine, Services, admin_for, operator_for
@@ -49,7 +51,7 @@ from iotjobs.inputs.state_shapes import (
     with_ids,
 )
 from iotjobs.inputs.validation import patched
-from iotjobs.store import chains, definitions, rules, standings, states, unheeded
+from iotjobs.store import chains, definitions, rule_lists, rules, standings, states, unheeded
 from iotjobs.store.definitions import Kind
 from iotjobs.store.unheeded import Unheeded
 from iotjobs.store.writer import Transaction
@@ -83,42 +85,51 @@ async def create_state(
 @router.get("/states/{state_id}", responses={200: {"model": StateOut}})
 async def read_state(services: Services, state_id: Id) -> Response:
     """One state of the site's own; the built-in ones have no id."""
-    return json_response(_state_json(await services.store.read(lambda conn: states.get(conn, state_id))))
+    return with_etag(_state_json(await services.store.read(lambda conn: states.get(conn, state_id))))
 
 
 @router.put("/states/{state_id}", dependencies=_admin, responses={200: {"model": StateOut}})
 async def change_state(
-    services: Services, state_id: Id, body: Annotated[WholeStateBody, Depends(body_of(WholeStateBody))]
+    services: Services,
+    state_id: Id,
+    expected: IfMatch,
+    body: Annotated[WholeStateBody, Depends(body_of(WholeStateBody))],
 ) -> Response:
     """Give a state another priority; its name stays, and both have to be given."""
-    return await _change(services, state_id, lambda _: body)
+    return await _change(services, state_id, expected, lambda _: body)
 
 
 @router.patch("/states/{state_id}", dependencies=_admin, responses={200: {"model": StateOut}})
 async def patch_state(
-    services: Services, state_id: Id, body: Annotated[dict[str, Any], Depends(patch_of(StateBody))]
+    services: Services,
+    state_id: Id,
+    expected: IfMatch,
+    body: Annotated[dict[str, Any], Depends(patch_of(StateBody))],
 ) -> Response:
     """Give a state another priority; its name stays."""
-    return await _change(services, state_id, lambda before: patched(_shape, before, body))
+    return await _change(services, state_id, expected, lambda before: patched(_shape, before, body))
 
 
 async def _change(
-    services: ApiServices, state_id: str, changed: Callable[[dict[str, Any]], StateBody]
+    services: ApiServices,
+    state_id: str,
+    expected: frozenset[int] | None,
+    changed: Callable[[dict[str, Any]], StateBody],
 ) -> Response:
     def item(tx: Transaction) -> dict[str, Any]:
         before = states.get(tx.conn, state_id)
         after = changed({name: before[name] for name in StateBody.model_fields})
         if after.name != before["name"]:
             raise BadRequest("a state keeps its name: records have it", field="name")
-        return states.change(tx, state_id, after.priority)
+        return states.change(tx, state_id, after.priority, expected)
 
-    return json_response(_state_json(await services.store.write(item)))
+    return with_etag(_state_json(await services.store.write(item)))
 
 
 @router.delete("/states/{state_id}", status_code=204, dependencies=_admin)
-async def delete_state(services: Services, state_id: Id) -> Response:
+async def delete_state(services: Services, state_id: Id, expected: IfMatch) -> Response:
     """Delete a state that nothing uses."""
-    await services.store.write(lambda tx: states.remove(tx, state_id))
+    await services.store.write(lambda tx: states.remove(tx, state_id, expected))
     return no_content()
 
 
@@ -154,40 +165,46 @@ def conditions_of(kind: Kind) -> APIRouter:
     async def read_conditions(services: Services, owner_id: Id) -> Response:
         """The owner's list, or its class's where it has none of its own."""
 
-        def query(conn: Connection) -> list[dict[str, Any]]:
+        def query(conn: Connection) -> tuple[list[dict[str, Any]], int]:
             owner = definitions.get(conn, kind, owner_id, EVERYTHING)
             items = rules.condition_items(conn, owner_id)
             if items is None and owner.values.get("class_id") is not None:
                 items = rules.condition_items(conn, owner.values["class_id"])
-            return items or []
+            return items or [], rule_lists.version_of(conn, owner_id, rule_lists.CONDITIONS)
 
-        return listed(await services.store.read(query))
+        items, version = await services.store.read(query)
+        return listed(items, version=version)
 
     @router.put("", dependencies=_admin, responses=what)
     async def put_conditions(
-        services: Services, owner_id: Id, body: Annotated[ConditionsBody, Depends(list_of(ConditionsBody))]
+        services: Services,
+        owner_id: Id,
+        expected: IfMatch,
+        body: Annotated[ConditionsBody, Depends(list_of(ConditionsBody))],
     ) -> Response:
         """Put the whole list; it takes the place of the class's, and entities are judged anew."""
         items = with_ids(body.items)
         if kind is Kind.OBJECT:
             refuse_ends(items)
 
-        def item(tx: Transaction) -> None:
-            definitions.owner(tx.conn, kind, owner_id)
+        def item(tx: Transaction) -> int:
+            definitions.lock(tx, kind, owner_id, None)
+            version = rule_lists.next_version(tx, owner_id, rule_lists.CONDITIONS, expected)
             named = ((f"items[{at}].state", one["state"]) for at, one in enumerate(items))
             states.check_names(tx.conn, named)
             rules.put_conditions(tx, kind, owner_id, items)
             states.wake(tx, kind, owner_id, clock.now_ms())
+            return version
 
-        await services.store.write(item)
-        return listed(items)
+        return listed(items, version=await services.store.write(item))
 
     @router.delete("", status_code=204, dependencies=_admin)
-    async def delete_conditions(services: Services, owner_id: Id) -> Response:
+    async def delete_conditions(services: Services, owner_id: Id, expected: IfMatch) -> Response:
         """Take the owner's own list away: its class's decides again."""
 
         def item(tx: Transaction) -> None:
-            definitions.owner(tx.conn, kind, owner_id)
+            definitions.lock(tx, kind, owner_id, None)
+            rule_lists.next_version(tx, owner_id, rule_lists.CONDITIONS, expected)
             rules.put_conditions(tx, kind, owner_id, None)
             states.wake(tx, kind, owner_id, clock.now_ms())
 

@@ -11,12 +11,12 @@ from iotjobs import clock
 from iotjobs.domain.errors import BadRequest, FieldError, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.triggers import Decision
-from iotjobs.inputs.rest.answers import FOLDERS, Id, When, entity_of, json_response, listed, only
+from iotjobs.inputs.rest.answers import FOLDERS, Id, IfMatch, When, entity_of, json_response, listed, only
 from iotjobs.inputs.rest.body import MOST, list_of
 from iotjobs.inputs.rest.services import Services, admin_for
 from iotjobs.inputs.shapes import Listed
 from iotjobs.inputs.state_shapes import TraceOut, TriggerOut, TriggersBody, trace_json, trigger_json
-from iotjobs.store import definitions, entities, rules, states
+from iotjobs.store import definitions, entities, rule_lists, rules, states
 from iotjobs.store.definitions import Definition, Kind
 from iotjobs.store.writer import Transaction
 
@@ -34,31 +34,37 @@ def triggers_of(kind: Kind) -> APIRouter:
     async def read_triggers(services: Services, owner_id: Id) -> Response:
         """The owner's triggers, then those of its class."""
 
-        def query(conn: Connection) -> list[Any]:
+        def query(conn: Connection) -> tuple[list[Any], int]:
             owner = definitions.get(conn, kind, owner_id, EVERYTHING)
             found = list(rules.trigger_rows(conn, owner_id))
             if owner.values.get("class_id") is not None:
                 found += rules.trigger_rows(conn, owner.values["class_id"])
-            return found
+            return found, rule_lists.version_of(conn, owner_id, rule_lists.TRIGGERS)
 
-        return listed(map(trigger_json, await services.store.read(query)))
+        found, version = await services.store.read(query)
+        return listed(map(trigger_json, found), version=version)
 
     @router.put("", dependencies=_admin, responses=what)
     async def put_triggers(
-        services: Services, owner_id: Id, body: Annotated[TriggersBody, Depends(list_of(TriggersBody))]
+        services: Services,
+        owner_id: Id,
+        expected: IfMatch,
+        body: Annotated[TriggersBody, Depends(list_of(TriggersBody))],
     ) -> Response:
         """Put all triggers of the owner's own; one that keeps its id keeps its history and its breaker."""
         given = [{**item.model_dump(), "id": item.id or clock.new_id()} for item in body.items]
 
-        def item(tx: Transaction) -> list[Any]:
-            owner = definitions.owner(tx.conn, kind, owner_id)
+        def item(tx: Transaction) -> tuple[list[Any], int]:
+            owner = definitions.lock(tx, kind, owner_id, None)
+            version = rule_lists.next_version(tx, owner_id, rule_lists.TRIGGERS, expected)
             class_id = owner.values.get("class_id")
             items = [one for one in given if class_id is None or one["owner_id"] != class_id]
             _check(tx.conn, owner, items)
             rules.put_triggers(tx, kind, owner_id, items)
-            return list(rules.trigger_rows(tx.conn, owner_id))
+            return list(rules.trigger_rows(tx.conn, owner_id)), version
 
-        return listed(map(trigger_json, await services.store.write(item)))
+        found, version = await services.store.write(item)
+        return listed(map(trigger_json, found), version=version)
 
     return router
 

@@ -19,7 +19,21 @@ from iotjobs.domain.errors import ConfigurationError, MigrationNeeded, StoreUnav
 from iotjobs.store.session import IDLE_IN_TRANSACTION_MS, postgres_url, sqlite_engine
 
 # In their order; a test holds them equal to `versions/`.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012")
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+    "0010",
+    "0011",
+    "0012",
+    "0013",
+)
 HEAD = REVISIONS[-1]
 # A table that is there from before a restore's first row until after its last, so also when it failed between.
 RESTORING = "restoring"
