@@ -126,7 +126,8 @@ class Ingest(LoopService):
 
         def item(tx: Transaction) -> None:
             self._standing.check(tx)
-            facts.put(tx, facts.LISTENS, who)
+            if who or facts.known(tx.conn, facts.LISTENS):  # else nobody ever did: nothing waits at the broker
+                facts.put(tx, facts.LISTENS, who)
 
         try:
             await self._store.write(item, reserved=True)

@@ -48,6 +48,7 @@ class Listening(LoopService):
         self._who = ""
         self._beat: int | None = None
         self._alive_until = _LONG_AGO  # who listens
+        self._grace_s = GRACE_S
         self._heard_until = self._heard_from = _LONG_AGO
 
     async def _loop(self) -> None:
@@ -64,6 +65,7 @@ class Listening(LoopService):
             return who, nodes.last_beat(conn, who) if who and who != worker_id else None
 
         found, beat = await self._store.look(query)
+        is_first = bool(found) and not self._awaited  # nobody listened before, so nothing waits at the broker
         self._asked, self._awaited = asked, found is not None
         ours = found == worker_id
         who = found if found and (ours or beat is not None) else ""
@@ -71,13 +73,14 @@ class Listening(LoopService):
             who != self._who or asked - before > GRACE_S
         ):  # then we have slept: it may have been another meanwhile
             self._who, self._since = who, clock.monotonic()
+            self._grace_s = 0.0 if is_first else GRACE_S
             self._alive_until = _LONG_AGO
         elif ours:
             self._alive_until = asked + LOOK_EVERY_S + LOOK_WITHIN_S  # until the next look is done
         elif beat != self._beat:
             self._alive_until = before
         self._beat = beat
-        if self._alive_until - self._since >= GRACE_S:
+        if self._alive_until - self._since >= self._grace_s:
             if self._alive_until - self._heard_until > BREAK_S:
                 self._heard_from = self._since
             self._heard_until = self._alive_until

@@ -110,7 +110,7 @@ async def test_a_hold_of_a_trigger_fires_once_when_nothing_else_was_heard(site: 
     site.silent_since = None
     assert await site.pass_s(0) == 1
     assert await site.pass_s(60) == 0
-    assert await site.decided(owner_id) == [("fired", "entered alarm")]
+    assert await site.decided(owner_id) == [("fired", "after 5 s in alarm")]
 
 
 async def test_a_hold_that_was_over_before_nobody_listened_comes_before_what_ends_it(site: Site) -> None:

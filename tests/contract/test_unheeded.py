@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "no object": ("report", [1], "a report is a JSON object"),
     "too large": ("report", b'{"a":"' + b"x" * 70_000 + b'"}', "more than 65536 bytes"),
     "too deep": ("report", b"[" * 60_000, "no JSON that we read: too deep"),
-    "two values": ("report", b'{"a":1,"a":2}', "a name stands twice"),
+    "two values": ("report", b'{"a":1,"a":2}', "the name a stands twice"),
     "too many properties": (
         "report",
         {str(n): n for n in range(PROPERTIES + 1)},
