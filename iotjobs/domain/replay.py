@@ -95,6 +95,7 @@ class Past:
         since: the moment to begin at.
         warm_ms: so long before it the events begin: no condition has to hold for longer.
         made_at: when the entity was made: nothing held before.
+        known: False when values of then are not kept any more: what the conditions said is not known either.
     """
 
     facts: Facts
@@ -105,6 +106,7 @@ class Past:
     since: int = 0
     warm_ms: int = 0
     made_at: int = 0
+    known: bool = True
 
 
 def replay(conditions: Sequence[Condition], rules: Sequence[Trigger], past: Past) -> Replayed:
@@ -132,7 +134,7 @@ class Replay:
     ) -> None:
         self.steps_left = steps
         self._events, self._since, self._until = past.events, past.since, past.until
-        self._begun = False
+        self._begun, self._known = False, past.known
         self._conditions, self._rules = conditions, rules
         self._facts, self._standing = past.facts, past.standing
         self._pinned: str | None = None
@@ -164,7 +166,9 @@ class Replay:
         yield from self._pass_time(self._since)
         self._begun = True
         before = self._standing.state
-        self._enter(self._look(self._since - 1), self._since)
+        judged = self._look(self._since - 1)
+        if self._known:
+            self._enter(judged, self._since)
         if self._standing.state == before:
             for rule in self._rules:
                 self._resume(rule, self._since)

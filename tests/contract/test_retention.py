@@ -309,7 +309,7 @@ async def age(store: Store, days: float = 40) -> None:
     """Let so much time pass for all that is on record of states, and for what waits."""
     by = round(days * DAY_MS)
     moments = ((property_history, "at"), (state_changes, "at"), (traces, "at"), (trigger_timers, "due_at"))
-    for table, moment in moments:
+    for table, moment in (*moments, (tables.objects, "created_at")):
         aged = update(table).values({moment: table.c[moment] - by})
         await store.write(lambda tx, aged=aged: tx.conn.execute(aged))  # type: ignore[misc]
 
