@@ -20,9 +20,10 @@ from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import LeaseLost, RequestError, StorageFull, StoreUnavailable
 from iotjobs.domain.payloads import RESULT_LIMIT_BYTES, check_payload
 from iotjobs.engine.answers import take_word
+from iotjobs.engine.happenings import Happening
 from iotjobs.engine.leases import Standing
 from iotjobs.engine.rates import Held, Rates, Said, Who
-from iotjobs.engine.reactions import Happening, Reactions, Turn
+from iotjobs.engine.reactions import Reactions, Turn
 from iotjobs.engine.reports import (
     in_words,
     read_ingested,

@@ -126,7 +126,9 @@ class Ingest(LoopService):
 
         def item(tx: Transaction) -> None:
             self._standing.check(tx)
-            if who or facts.known(tx.conn, facts.LISTENS):  # else nobody ever did: nothing waits at the broker
+            if who or facts.known(
+                tx.conn, facts.LISTENS
+            ):  # else nobody ever did: nothing waits at the broker
                 facts.put(tx, facts.LISTENS, who)
 
         try:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from iotjobs.engine.reactions import Connection, Reported
+from iotjobs.engine.happenings import Connection, Reported
 from iotjobs.store.standings import REPORT_IDS_KEPT
 from iotjobs.store.taken import Key
 from iotjobs.transports.mqtt_messages import Received

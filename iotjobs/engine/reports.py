@@ -11,7 +11,7 @@ import msgspec
 from iotjobs.domain.entities import NAME_CHARACTERS, unfit_name
 from iotjobs.domain.errors import BadRequest
 from iotjobs.domain.payloads import check_payload, refuse_repeated
-from iotjobs.engine.reactions import Connection, Reported
+from iotjobs.engine.happenings import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 from iotjobs.transports.topics import JOB_ID_PROPERTY
 

@@ -16,9 +16,10 @@ from typing import Any
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.errors import LeaseLost, NotFound, StorageFull, StoreUnavailable
+from iotjobs.engine.happenings import Happening, Looked
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.listening import Listening
-from iotjobs.engine.reactions import Happening, Looked, Reactions
+from iotjobs.engine.reactions import Reactions
 from iotjobs.engine.services import LoopService
 from iotjobs.store import rules, standings
 from iotjobs.store.session import Store

@@ -104,8 +104,8 @@ def past_of(
     steps = heapq.merge(_reports(written, heard_from), pins, key=itemgetter(0))
     events = (event for _, event in steps if event.at <= until)
     standing = _standing(begin, changes)
-    known = {"made_at": begin.made_at, "known": begin.complete}
-    return Past(begin.facts, standing, events, until, begin.fired, begin.since, begin.warm_ms, **known)
+    its = (begin.fired, begin.since, begin.warm_ms, begin.made_at, begin.complete)
+    return Past(begin.facts, standing, events, until, *its)
 
 
 def _made_at(conn: Connection, entity: Entity) -> int:

@@ -170,8 +170,6 @@ class Connection:
         Raises:
             ConnectionEnded: it ended before the broker answered.
         """
-        if self.lost.is_set():
-            raise self.why
         await self._reasons(*self._client.unsubscribe(list(filters)))
 
     async def _reasons(self, rc: MQTTErrorCode, mid: int | None) -> list[ReasonCode]:

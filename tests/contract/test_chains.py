@@ -10,7 +10,7 @@ import pytest
 from iotjobs import clock
 from iotjobs.domain.states import Forced
 from iotjobs.domain.statuses import Outcome
-from iotjobs.engine.reactions import Said, Written
+from iotjobs.engine.happenings import Said, Written
 from iotjobs.store import chains, standings
 from iotjobs.store.session import Store
 from tests.contract.test_reactions import decisions_of, jobs_of

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.jobs import PendingReason
-from iotjobs.engine.reactions import Happening, Reported
+from iotjobs.engine.happenings import Happening, Reported
 from iotjobs.store.jobs import J
 from iotjobs.store.session import Store, open_store
 from iotjobs.store.writer import Transaction

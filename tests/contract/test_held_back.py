@@ -9,8 +9,8 @@ import pytest
 
 from iotjobs import clock
 from iotjobs.domain.states import Forced, Heard
+from iotjobs.engine.happenings import Said
 from iotjobs.engine.leases import Always
-from iotjobs.engine.reactions import Said
 from iotjobs.engine.timers import Timers
 from iotjobs.store import rules, standings
 from iotjobs.store.session import Store

@@ -12,7 +12,7 @@ from iotjobs import clock
 from iotjobs.domain.entities import Entity, OwnerType
 from iotjobs.domain.errors import NotFound
 from iotjobs.domain.triggers import MAX_DEPTH
-from iotjobs.engine.reactions import Happening, Reported
+from iotjobs.engine.happenings import Happening, Reported
 from iotjobs.store import definitions, known, rules
 from iotjobs.store.definitions import Kind
 from iotjobs.store.known import Known, KnownRules

@@ -22,8 +22,8 @@ from iotjobs.domain.rights import Caller, Role
 from iotjobs.domain.states import Forced, Heard, Judgement
 from iotjobs.domain.statuses import Outcome, Status
 from iotjobs.engine.control import repeat_of
-from iotjobs.engine.reactions import Connection as Broker
-from iotjobs.engine.reactions import Happening, Looked, Reported, Said, Written
+from iotjobs.engine.happenings import Connection as Broker
+from iotjobs.engine.happenings import Happening, Looked, Reported, Said, Written
 from iotjobs.inputs.rest.definitions import patch_entity
 from iotjobs.inputs.shapes import ObjectBody
 from iotjobs.store import chains, definitions, facts, retention, rules, standings, states, switch, tables

@@ -11,8 +11,8 @@ import pytest
 
 from iotjobs.domain.entities import OwnerType
 from iotjobs.domain.states import Forced
-from iotjobs.engine.reactions import Connection as Broker
-from iotjobs.engine.reactions import Happening, Reported, Said, Written
+from iotjobs.engine.happenings import Connection as Broker
+from iotjobs.engine.happenings import Happening, Reported, Said, Written
 from iotjobs.engine.replays import Span
 from iotjobs.store import standings
 from iotjobs.store.session import Store

@@ -16,8 +16,8 @@ from iotjobs.domain.errors import NotFound
 from iotjobs.domain.replay import Replay
 from iotjobs.domain.states import Condition, Forced
 from iotjobs.engine import replays
-from iotjobs.engine.reactions import Connection as Broker
-from iotjobs.engine.reactions import Happening, Looked, Redefined, Reported, Said, Written
+from iotjobs.engine.happenings import Connection as Broker
+from iotjobs.engine.happenings import Happening, Looked, Redefined, Reported, Said, Written
 from iotjobs.engine.replays import Span
 from iotjobs.store import definitions, past, retention, rules, standings
 from iotjobs.store.definitions import Kind

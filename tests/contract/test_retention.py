@@ -18,8 +18,8 @@ from iotjobs.domain.statuses import Outcome
 from iotjobs.domain.triggers import Decision
 from iotjobs.engine import replays
 from iotjobs.engine import retention as module
+from iotjobs.engine.happenings import Said
 from iotjobs.engine.leases import Always
-from iotjobs.engine.reactions import Said
 from iotjobs.engine.replays import Span
 from iotjobs.engine.retention import DAY_MS, Keep, Retention
 from iotjobs.engine.timers import Timers

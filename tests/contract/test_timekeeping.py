@@ -17,8 +17,8 @@ from iotjobs.domain.jobs import Job
 from iotjobs.domain.periods import DAYS
 from iotjobs.domain.statuses import Status
 from iotjobs.engine import timekeeping as module
+from iotjobs.engine.happenings import Looked, Written
 from iotjobs.engine.leases import Always, Standing
-from iotjobs.engine.reactions import Looked, Written
 from iotjobs.engine.rescue import rescue
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
 from iotjobs.store import jobs, moments, nodes, rules, tables, tickets

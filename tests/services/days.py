@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
 from iotjobs.engine import replays
-from iotjobs.engine.reactions import Happening, Looked
+from iotjobs.engine.happenings import Happening, Looked
 from iotjobs.engine.replays import Span
 from iotjobs.store import rules, standings
 from iotjobs.store.state_tables import standings as standing_table

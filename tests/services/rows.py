@@ -29,6 +29,7 @@ from iotjobs.engine.dispatch import Dispatcher, InProcessDispatcher
 from iotjobs.engine.execution import Executor
 from iotjobs.engine.feed import Feed
 from iotjobs.engine.firing import FiringParts
+from iotjobs.engine.happenings import Happening, Reported, What
 from iotjobs.engine.intake import Execute, Intake
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.leftovers import Leftovers
@@ -36,7 +37,7 @@ from iotjobs.engine.limits import Limits
 from iotjobs.engine.presence import Alone
 from iotjobs.engine.publishing import Publishing
 from iotjobs.engine.reach import Reach
-from iotjobs.engine.reactions import Happening, Reactions, Reported, What
+from iotjobs.engine.reactions import Reactions
 from iotjobs.engine.recorder import OUTPUT_CAP_BYTES
 from iotjobs.engine.settle import Settler
 from iotjobs.engine.site import SiteSwitch

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from iotjobs import clock
 from iotjobs.domain import operators
 from iotjobs.domain.rights import Caller, scope_of
-from iotjobs.engine.reactions import Happening, Redefined
+from iotjobs.engine.happenings import Happening, Redefined
 from iotjobs.inputs.rest.answers import ENTITIES, ListQuery, created, no_content, page_of, shown, with_etag
 from iotjobs.inputs.rest.properties import refuse_unwritable
 from iotjobs.inputs.rest.services import ApiServices

@@ -13,7 +13,7 @@ from iotjobs.domain.entities import PropertyType
 from iotjobs.domain.errors import BadRequest, FieldError
 from iotjobs.domain.payloads import check_payload
 from iotjobs.domain.rights import EVERYTHING
-from iotjobs.engine.reactions import Happening, Reported, Written
+from iotjobs.engine.happenings import Happening, Reported, Written
 from iotjobs.engine.reports import JOB_ID_MEMBER, REPORT_ID_MEMBER, check_names, reported
 from iotjobs.inputs.rest.answers import (
     ENTITIES,

@@ -15,7 +15,8 @@ from iotjobs.clock import rfc3339
 from iotjobs.domain.errors import BadRequest, NotFound
 from iotjobs.domain.rights import EVERYTHING
 from iotjobs.domain.states import Forced, Judgement
-from iotjobs.engine.reactions import Happening, Reactions, Said
+from iotjobs.engine.happenings import Happening, Said
+from iotjobs.engine.reactions import Reactions
 from iotjobs.inputs.moments import read_ahead
 from iotjobs.inputs.rest.answers import (
     ENTITIES,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iotjobs.engine.happenings import Connection, Reported
 from iotjobs.engine.rates import BURST_S, EARLIER, LET_GO, Held, Rates, Said
-from iotjobs.engine.reactions import Connection, Reported
 from iotjobs.transports.mqtt_messages import Received
 
 ONE, OTHER = ("thing", "one"), ("thing", "other")

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from iotjobs.domain.errors import BadRequest, RequestError
 from iotjobs.domain.expressions import Facts, compile_expression
 from iotjobs.domain.states import Condition, Heard, Standing, judge
-from iotjobs.engine.reactions import Connection, Reported
+from iotjobs.engine.happenings import Connection, Reported
 from iotjobs.engine.reports import (
     check_names,
     read_ingested,
