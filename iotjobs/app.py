@@ -204,7 +204,10 @@ class Site:
             await self._start_mqtt(settler, reactions, publisher, address, place=place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings), leader)
-        timers = Timers(store, reactions, leader, ingest=place.ingest, listening=listening)
+        is_behind = deadlines.timekeeper.is_behind
+        timers = Timers(
+            store, reactions, leader, ingest=place.ingest, listening=listening, is_behind=is_behind
+        )
         for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention, timers):
             if service is not None:
                 await self._run(service)

@@ -157,6 +157,8 @@ class DeviceMessages:
     @property
     def is_stuck(self) -> bool:
         """Whether what was taken has waited for its commit for long: a row of one job may be locked by a frozen node."""
+        if self._task is not None and self._task.done():  # by a fault of ours, or until it begins anew
+            return True
         return self._writing_since is not None and clock.monotonic() - self._writing_since > STUCK_S
 
     async def start(self) -> None:
@@ -257,6 +259,9 @@ class DeviceMessages:
                 return await self._store.read(lambda conn: _came(conn, wanted))
             except (StoreUnavailable, StorageFull):
                 await clock.sleep(STORE_RETRY_S)
+            except Exception:
+                log.exception("ids could not be looked up: repeats in a flood are taken for news")
+                break
         return {}
 
     def _wait_s(self) -> float | None:

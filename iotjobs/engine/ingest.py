@@ -79,6 +79,7 @@ class Ingest(LoopService):
         self._inbox, self._consumer, self._publisher = inbox, consumer, publisher
         self._epoch: int | None = None  # of the lease under which they were started
         self._told: str | None = None  # who listens, as we have written it down; None: others may have
+        self._stands: str | None = None  # as whom we may stand there as the one who listens
         self._fit_at = 0.0  # when it could listen last
 
     def is_fit(self) -> bool:
@@ -100,6 +101,8 @@ class Ingest(LoopService):
                 await self._inbox.start()
                 await self._consumer.start()
                 await self._tell()
+            elif self._stands is not None:
+                await self._take_back(self._stands)
             self._epoch = epoch
             await clock.sleep(LOOK_EVERY_S)
 
@@ -126,14 +129,21 @@ class Ingest(LoopService):
 
         def item(tx: Transaction) -> None:
             self._standing.check(tx)
-            if who or facts.known(
-                tx.conn, facts.LISTENS
-            ):  # else nobody ever did: nothing waits at the broker
-                facts.put(tx, facts.LISTENS, who)
+            facts.put(tx, facts.LISTENS, who)
 
+        self._stands = who or self._stands
         try:
             await self._store.write(item, reserved=True)
         except IotJobsError as error:
             log.warning("it was not written down who listens", extra={"who": who, "why": str(error)})
         else:
-            self._told = who
+            self._told, self._stands = who, who or None
+
+    async def _take_back(self, who: str) -> None:
+        """Without the lease we listen no more; that is said when the store is there again, unless another one does."""
+        try:
+            await self._store.write(lambda tx: facts.replace(tx, facts.LISTENS, who, ""), reserved=True)
+        except IotJobsError as error:
+            log.info("it stands there still that we listen", extra={"why": str(error)})
+        else:
+            self._stands = None

@@ -48,6 +48,7 @@ class Listening(LoopService):
         self._who = ""
         self._beat: int | None = None
         self._alive_until = _LONG_AGO  # who listens
+        self._nobody_before = False  # ever, when this process began: nothing waited at the broker
         self._grace_s = GRACE_S
         self._heard_until = self._heard_from = _LONG_AGO
 
@@ -65,15 +66,16 @@ class Listening(LoopService):
             return who, nodes.last_beat(conn, who) if who and who != worker_id else None
 
         found, beat = await self._store.look(query)
-        is_first = bool(found) and not self._awaited  # nobody listened before, so nothing waits at the broker
         self._asked, self._awaited = asked, found is not None
+        self._nobody_before |= found is None
         ours = found == worker_id
         who = found if found and (ours or beat is not None) else ""
         if (
             who != self._who or asked - before > GRACE_S
         ):  # then we have slept: it may have been another meanwhile
             self._who, self._since = who, clock.monotonic()
-            self._grace_s = 0.0 if is_first else GRACE_S
+            self._grace_s = 0.0 if who and self._nobody_before else GRACE_S
+            self._nobody_before &= not who
             self._alive_until = _LONG_AGO
         elif ours:
             self._alive_until = asked + LOOK_EVERY_S + LOOK_WITHIN_S  # until the next look is done

@@ -102,6 +102,8 @@ def reported(values: dict[str, Any], report_id: str | None, job_id: str | None =
 def _checked_id(whose: str, given: Any) -> str | None:
     if given is not None and (not isinstance(given, str) or not 0 < len(given) <= ID_CHARACTERS):
         raise BadRequest(f"a {whose}'s id is a text of 1 to {ID_CHARACTERS} characters")
+    if given is not None and "\x00" in given:
+        raise BadRequest(f"a {whose}'s id with a NUL character cannot be kept")
     return given
 
 
@@ -109,12 +111,12 @@ def check_names(values: dict[str, Any]) -> dict[str, Any]:
     """The values, whose names are those of properties: what a definition could not name is none.
 
     Raises:
-        BadRequest: one is too long, or no name. One that is to be taken away may be any.
+        BadRequest: one is too long, or no name.
     """
-    for name, value in values.items():
+    for name in values:
         if not 0 < len(name) <= NAME_CHARACTERS:
             raise BadRequest(f"a property's name has 1 to {NAME_CHARACTERS} characters")
-        if value is not None and (why := unfit_name(name)) is not None:
+        if (why := unfit_name(name)) is not None:
             raise BadRequest(f"a property's name: {why}")
     return values
 

@@ -17,6 +17,8 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+from sqlalchemy import Connection
+
 from iotjobs import clock
 from iotjobs.domain.errors import LeaseLost, StorageFull, StoreUnavailable
 from iotjobs.engine.leases import Standing
@@ -58,6 +60,13 @@ class Timekeeper:
     def __init__(self, store: Store, standing: Standing) -> None:
         self._store, self._standing = store, standing
         self._followed: int | None = None  # the sum of moves that our clock has followed; None: not set yet
+
+    def is_behind(self, conn: Connection) -> bool:
+        """Whether what is to come was moved with a clock that ours has not followed yet.
+
+        Asked behind what was read of it, or locked: then that is of our time.
+        """
+        return self._followed is not None and moments.mark(conn).total_ms != self._followed
 
     async def begin(self) -> None:
         """Take the time from the store's clock; to be called once, before any timer is looked at."""

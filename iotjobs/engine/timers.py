@@ -10,8 +10,10 @@ is another. Who listens to them knows that first, and looks; where nobody does, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from sqlalchemy import Connection
 
 from iotjobs import clock
 from iotjobs.domain.entities import OwnerType
@@ -46,6 +48,7 @@ class Timers(LoopService):
         leader: whether this process leads.
         ingest: whether it may listen to devices.
         listening: tells who does listen; None: nobody.
+        is_behind: whether all this was moved with a clock that ours has not followed yet: nothing is due by it.
     """
 
     name = "timers"
@@ -58,10 +61,12 @@ class Timers(LoopService):
         *,
         ingest: Standing = _ALWAYS,
         listening: Listening | None = None,
+        is_behind: Callable[[Connection], bool] = lambda _conn: False,
     ) -> None:
         super().__init__()
         self._store, self._reactions = store, reactions
         self._leader, self._ingest, self._listening = leader, ingest, listening
+        self._is_behind = is_behind
         self._standing = leader  # by which the last look was made
 
     async def _loop(self) -> None:
@@ -86,8 +91,12 @@ class Timers(LoopService):
         """Look once; how many were due."""
         now = clock.now_ms()
         heard_until = self._reactions.heard(now).until
-        waking = await self._store.look(lambda conn: standings.waking(conn, now, AT_ONCE))
-        due = await self._store.look(lambda conn: rules.due_timers(conn, heard_until, AT_ONCE))
+
+        def query(conn: Connection) -> tuple[Sequence[Entity], Sequence[Any]]:
+            found = standings.waking(conn, now, AT_ONCE), rules.due_timers(conn, heard_until, AT_ONCE)
+            return found if any(found) and not self._is_behind(conn) else ((), ())
+
+        waking, due = await self._store.look(query)
         if not waking and not due:
             return 0
 
@@ -129,6 +138,8 @@ class Timers(LoopService):
             named = [*waking, *((OwnerType(timer.owner_type), timer.entity_id) for timer in due)]
             for kind in OwnerType:
                 standings.lock(tx, kind, [entity_id for owner_type, entity_id in named if owner_type is kind])
+            if self._is_behind(tx.conn):
+                return
             for owner_type, entity_id in waking:
                 try:
                     turn.take(Happening(owner_type, entity_id, Looked()))

@@ -382,9 +382,9 @@ class MqttConsumer(Link):
         # Once in every run even when the session is known: an earlier one may have had other filters.
         if self._subscribed:
             return
-        if self._stale and connection.session_present:
-            await connection.unsubscribe(self._stale)
         granted = await connection.subscribe(self._filters) if self._filters else {}
+        if self._stale and connection.session_present:
+            await connection.unsubscribe(self._stale)  # behind it: what both take is not missed between
         self.refused = {name: reason.getName() for name, reason in granted.items() if reason.is_failure}
         for topic_filter, reason in self.refused.items():
             log.error("mqtt subscription refused", extra={"filter": topic_filter, "reason": reason})

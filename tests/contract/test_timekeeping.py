@@ -21,6 +21,7 @@ from iotjobs.engine.happenings import Looked, Written
 from iotjobs.engine.leases import Always, Standing
 from iotjobs.engine.rescue import rescue
 from iotjobs.engine.timekeeping import LEAP_MS, QUICK_MS, Timekeeper
+from iotjobs.engine.timers import Timers
 from iotjobs.store import jobs, moments, nodes, rules, tables, tickets
 from iotjobs.store.moments import Mark
 from iotjobs.store.queue import Ticket
@@ -204,6 +205,31 @@ async def test_who_does_not_lead_goes_on_by_the_old_clock_until_everything_was_m
     assert abs(other.ahead_ms() - DAY) < 300
     assert abs(leader.ahead_ms() - DAY) < 300
     assert await are_moved(store, jobs, DAY)
+
+
+async def test_by_a_clock_that_has_not_followed_a_move_no_wait_is_over(
+    store: Store, set_clock: SetClock
+) -> None:
+    engine = Engine(store)
+    owner_id, operation_id = await engine.script("true")
+    await engine.conditions(owner_id, {"state": "alarm", "when": "t > 5"})
+    await engine.triggers(owner_id, {"states": ["alarm"], "operation_id": operation_id, "hold_s": 60})
+    leader, listener = await Node.joins(store), await Node.joins(store)
+    leader.leads = True
+    await engine.report(owner_id, t=9)
+    set_clock(-DAY)
+    await leader.look()
+    timers = Timers(store, engine.reactions, Always(), is_behind=listener.keeper.is_behind)
+
+    async def look() -> None:
+        assert await timers.look() == 0
+
+    await listener._under_its_clock(look)  # by it all of the day that the clock was put back by is over
+    await listener.look()
+    await listener._under_its_clock(look)
+
+    traces = await store.read(lambda conn: rules.trace_rows(conn, limit=9, owner_id=owner_id))
+    assert [trace.decision for trace in traces] == ["held"]
 
 
 @pytest.mark.parametrize("by", [DAY, -DAY])

@@ -128,6 +128,27 @@ async def test_who_does_not_hold_the_lease_any_more_writes_nothing(sqlite_store:
     assert await listener.written() is None
 
 
+async def test_who_lost_the_lease_while_the_store_was_away_does_not_stand_there_as_who_listens(
+    sqlite_store: Store,
+) -> None:
+    failing = Failing(sqlite_store, [])
+    listener = Listener(failing)  # type: ignore[arg-type]
+    listener.standing.leads = True
+    await listener.service.start()
+    await eventually(lambda: listener.consumer.running, 3)
+    listener.consumer.connected = True
+    await listener.comes_to_say("w1")
+
+    failing.errors += [StoreUnavailable("away")] * 5
+    listener.standing.leads = False
+    await eventually(lambda: not failing.errors, 3)
+    await listener.comes_to_say("")
+    await sqlite_store.write(lambda tx: facts.put(tx, facts.LISTENS, "w7"))  # another one does
+    await listener.service._take_back("w1")
+    assert await listener.written() == "w7"
+    await listener.service.stop()
+
+
 async def test_what_could_not_be_written_is_written_later(sqlite_store: Store) -> None:
     listener = Listener(Failing(sqlite_store, [StoreUnavailable("away")] * 3))  # type: ignore[arg-type]
     listener.standing.leads = True

@@ -55,8 +55,14 @@ async def test_where_nobody_ever_listened_nothing_waits(watch: Watch) -> None:
 
 async def test_who_listens_first_of_all_has_nothing_to_wait_for(watch: Watch) -> None:
     assert await watch.pass_s(1) == EVERYTHING
+    await watch.says("")
+    await watch.pass_s(1)
     await watch.says("us")
     assert (await watch.pass_s(2 * LOOK_EVERY_S)).until == NOW
+    await watch.says("")
+    await watch.pass_s(10)
+    await watch.says("us")
+    assert (await watch.pass_s(GRACE_S - 1)).until < NOW - 10_000
 
 
 async def test_after_a_restart_nothing_is_known_until_we_have_listened_for_a_while(watch: Watch) -> None:

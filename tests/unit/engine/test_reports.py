@@ -80,6 +80,8 @@ def test_a_word_of_a_connection_may_have_an_id() -> None:
         {"a\nb": 1},
         {"a\u2028b": 1},
         {"a\x7f": 1},
+        {"a\nb": None},
+        {"_id": "a\0"},
     ],
 )
 def test_what_cannot_be_kept_is_refused(payload: Any) -> None:
@@ -87,8 +89,10 @@ def test_what_cannot_be_kept_is_refused(payload: Any) -> None:
         read_report(received(payload))
 
 
-def test_what_an_older_version_took_for_a_name_can_be_taken_away() -> None:
-    assert read_report(received({"a\nb": None, " ": None})) == Reported({"a\nb": None, " ": None})
+def test_an_id_that_no_database_keeps_is_refused() -> None:
+    for name in ("report_id", "job_id"):
+        with pytest.raises(RequestError):
+            read_report(received({"a": 1}, **{name: "a\0"}))
 
 
 @given(st.text(max_size=5))
