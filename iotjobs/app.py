@@ -197,17 +197,14 @@ class Site:
         switch = SiteSwitch(store, limits, settler, deadlines.sweep)
         await switch.look()
         await deadlines.sweep()
-
         intake = _intake(settings, store, vault, dispatcher)
         reactions = Reactions(FiringParts(intake, settler, dispatcher, worker), heard)
         if publisher is not None and address is not None:
             await self._start_mqtt(settler, reactions, publisher, address, place=place)
         self.readiness.degraded("dispatch", limits.drained)
         retention = Retention(store, _keep(settings), leader)
-        is_behind = deadlines.timekeeper.is_behind
-        timers = Timers(
-            store, reactions, leader, ingest=place.ingest, listening=listening, is_behind=is_behind
-        )
+        behind = deadlines.timekeeper.is_behind
+        timers = Timers(store, reactions, leader, ingest=place.ingest, listening=listening, is_behind=behind)
         for service in (leftovers, switch, deadlines, dead_workers, worker, control, retention, timers):
             if service is not None:
                 await self._run(service)

@@ -260,7 +260,8 @@ class DeviceMessages:
             except (StoreUnavailable, StorageFull):
                 await clock.sleep(STORE_RETRY_S)
             except Exception:
-                log.exception("ids could not be looked up: repeats in a flood are taken for news")
+                devices = sorted({name for (_, name), _ in wanted})[:5]
+                log.exception("ids could not be looked up: they pass for new", extra={"devices": devices})
                 break
         return {}
 
