@@ -239,6 +239,7 @@ async def test_a_broker_that_forgets_everything_costs_no_change_that_was_taken(
 
 
 @pytest.mark.check(17)
+@pytest.mark.timeout(600)  # in full; a few seconds else
 async def test_a_broker_that_is_restarted_again_and_again_loses_no_change(
     make_serve: StartServe, start_mosquitto: Callable[..., Mosquitto], full: bool
 ) -> None:
@@ -306,7 +307,7 @@ def told(chorus: Chorus, serve: Serve, *, full: bool) -> None:
     )
     if full:
         assert p95 <= 10
-        assert median(most) <= 50
+        assert most[-1] <= 50
         assert max(ours) <= 10
 
 
