@@ -74,10 +74,8 @@ def _told(client: Client, entity: Named, count: int) -> Iterator[str]:
 
 def _state(entity: Named, state: dict[str, Any]) -> Iterator[str]:
     """The state, why it was entered, and what is decided now, where that is another thing; what cannot be judged."""
-    now, before = (
-        state["now"],
-        _because({**state["why"], "problems": ()}),
-    )  # what has no value now is told below
+    now = state["now"]
+    before = _because({**state["why"], "problems": ()})  # what has no value now is told below
     yield f"{entity.name} is {state['state']} since {state['since']}: {before}"
     because = _because(now["why"])
     if now["state"] != state["state"]:

@@ -70,9 +70,8 @@ class Listening(LoopService):
         self._nobody_before |= found is None
         ours = found == worker_id
         who = found if found and (ours or beat is not None) else ""
-        if (
-            who != self._who or asked - before > GRACE_S
-        ):  # then we have slept: it may have been another meanwhile
+        # Behind a sleep of ours it may have been another meanwhile.
+        if who != self._who or asked - before > GRACE_S:
             self._who, self._since = who, clock.monotonic()
             self._grace_s = 0.0 if who and self._nobody_before else GRACE_S
             self._nobody_before &= not who

@@ -62,9 +62,8 @@ class Held:
     # does not, should we die before their effects are committed.
     _newest: dict[_Slot, Received] = field(default_factory=dict)
     _places: dict[Received, _Place] = field(default_factory=dict)  # in their order
-    _ids: dict[str, int] = field(
-        default_factory=dict
-    )  # of all that was said, the newest; and the QoS it came with
+    # Of all that was said, the newest; and the QoS it came with.
+    _ids: dict[str, int] = field(default_factory=dict)
 
     @property
     def messages(self) -> list[Received]:
@@ -164,9 +163,8 @@ class Held:
     ) -> None:
         said = report
         if again and self.reported is not None:
-            report = replace(
-                report, report_id=None
-            )  # it is known, and all that was merged must not be taken for it
+            # It is known, and all that was merged must not be taken for it.
+            report = replace(report, report_id=None)
         if self.connection is not None and not report.retained:  # it is heard of, whatever was said before
             before_ids = (*self.connection.ids, *report.earlier_ids)
             report = replace(report, superseded=self.connection.superseded + 1, earlier_ids=before_ids)
